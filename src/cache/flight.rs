@@ -1,0 +1,195 @@
+//! Flights: one running load per key, shared by everybody who asks meanwhile.
+//!
+//! The table of running flights is split into stripes, each with a lock that is held for a few
+//! instructions: to board (look once more, then join or lead), to land (store, then leave the table)
+//! and to fence (remove, and bar the running flight from storing). Storing and removing a key happen
+//! under the same lock, and that is the whole proof that a value read before an invalidation is never
+//! stored after it: a load that began before is fenced or has already stored what the removal then
+//! removes; a load that begins after has read nothing old.
+//!
+//! A fenced flight leaves the table at once: those who boarded before the invalidation get its value,
+//! as they would have a moment earlier; those who ask later start a new load. A flight is precise where
+//! a shared fence counter is not: it bars only the load of its own key.
+//!
+//! A load runs in a task of its own, so no caller's cancellation can take it down. Its [`Lead`] lands
+//! on drop: a panicking loader releases every waiter with an error.
+
+use std::{
+    collections::HashMap,
+    hash::BuildHasher,
+    sync::{Arc, OnceLock},
+};
+
+use crossbeam_utils::CachePadded;
+use tokio::sync::Notify;
+
+use super::key::{Key, StoredKey};
+use crate::{
+    Error, ErrorKind,
+    sync::{AtomicBool, Mutex, Ordering, lock},
+};
+
+/// Enough that two of them seldom meet, few enough to cost little (one line of cache each).
+const STRIPES: usize = 64;
+
+/// All running loads of a cache.
+pub(crate) struct Flights<V> {
+    stripes: Box<[CachePadded<Mutex<Stripe<V>>>]>,
+    hasher: foldhash::fast::RandomState,
+}
+
+struct Stripe<V> {
+    running: HashMap<StoredKey, Arc<Flight<V>>, foldhash::fast::RandomState>,
+    /// Counts what was removed or stored here, for those who read without a flight.
+    changes: u64,
+}
+
+/// One running load.
+pub(crate) struct Flight<V> {
+    fenced: AtomicBool,
+    outcome: OnceLock<Result<V, Error>>,
+    landed: Notify,
+}
+
+/// What [`Flights::board`] came to.
+pub(crate) enum Boarding<T, V> {
+    /// Somebody stored it in the meantime.
+    Found(T),
+    /// It is being loaded.
+    Join(Arc<Flight<V>>),
+    /// Nobody is loading it: the caller has to.
+    Lead(Lead<V>),
+}
+
+impl<V> Flights<V> {
+    pub(crate) fn new() -> Self {
+        let stripe = || Stripe { running: HashMap::default(), changes: 0 };
+        Self {
+            stripes: (0..STRIPES).map(|_| CachePadded::new(Mutex::new(stripe()))).collect(),
+            hasher: foldhash::fast::RandomState::default(),
+        }
+    }
+
+    /// Looks once more with `find`, and joins the running flight or starts one.
+    pub(crate) fn board<T>(
+        self: &Arc<Self>,
+        key: &Key<'_>,
+        find: impl FnOnce() -> Option<T>,
+    ) -> Boarding<T, V> {
+        let mut stripe = lock(self.stripe(key));
+        if let Some(found) = find() {
+            return Boarding::Found(found);
+        }
+        let stored = StoredKey::from(key);
+        if let Some(flight) = stripe.running.get(&stored) {
+            return Boarding::Join(Arc::clone(flight));
+        }
+        let flight = Arc::new(Flight {
+            fenced: AtomicBool::new(false),
+            outcome: OnceLock::new(),
+            landed: Notify::new(),
+        });
+        stripe.running.insert(stored.clone(), Arc::clone(&flight));
+        Boarding::Lead(Lead { flights: Arc::clone(self), key: stored, flight, has_landed: false })
+    }
+
+    /// Runs `change` (a removal, or the insertion of a newer value) and bars the running load of the
+    /// key from storing.
+    pub(crate) fn fence<T>(&self, key: &Key<'_>, change: impl FnOnce() -> T) -> T {
+        let mut stripe = lock(self.stripe(key));
+        if let Some(flight) = stripe.running.remove(&StoredKey::from(key)) {
+            flight.fenced.store(true, Ordering::Release);
+        }
+        stripe.changes = stripe.changes.wrapping_add(1);
+        change()
+    }
+
+    /// The state to note before reading a key without a flight.
+    pub(crate) fn glimpse(&self, key: &Key<'_>) -> u64 {
+        lock(self.stripe(key)).changes
+    }
+
+    /// Runs `store` if nothing was removed or stored in the key's stripe since the glimpse.
+    pub(crate) fn store_unless_changed(&self, key: &Key<'_>, glimpse: u64, store: impl FnOnce()) {
+        let stripe = lock(self.stripe(key));
+        if stripe.changes == glimpse {
+            store();
+        }
+    }
+
+    /// How many loads are running.
+    pub(crate) fn len(&self) -> usize {
+        self.stripes.iter().map(|stripe| lock(stripe).running.len()).sum()
+    }
+
+    fn stripe(&self, key: &Key<'_>) -> &Mutex<Stripe<V>> {
+        #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
+        let index = self.hasher.hash_one(key) as usize % STRIPES;
+        &self.stripes[index]
+    }
+}
+
+impl<V: Clone> Flight<V> {
+    /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
+    pub(crate) async fn outcome(&self) -> Result<V, Error> {
+        loop {
+            // Before the look: a landing between look and wait is then not missed.
+            let landed = self.landed.notified();
+            if let Some(outcome) = self.outcome.get() {
+                return outcome.clone();
+            }
+            landed.await;
+        }
+    }
+}
+
+/// The right and the duty to land a flight.
+pub(crate) struct Lead<V> {
+    flights: Arc<Flights<V>>,
+    key: StoredKey,
+    flight: Arc<Flight<V>>,
+    has_landed: bool,
+}
+
+impl<V> Lead<V> {
+    pub(crate) fn flight(&self) -> Arc<Flight<V>> {
+        Arc::clone(&self.flight)
+    }
+
+    pub(crate) fn key(&self) -> Key<'_> {
+        self.key.as_key()
+    }
+
+    /// Ends the flight: `store` runs unless the flight was fenced, then every waiter gets `outcome`.
+    /// Returns whether it was stored.
+    pub(crate) fn land(mut self, outcome: Result<V, Error>, store: impl FnOnce(StoredKey)) -> bool {
+        self.end(outcome, store)
+    }
+
+    fn end(&mut self, outcome: Result<V, Error>, store: impl FnOnce(StoredKey)) -> bool {
+        self.has_landed = true;
+        let stored = {
+            let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
+            let fenced = self.flight.fenced.load(Ordering::Acquire);
+            if !fenced {
+                // Not fenced, so the flight in the table is this one.
+                stripe.running.remove(&self.key);
+                stripe.changes = stripe.changes.wrapping_add(1);
+                store(self.key.clone());
+            }
+            !fenced
+        };
+        let _ = self.flight.outcome.set(outcome);
+        self.flight.landed.notify_waiters();
+        stored
+    }
+}
+
+impl<V> Drop for Lead<V> {
+    fn drop(&mut self) {
+        if !self.has_landed {
+            let problem = "the loader panicked, or the runtime shut down under it";
+            self.end(Err(Error::new(ErrorKind::Panicked, problem)), |_| ());
+        }
+    }
+}

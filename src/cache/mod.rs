@@ -1,0 +1,87 @@
+//! A cache in two tiers: in the process, and behind it a store that the processes of a fleet share.
+//!
+//! # What it is for
+//!
+//! For values that are slow to make and asked for more often than they change. Not for what must be
+//! true at this very instant (a balance, a permission that was just withdrawn), not for what nobody asks
+//! for twice, and not as the only copy of anything: every entry may be gone at any time.
+//!
+//! # How a value is found
+//!
+//! ```text
+//! get_or_load ─▶ in process ─hit▶ value                         no await, no lock of ours, no allocation
+//!                    │ miss
+//!                    ▼
+//!                 flight: one per key, everybody else waits      a task of its own
+//!                    │
+//!                    ├─▶ remote ─hit▶ value ─▶ in process
+//!                    └─▶ loader ────▶ value ─▶ in process ─▶ waiters ─▶ remote
+//! ```
+//!
+//! # What is promised
+//!
+//! - **One load.** However many ask for a missing key at once, one loader runs. A caller that goes away,
+//!   a loader that panics or fails or takes longer than [`load_timeout`](CacheBuilder::load_timeout)
+//!   releases everybody: with the value, or with the one shared error. A failed load is not repeated for
+//!   [`error_throttle`](CacheBuilder::error_throttle).
+//! - **Nothing old after an invalidation.** A value that was read before a [`remove`](Cache::remove),
+//!   [`remove_by_tag`](Cache::remove_by_tag) or [`clear`](Cache::clear) is never stored after it, not in
+//!   this process and not in the remote tier, wherever the load was running. Callers that were waiting
+//!   when the invalidation came may still get it.
+//! - **No life gained.** An entry that travels through the tiers dies no later than it would have where
+//!   it was made.
+//! - **Other processes** see an invalidation at once in the remote tier, and in their own memory within
+//!   [`max_staleness`](RemoteCacheBuilder::max_staleness).
+//! - **A remote tier that is away** is left alone: the cache goes on from memory and loader, asks again
+//!   from time to time, and says so once in the log. What could not be invalidated there is an error of
+//!   the call that wanted it. What it answers is never trusted: bytes that are not ours, damaged, or of
+//!   another type are a miss.
+//!
+//! Dropping any of the futures here is safe at any point: loads and writes run in tasks of their own and
+//! are finished.
+//!
+//! ```
+//! use mcp_perf::cache::{Cache, Key};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+//! let cache: Cache<String> =
+//!     Cache::builder("weather").capacity(1_000).time_to_live(Duration::from_secs(60)).build()?;
+//!
+//! async fn forecast(city: &str) -> Result<String, std::io::Error> {
+//!     Ok(format!("sunny in {city}"))
+//! }
+//!
+//! let key = Key::public("lisbon");
+//! let value = cache.get_or_load_tagged(&key, &["portugal"], || forecast("lisbon")).await?;
+//! assert_eq!(value, "sunny in lisbon");
+//! assert_eq!(cache.get(&key).await.as_deref(), Some("sunny in lisbon"));
+//!
+//! cache.remove_by_tag("portugal").await?;
+//! assert_eq!(cache.get(&key).await, None);
+//! assert_eq!(cache.stats().loads, 1);
+//! # Ok(()) }
+//! ```
+
+mod availability;
+mod builder;
+mod codec;
+mod envelope;
+mod flight;
+mod front;
+mod key;
+mod loaded;
+mod local;
+mod remote;
+mod stats;
+mod store;
+mod tags;
+mod tiers;
+
+pub use builder::{CacheBuilder, MAX_TIME_TO_LIVE, RemoteCacheBuilder};
+pub use front::Cache;
+pub use key::Key;
+pub use loaded::Loaded;
+pub use stats::Stats;
+pub use store::{Fence, Found, Put, Slot, Store, Stored, Written};
+pub use tags::Stamp;

@@ -1,0 +1,101 @@
+//! What a cache counts.
+
+use metrics::{Label, counter};
+
+use crate::stripe::Counter;
+
+/// What a [`Cache`](super::Cache) did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Answered from the process's own memory.
+    pub hits: u64,
+    /// Not in memory. Each became a remote hit, a load, a wait for somebody else's, or nothing.
+    pub misses: u64,
+    /// Misses that waited for a load that was running already.
+    pub joined: u64,
+    /// Calls answered with the error of a load that failed a moment before.
+    pub throttled: u64,
+    /// Loaders that ran.
+    pub loads: u64,
+    /// Loaders that failed, panicked or took too long.
+    pub load_failures: u64,
+    /// Loaded values that were not stored, because the key was invalidated meanwhile.
+    pub fenced: u64,
+    /// Answered by the remote tier.
+    pub remote_hits: u64,
+    /// Not in the remote tier, or not fit to be served.
+    pub remote_misses: u64,
+    /// Calls to the remote tier that failed, timed out, or were not made because it is away.
+    pub remote_failures: u64,
+    /// Entries in memory, those counted that died and are not yet gone.
+    pub len: u64,
+    /// Loads running now.
+    pub loading: usize,
+}
+
+impl Stats {
+    /// Hits of both tiers in all look-ups; `None` before the first.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    pub fn hit_rate(&self) -> Option<f64> {
+        let looked_up = self.hits + self.misses;
+        (looked_up > 0).then(|| (self.hits + self.remote_hits) as f64 / looked_up as f64)
+    }
+}
+
+/// One kind of event: counted here, and for the `metrics` recorder that was installed when the cache
+/// was built.
+pub(super) struct Event {
+    count: Counter,
+    exported: metrics::Counter,
+}
+
+impl Event {
+    fn new(exported: metrics::Counter) -> Self {
+        Self { count: Counter::default(), exported }
+    }
+
+    #[inline]
+    pub(super) fn add(&self) {
+        self.count.add(1);
+        self.exported.increment(1);
+    }
+
+    pub(super) fn sum(&self) -> u64 {
+        self.count.sum()
+    }
+}
+
+/// The events of one cache.
+pub(super) struct Events {
+    pub(super) hits: Event,
+    pub(super) misses: Event,
+    pub(super) joined: Event,
+    pub(super) throttled: Event,
+    pub(super) loads: Event,
+    pub(super) load_failures: Event,
+    pub(super) fenced: Event,
+    pub(super) remote_hits: Event,
+    pub(super) remote_misses: Event,
+    pub(super) remote_failures: Event,
+}
+
+impl Events {
+    pub(super) fn new(cache: &str) -> Self {
+        let labels = vec![Label::new("cache", cache.to_owned())];
+        let event = |name: &'static str| Event::new(counter!(name, labels.clone()));
+        Self {
+            hits: event("mcp_perf_cache_hits_total"),
+            misses: event("mcp_perf_cache_misses_total"),
+            joined: event("mcp_perf_cache_joined_total"),
+            throttled: event("mcp_perf_cache_throttled_total"),
+            loads: event("mcp_perf_cache_loads_total"),
+            load_failures: event("mcp_perf_cache_load_failures_total"),
+            fenced: event("mcp_perf_cache_fenced_total"),
+            remote_hits: event("mcp_perf_cache_remote_hits_total"),
+            remote_misses: event("mcp_perf_cache_remote_misses_total"),
+            remote_failures: event("mcp_perf_cache_remote_failures_total"),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The contract of the remote tier.
+
+use std::{fmt, pin::Pin, time::Duration};
+
+use bytes::Bytes;
+
+use super::tags::Stamp;
+use crate::Error;
+
+/// A store of bytes that processes share: the remote tier of a [`Cache`](super::Cache).
+///
+/// It holds *entries* (bytes with a remaining life) and *stamps* (one nonce per tag), both under names
+/// of printable ASCII of at most 160 bytes, which the cache makes. It knows nothing of values, codecs
+/// or freshness.
+///
+/// One call should be one round trip. The cache puts a deadline on every call and drops the future when
+/// it passes, so every method must be cancel safe: the write was made whole or not at all.
+///
+/// Errors: [`Error::unavailable`] when the store cannot be reached, [`Error::refused`] when it answered
+/// and would not. Never an empty answer instead of an error: an absence that is not one would let a
+/// value be stored that an invalidation forbids.
+///
+/// `mcp_perf::testing::store` (feature `test-util`) holds the tests that every implementation must
+/// pass, and a reference implementation in memory.
+pub trait Store: Send + Sync + 'static {
+    /// Reads entries and stamps, in the order of the names.
+    ///
+    /// An absent stamp is made: the store writes a random one, and if two callers do so at once both get
+    /// the same one. A stamp may be forgotten after a day without use, but not while an entry written
+    /// after it was last read is alive, and it never comes back as the old one.
+    fn get_many(
+        &self,
+        entries: &[&str],
+        stamps: &[&str],
+    ) -> impl Future<Output = Result<Found, Error>> + Send;
+
+    /// Writes an entry if nothing was written or removed under its name since the fence was read.
+    ///
+    /// Compare and write are one atomic step.
+    fn put_if(&self, put: Put<'_>) -> impl Future<Output = Result<Written, Error>> + Send;
+
+    /// Removes entries, whether there or not, and makes every fence on them that was read before
+    /// worthless. The store has to remember the removal for `hold`.
+    fn remove_many(&self, entries: &[&str], hold: Duration)
+    -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Writes new stamps, so that every entry that carries the old ones is dead.
+    fn restamp(&self, stamps: &[(&str, Stamp)]) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Answers if the store can be reached and would take a write.
+    fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// What [`Store::get_many`] found, in the order of the names it was given.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "implementers of `Store` build it")]
+pub struct Found {
+    /// One for each entry that was asked for.
+    pub entries: Vec<Slot>,
+    /// One for each stamp that was asked for.
+    pub stamps: Vec<Stamp>,
+}
+
+/// The place of one entry.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "implementers of `Store` build it")]
+pub struct Slot {
+    /// The entry, if there is one.
+    pub entry: Option<Stored>,
+    /// What [`Store::put_if`] compares: a fence for an absent entry, too.
+    pub fence: Fence,
+}
+
+/// An entry in the store.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "implementers of `Store` build it")]
+pub struct Stored {
+    /// As they were written.
+    pub bytes: Bytes,
+    /// The life that is left, at most; zero is a miss.
+    pub remaining: Duration,
+}
+
+/// What was under a name when it was read; only the store that made it can read it.
+///
+/// It has to differ after every write and every removal that is remembered.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fence([u8; 16]);
+
+impl Fence {
+    /// A fence of these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes it was made of.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+impl fmt::Debug for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fence({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+/// One write.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Put<'a> {
+    /// The name of the entry.
+    pub name: &'a str,
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// How long it may be served.
+    pub time_to_live: Duration,
+    /// What must be there still; `None` overwrites whatever is there, a removal included.
+    pub fence: Option<Fence>,
+}
+
+impl<'a> Put<'a> {
+    /// A write that overwrites whatever is there.
+    #[must_use]
+    pub fn new(name: &'a str, bytes: Bytes, time_to_live: Duration) -> Self {
+        Self { name, bytes, time_to_live, fence: None }
+    }
+
+    /// The same, but only if what `fence` saw is there still.
+    #[must_use]
+    pub fn only_if(mut self, fence: Fence) -> Self {
+        self.fence = Some(fence);
+        self
+    }
+}
+
+/// What became of a [`Put`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third outcome")]
+pub enum Written {
+    /// Something was written or removed there since the fence was read.
+    Refused,
+    /// It is there.
+    Stored,
+}
+
+/// A future of a store behind `dyn`.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// [`Store`] behind `dyn`: one box per remote call keeps the cache free of a type parameter.
+pub(crate) trait ErasedStore: Send + Sync {
+    fn get_many<'a>(&'a self, entries: &'a [&'a str], stamps: &'a [&'a str]) -> Boxed<'a, Found>;
+    fn put_if<'a>(&'a self, put: Put<'a>) -> Boxed<'a, Written>;
+    fn remove_many<'a>(&'a self, entries: &'a [&'a str], hold: Duration) -> Boxed<'a, ()>;
+    fn restamp<'a>(&'a self, stamps: &'a [(&'a str, Stamp)]) -> Boxed<'a, ()>;
+    fn ping(&self) -> Boxed<'_, ()>;
+}
+
+impl<S: Store> ErasedStore for S {
+    fn get_many<'a>(&'a self, entries: &'a [&'a str], stamps: &'a [&'a str]) -> Boxed<'a, Found> {
+        Box::pin(Store::get_many(self, entries, stamps))
+    }
+
+    fn put_if<'a>(&'a self, put: Put<'a>) -> Boxed<'a, Written> {
+        Box::pin(Store::put_if(self, put))
+    }
+
+    fn remove_many<'a>(&'a self, entries: &'a [&'a str], hold: Duration) -> Boxed<'a, ()> {
+        Box::pin(Store::remove_many(self, entries, hold))
+    }
+
+    fn restamp<'a>(&'a self, stamps: &'a [(&'a str, Stamp)]) -> Boxed<'a, ()> {
+        Box::pin(Store::restamp(self, stamps))
+    }
+
+    fn ping(&self) -> Boxed<'_, ()> {
+        Box::pin(Store::ping(self))
+    }
+}

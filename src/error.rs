@@ -1,0 +1,154 @@
+//! The one error type of the crate.
+//!
+//! An outcome is not an error: a cache miss is `None`, a caller over the limit is a
+//! [`Decision`](crate::limit::Decision). An [`Error`] says that something could not be done, and
+//! [`kind`](Error::kind) says what a program can do about it. The driver's or the loader's own error
+//! is the [`source`](std::error::Error::source); its text is not part of ours, because a driver's
+//! text may quote a URL with a password.
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+/// A boxed error of somebody else, as a source.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What went wrong in this crate.
+///
+/// One word wide and cheap to clone: one failed load is shared by everybody who waited for it.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: Cow<'static, str>,
+    source: Option<BoxError>,
+}
+
+/// What a program can do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A value could not be turned into bytes. Nothing was stored in the remote tier.
+    Codec,
+    /// A setting is impossible; the message names it.
+    Configuration,
+    /// The loader answered with an error, which is the source.
+    Load,
+    /// The loader panicked, or the runtime went down under it.
+    Panicked,
+    /// The other side answered, and refused. Trying again does not help.
+    Refused,
+    /// Something took longer than its deadline.
+    TimedOut,
+    /// The other side could not be reached.
+    Unavailable,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), source: None }))
+    }
+
+    pub(crate) fn with_source(
+        kind: ErrorKind,
+        message: impl Into<Cow<'static, str>>,
+        source: impl Into<BoxError>,
+    ) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), source: Some(source.into()) }))
+    }
+
+    /// An impossible value of the named setting.
+    pub(crate) fn configuration(field: &str, problem: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Configuration, format!("{field}: {problem}"))
+    }
+
+    /// For implementers of a store: the other side could not be reached, or the connection broke.
+    ///
+    /// `what` names the store and the operation; it is printed, the source is not.
+    #[must_use]
+    pub fn unavailable(
+        what: impl Into<Cow<'static, str>>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::with_source(ErrorKind::Unavailable, what, source)
+    }
+
+    /// For implementers of a store: the other side answered, and would not.
+    #[must_use]
+    pub fn refused(
+        what: impl Into<Cow<'static, str>>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::with_source(ErrorKind::Refused, what, source)
+    }
+
+    /// What a program can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Whether the same call may succeed later without anything being changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Load | ErrorKind::TimedOut | ErrorKind::Unavailable)
+    }
+
+    /// The loader's own error, if it was one of type `E`.
+    ///
+    /// ```
+    /// # use mcp_perf::cache::{Cache, Key};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let cache: Cache<String> = Cache::builder("files").build()?;
+    /// let error = cache
+    ///     .get_or_load(&Key::public("motd"), || async { std::fs::read_to_string("/no/such/file") })
+    ///     .await
+    ///     .unwrap_err();
+    /// let cause = error.downcast_source::<std::io::Error>().map(|error| error.kind());
+    /// assert_eq!(cause, Some(std::io::ErrorKind::NotFound));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn downcast_source<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        self.0.source.as_ref()?.downcast_ref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The source is left out here as in `Display`: whoever prints it walks to it on purpose.
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("message", &self.0.message)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_is_one_word_wide() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+        assert_eq!(size_of::<Result<(), Error>>(), size_of::<usize>());
+    }
+
+    #[test]
+    fn text_of_a_source_is_never_in_the_text_of_the_error() {
+        let error = Error::with_source(ErrorKind::Unavailable, "redis: connect", "redis://:hunter2@host");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "redis://:hunter2@host");
+    }
+}

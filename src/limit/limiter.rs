@@ -1,0 +1,412 @@
+//! The limiter as its users see it.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, Hash, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    gcra::{Emission, Ticks, Verdict},
+    quota::Quota,
+    table::{Fingerprint, Table},
+};
+use crate::{Error, clock::Clock, stripe::Counter};
+
+/// Decides who may go on; cheap to clone, clones share their state.
+///
+/// The [module page](super) says what it promises.
+#[derive(Clone)]
+pub struct Limiter(Arc<Inner>);
+
+struct Inner {
+    policies: Box<[Named]>,
+    table: Table,
+    /// SipHash with keys of its own: whoever chooses keys cannot choose which of them share a set.
+    hasher: RandomState,
+    clock: Clock,
+    allowed: Counter,
+    denied: Counter,
+    allowed_exported: metrics::Counter,
+    denied_exported: metrics::Counter,
+}
+
+struct Named {
+    name: Box<str>,
+    emission: Emission,
+}
+
+/// A policy of a limiter, resolved once so that no decision looks up a name.
+#[derive(Clone)]
+pub struct Scope {
+    policy: Policy,
+    hasher: RandomState,
+}
+
+/// Which policy of its limiter something speaks of; [`Limiter::policy_name`] knows its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Policy(usize);
+
+/// What a decision charges: a policy, and a key that has a quota of its own under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    policy: Policy,
+    key: Fingerprint,
+}
+
+/// The outcome. Being over the limit is not an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Decision {
+    /// Go on; every subject was charged.
+    Allow(Standing),
+    /// Stop; no subject was charged.
+    Deny(Denial),
+}
+
+/// Where a subject stands after a grant: the one with the least left, if there were several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Standing {
+    /// The policy that has the least left.
+    pub policy: Policy,
+    /// Its burst.
+    pub limit: u64,
+    /// What is left of it now.
+    pub remaining: u64,
+    /// When all of it will be there again.
+    pub reset_after: Duration,
+}
+
+/// Why not, and when to come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Denial {
+    /// The policy that has to be waited for the longest.
+    pub policy: Policy,
+    /// Its burst.
+    pub limit: u64,
+    /// What is left of it, less than was asked for.
+    pub remaining: u64,
+    /// After this time the same request fits, if nobody else comes. `None` if it never will, because the cost
+    /// is above the burst.
+    pub retry_after: Option<Duration>,
+}
+
+/// What a limiter did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Decisions to go on.
+    pub allowed: u64,
+    /// Decisions to stop.
+    pub denied: u64,
+    /// Debt, as time, that was let go because there was no room for the key that owed it.
+    pub forgiven: Duration,
+}
+
+impl Limiter {
+    /// Starts the settings of a limiter.
+    pub fn builder() -> LimiterBuilder {
+        LimiterBuilder { policies: Vec::new(), keys: 65_536, clock: Clock::system() }
+    }
+
+    /// The scope of the named policy.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) if there is no such policy.
+    pub fn scope(&self, policy: &str) -> Result<Scope, Error> {
+        let index = self.0.policies.iter().position(|named| &*named.name == policy);
+        let index =
+            index.ok_or_else(|| Error::configuration("policy", format_args!("no policy {policy:?}")))?;
+        Ok(Scope { policy: Policy(index), hasher: self.0.hasher.clone() })
+    }
+
+    /// The name of a policy of this limiter.
+    #[must_use]
+    pub fn policy_name(&self, policy: Policy) -> &str {
+        self.0.policies.get(policy.0).map_or("", |named| &named.name)
+    }
+
+    /// Charges `cost` to every subject, or to none.
+    ///
+    /// A cost of 0 charges nothing and is allowed. No subject at all is allowed. A subject of another limiter
+    /// is denied.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mcp_perf::{clock::Clock, limit::{Decision, Limiter, Quota}};
+    /// use std::time::Duration;
+    ///
+    /// let clock = Clock::manual();
+    /// let limiter =
+    ///     Limiter::builder().policy("caller", Quota::per_second(2)).clock(clock.clone()).build()?;
+    /// let alice = limiter.scope("caller")?.on("alice");
+    ///
+    /// assert!(limiter.check(&[alice], 2).is_allowed());
+    /// let Decision::Deny(denial) = limiter.check(&[alice], 1) else { panic!("she has had her two") };
+    /// assert_eq!(denial.retry_after, Some(Duration::from_millis(500)));
+    /// clock.advance(Duration::from_millis(500));
+    /// assert!(limiter.check(&[alice], 1).is_allowed());
+    /// # Ok::<(), mcp_perf::Error>(())
+    /// ```
+    #[inline]
+    pub fn check(&self, subjects: &[Subject], cost: u64) -> Decision {
+        let now = self.0.clock.now().into();
+        let decision = match subjects {
+            [subject] => self.0.charge_one(*subject, cost, now),
+            _ => self.0.charge_all(subjects, cost, now),
+        };
+        match decision {
+            Decision::Allow(_) => {
+                self.0.allowed.add(1);
+                self.0.allowed_exported.increment(1);
+            }
+            Decision::Deny(_) => {
+                self.0.denied.add(1);
+                self.0.denied_exported.increment(1);
+            }
+        }
+        decision
+    }
+
+    /// Decides as [`check`](Self::check) would, charges nothing and counts nothing.
+    #[must_use]
+    pub fn peek(&self, subjects: &[Subject], cost: u64) -> Decision {
+        self.0.look(subjects, cost, self.0.clock.now().into())
+    }
+
+    /// What the limiter did so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            allowed: self.0.allowed.sum(),
+            denied: self.0.denied.sum(),
+            forgiven: self.0.table.forgiven().duration(),
+        }
+    }
+
+    #[cfg(feature = "tower")]
+    pub(super) fn refill(&self, policy: Policy) -> Duration {
+        self.0.policies.get(policy.0).map_or(Duration::ZERO, |named| named.emission.refill())
+    }
+}
+
+impl Scope {
+    /// This policy, charged to this key. Keys that are [`Hash`] alike share a quota; `&()` makes it one quota
+    /// for everybody.
+    #[must_use]
+    #[inline]
+    pub fn on<K: Hash + ?Sized>(&self, key: &K) -> Subject {
+        let hash = self.hasher.hash_one((self.policy.0, key));
+        Subject { policy: self.policy, key: Fingerprint::new(hash) }
+    }
+}
+
+impl Decision {
+    /// Whether to go on.
+    #[must_use]
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow(_))
+    }
+}
+
+impl Inner {
+    #[inline]
+    fn charge_one(&self, subject: Subject, cost: u64, now: Ticks) -> Decision {
+        let Some(policy) = self.policies.get(subject.policy.0) else { return foreign(subject) };
+        let verdict = self.table.charge(subject.key, policy.emission, cost, now);
+        match verdict {
+            Verdict::Allow { tat } => Decision::Allow(policy.standing(subject, tat, now)),
+            Verdict::Deny { retry_after } => {
+                // The bucket holds less than `cost`; how much less is in the time to wait.
+                let debt = policy.emission.charge(cost).0.saturating_sub(retry_after.0);
+                Decision::Deny(policy.denial(subject, debt, Some(retry_after)))
+            }
+            Verdict::Never => Decision::Deny(policy.denial(subject, 0, None)),
+        }
+    }
+
+    /// First look at all, then charge one after the other; if one refuses after all, because another thread
+    /// was faster, give back what the ones before it took.
+    fn charge_all(&self, subjects: &[Subject], cost: u64, now: Ticks) -> Decision {
+        let decision = self.look(subjects, cost, now);
+        if !decision.is_allowed() {
+            return decision;
+        }
+        let mut tightest: Option<Standing> = None;
+        for (index, subject) in subjects.iter().enumerate() {
+            match self.charge_one(*subject, cost, now) {
+                Decision::Allow(standing) => tightest = Some(standing.tighter(tightest)),
+                denial @ Decision::Deny(_) => {
+                    self.give_back(&subjects[..index], cost, now);
+                    return denial;
+                }
+            }
+        }
+        tightest.map_or(decision, Decision::Allow)
+    }
+
+    #[cold]
+    fn give_back(&self, subjects: &[Subject], cost: u64, charged_at: Ticks) {
+        let now = self.clock.now().into();
+        for subject in subjects {
+            let Some(policy) = self.policies.get(subject.policy.0) else { continue };
+            let charge = policy.emission.charge(cost);
+            // The charge left the key with at least this debt.
+            let charged = Ticks(charged_at.0.saturating_add(charge.0));
+            self.table.refund(subject.key, charge, charged, now);
+        }
+    }
+
+    fn look(&self, subjects: &[Subject], cost: u64, now: Ticks) -> Decision {
+        let mut standing: Option<Standing> = None;
+        let mut denial: Option<Denial> = None;
+        for subject in subjects {
+            let Some(policy) = self.policies.get(subject.policy.0) else { return foreign(*subject) };
+            let tat = self.table.tat(subject.key);
+            match policy.emission.decide(tat, now, cost) {
+                Verdict::Allow { tat } => {
+                    standing = Some(policy.standing(*subject, tat, now).tighter(standing));
+                }
+                Verdict::Deny { retry_after } => {
+                    let debt = policy.emission.charge(cost).0.saturating_sub(retry_after.0);
+                    denial = Some(policy.denial(*subject, debt, Some(retry_after)).longer(denial));
+                }
+                Verdict::Never => denial = Some(policy.denial(*subject, 0, None).longer(denial)),
+            }
+        }
+        let everything =
+            Standing { policy: Policy(0), limit: u64::MAX, remaining: u64::MAX, reset_after: Duration::ZERO };
+        denial.map_or_else(|| Decision::Allow(standing.unwrap_or(everything)), Decision::Deny)
+    }
+}
+
+impl Named {
+    fn standing(&self, subject: Subject, tat: Ticks, now: Ticks) -> Standing {
+        Standing {
+            policy: subject.policy,
+            limit: self.emission.burst(),
+            remaining: self.emission.remaining(tat, now),
+            reset_after: Ticks(tat.0.saturating_sub(now.0)).duration(),
+        }
+    }
+
+    fn denial(&self, subject: Subject, left: u64, retry_after: Option<Ticks>) -> Denial {
+        let one = self.emission.charge(1).0;
+        Denial {
+            policy: subject.policy,
+            limit: self.emission.burst(),
+            remaining: left / one,
+            retry_after: retry_after.map(Ticks::duration),
+        }
+    }
+}
+
+impl Standing {
+    /// The one with the smaller share left.
+    fn tighter(self, other: Option<Self>) -> Self {
+        let share = |standing: &Self| {
+            u128::from(standing.remaining) * u128::from(u64::MAX) / u128::from(standing.limit)
+        };
+        other.into_iter().fold(self, |one, two| if share(&two) < share(&one) { two } else { one })
+    }
+}
+
+impl Denial {
+    /// The one to wait longer for.
+    fn longer(self, other: Option<Self>) -> Self {
+        let wait = |denial: &Self| denial.retry_after.unwrap_or(Duration::MAX);
+        other.into_iter().fold(self, |one, two| if wait(&two) > wait(&one) { two } else { one })
+    }
+}
+
+/// A subject of another limiter: nothing is known of it, so nothing is granted.
+#[cold]
+fn foreign(subject: Subject) -> Decision {
+    Decision::Deny(Denial { policy: subject.policy, limit: 0, remaining: 0, retry_after: None })
+}
+
+/// Settings of a limiter.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct LimiterBuilder {
+    policies: Vec<(String, Quota)>,
+    keys: usize,
+    clock: Clock,
+}
+
+impl LimiterBuilder {
+    /// Adds a policy. Its name appears in answers: printable ASCII without quotes and backslashes, at most 64
+    /// characters.
+    pub fn policy(mut self, name: impl Into<String>, quota: Quota) -> Self {
+        self.policies.push((name.into(), quota));
+        self
+    }
+
+    /// How many keys, over all policies, have room at once: 65,536 unless set, 1 to 16 million, at 16 bytes
+    /// each. Twice the number of keys that are in debt at the same time is a good measure.
+    pub fn keys(mut self, keys: usize) -> Self {
+        self.keys = keys;
+        self
+    }
+
+    /// The clock that rates are measured by: the system's unless set.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Makes the limiter.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration), naming the setting that is impossible.
+    pub fn build(self) -> Result<Limiter, Error> {
+        if self.policies.is_empty() {
+            return Err(Error::configuration("policy", "at least one is needed"));
+        }
+        if !(1..=1 << 24).contains(&self.keys) {
+            return Err(Error::configuration("keys", "must be from 1 to 16,777,216"));
+        }
+        let mut policies: Vec<Named> = Vec::with_capacity(self.policies.len());
+        for (name, quota) in self.policies {
+            let printable = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+            if !(1..=64).contains(&name.len()) || !name.bytes().all(printable) {
+                let problem = "1 to 64 printable ASCII characters, without quotes and backslashes";
+                return Err(Error::configuration("policy name", problem));
+            }
+            if policies.iter().any(|other| *other.name == *name) {
+                return Err(Error::configuration("policy", format_args!("{name:?} is there twice")));
+            }
+            let emission = quota.emission(&name)?;
+            policies.push(Named { name: name.into(), emission });
+        }
+        Ok(Limiter(Arc::new(Inner {
+            policies: policies.into(),
+            table: Table::new(self.keys),
+            hasher: RandomState::new(),
+            clock: self.clock,
+            allowed: Counter::default(),
+            denied: Counter::default(),
+            allowed_exported: metrics::counter!("mcp_perf_limit_decisions_total", "outcome" => "allow"),
+            denied_exported: metrics::counter!("mcp_perf_limit_decisions_total", "outcome" => "deny"),
+        })))
+    }
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.0.policies.iter().map(|named| &*named.name).collect();
+        f.debug_struct("Limiter").field("policies", &names).field("stats", &self.stats()).finish()
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Scope").field(&self.policy).finish()
+    }
+}

@@ -1,0 +1,28 @@
+//! For tests: a store in memory, and what every store has to keep.
+//!
+//! Feature `test-util`. [`Clock::manual`](crate::clock::Clock::manual) moves time.
+//!
+//! ```
+//! use mcp_perf::{cache::{Cache, Key}, clock::Clock, testing::MemoryStore};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+//! // Two processes that share a store, in one test.
+//! let clock = Clock::manual();
+//! let store = MemoryStore::new(clock.clone());
+//! let node = || Cache::<u32>::builder("numbers").clock(clock.clone()).remote(store.clone()).build();
+//! let (one, two) = (node().await?, node().await?);
+//!
+//! one.insert(&Key::public("a"), 1).await?;
+//! assert_eq!(two.get(&Key::public("a")).await, Some(1));
+//!
+//! one.remove(&Key::public("a")).await?;
+//! clock.advance(Duration::from_secs(5)); // `max_staleness`
+//! assert_eq!(two.get(&Key::public("a")).await, None);
+//! # Ok(()) }
+//! ```
+
+mod memory;
+pub mod store;
+
+pub use memory::MemoryStore;

@@ -1,0 +1,166 @@
+//! What every [`Store`] has to keep, as functions that panic where it does not.
+//!
+//! An implementation's test calls [`keeps_its_contract`] with a store nobody else writes to:
+//!
+//! ```
+//! use mcp_perf::{clock::Clock, testing::{MemoryStore, store}};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let clock = Clock::manual();
+//! let store = MemoryStore::new(clock.clone());
+//! store::keeps_its_contract(&store, async |time| clock.advance(time)).await;
+//! # }
+//! ```
+
+#![expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "these are tests: they say so by panicking"
+)]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::cache::{Fence, Put, Slot, Stamp, Store, Written};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Short, but longer than a slow machine takes for a few calls.
+const SHORT: Duration = Duration::from_millis(1_500);
+
+/// Runs every test of this module. `pass` lets time pass for the store: by sleeping, or by moving its clock.
+pub async fn keeps_its_contract<S: Store>(store: &S, pass: impl AsyncFn(Duration)) {
+    store.ping().await.expect("ping");
+    what_was_put_is_read(store).await;
+    answers_are_in_the_order_of_the_names(store).await;
+    put_is_refused_after_any_write_since_the_fence(store).await;
+    put_is_refused_after_a_removal_since_the_fence(store).await;
+    put_without_a_fence_overwrites_everything(store).await;
+    stamps_stay_until_they_are_changed(store).await;
+    callers_who_make_a_stamp_at_once_get_the_same(store).await;
+    one_of_many_puts_with_one_fence_is_stored(store).await;
+    remaining_life_never_grows(store, &pass).await;
+}
+
+async fn read<S: Store>(store: &S, name: &str) -> Slot {
+    let found = store.get_many(&[name], &[]).await.expect("get_many");
+    assert_eq!(found.entries.len(), 1, "one slot for one name");
+    found.entries.into_iter().next().expect("one slot")
+}
+
+async fn put<S: Store>(store: &S, name: &str, bytes: &'static [u8], fence: Option<Fence>) -> Written {
+    let put = Put { fence, ..Put::new(name, Bytes::from_static(bytes), MINUTE) };
+    store.put_if(put).await.expect("put_if")
+}
+
+fn bytes(slot: &Slot) -> Option<&[u8]> {
+    slot.entry.as_ref().map(|entry| &*entry.bytes)
+}
+
+/// Bytes of every kind and size come back as they were.
+pub async fn what_was_put_is_read<S: Store>(store: &S) {
+    let fence = read(store, "contract:read").await.fence;
+    for (content, fence) in
+        [(Bytes::from_static(b"\0\xff\r\n"), Some(fence)), (vec![7; 1 << 20].into(), None)]
+    {
+        let written = store.put_if(Put { fence, ..Put::new("contract:read", content.clone(), MINUTE) }).await;
+        assert_eq!(written.expect("put_if"), Written::Stored);
+        let slot = read(store, "contract:read").await;
+        let entry = slot.entry.expect("what was put");
+        assert_eq!(entry.bytes, content);
+        assert!(entry.remaining <= MINUTE && entry.remaining > MINUTE / 2, "{:?}", entry.remaining);
+    }
+    store.remove_many(&["contract:read"], MINUTE).await.expect("remove_many");
+    assert!(read(store, "contract:read").await.entry.is_none(), "removed");
+}
+
+/// Found and absent ones keep their places.
+pub async fn answers_are_in_the_order_of_the_names<S: Store>(store: &S) {
+    put(store, "contract:one", b"1", None).await;
+    put(store, "contract:three", b"3", None).await;
+    let names = ["contract:three", "contract:none", "contract:one"];
+    let (first, second) = (Stamp::random(), Stamp::random());
+    store.restamp(&[("contract:s1", first), ("contract:s2", second)]).await.expect("restamp");
+    let found =
+        store.get_many(&names, &["contract:s2", "contract:s3", "contract:s1"]).await.expect("get_many");
+    let read: Vec<_> = found.entries.iter().map(bytes).collect();
+    assert_eq!(read, [Some(&b"3"[..]), None, Some(b"1")]);
+    assert_eq!((found.stamps.len(), found.stamps[0], found.stamps[2]), (3, second, first));
+}
+
+/// Whatever was there when the fence was read.
+pub async fn put_is_refused_after_any_write_since_the_fence<S: Store>(store: &S) {
+    let absent = read(store, "contract:write").await.fence;
+    assert_eq!(put(store, "contract:write", b"a", Some(absent)).await, Written::Stored);
+    assert_eq!(put(store, "contract:write", b"b", Some(absent)).await, Written::Refused);
+    let present = read(store, "contract:write").await.fence;
+    // The same bytes again are another write.
+    put(store, "contract:write", b"a", None).await;
+    assert_eq!(put(store, "contract:write", b"c", Some(present)).await, Written::Refused);
+    assert_eq!(bytes(&read(store, "contract:write").await), Some(&b"a"[..]));
+}
+
+/// Of an entry that was there, and of one that was not.
+pub async fn put_is_refused_after_a_removal_since_the_fence<S: Store>(store: &S) {
+    let absent = read(store, "contract:remove").await.fence;
+    store.remove_many(&["contract:remove"], MINUTE).await.expect("remove_many");
+    assert_eq!(put(store, "contract:remove", b"old", Some(absent)).await, Written::Refused);
+    let removed = read(store, "contract:remove").await.fence;
+    store.remove_many(&["contract:remove"], MINUTE).await.expect("remove_many");
+    assert_eq!(put(store, "contract:remove", b"old", Some(removed)).await, Written::Refused);
+    let removed = read(store, "contract:remove").await;
+    assert!(removed.entry.is_none());
+    assert_eq!(put(store, "contract:remove", b"new", Some(removed.fence)).await, Written::Stored);
+    let present = read(store, "contract:remove").await.fence;
+    store.remove_many(&["contract:remove"], MINUTE).await.expect("remove_many");
+    assert_eq!(put(store, "contract:remove", b"old", Some(present)).await, Written::Refused);
+}
+
+/// A removal included.
+pub async fn put_without_a_fence_overwrites_everything<S: Store>(store: &S) {
+    put(store, "contract:over", b"a", None).await;
+    assert_eq!(put(store, "contract:over", b"b", None).await, Written::Stored);
+    store.remove_many(&["contract:over"], MINUTE).await.expect("remove_many");
+    assert_eq!(put(store, "contract:over", b"c", None).await, Written::Stored);
+    assert_eq!(bytes(&read(store, "contract:over").await), Some(&b"c"[..]));
+}
+
+/// An absent one is made, and is the same for everybody from then on.
+pub async fn stamps_stay_until_they_are_changed<S: Store>(store: &S) {
+    let stamp = async || store.get_many(&[], &["contract:stamp"]).await.expect("get_many").stamps[0];
+    let made = stamp().await;
+    assert_eq!(stamp().await, made);
+    let other = Stamp::random();
+    store.restamp(&[("contract:stamp", other)]).await.expect("restamp");
+    assert_eq!(stamp().await, other);
+}
+
+/// Or one of them would write entries that are dead at once.
+pub async fn callers_who_make_a_stamp_at_once_get_the_same<S: Store>(store: &S) {
+    let ask = || store.get_many(&[], &["contract:at-once"]);
+    let (one, two, three, four) = tokio::join!(ask(), ask(), ask(), ask());
+    let stamps = [one, two, three, four].map(|found| found.expect("get_many").stamps[0]);
+    assert!(stamps.iter().all(|stamp| *stamp == stamps[0]), "{stamps:?}");
+}
+
+/// Compare and write are one step.
+pub async fn one_of_many_puts_with_one_fence_is_stored<S: Store>(store: &S) {
+    let fence = Some(read(store, "contract:race").await.fence);
+    let put = || put(store, "contract:race", b"x", fence);
+    let (one, two, three, four) = tokio::join!(put(), put(), put(), put());
+    let stored = [one, two, three, four].into_iter().filter(|written| *written == Written::Stored).count();
+    assert_eq!(stored, 1);
+}
+
+/// And an entry whose life is over is absent.
+pub async fn remaining_life_never_grows<S: Store>(store: &S, pass: &impl AsyncFn(Duration)) {
+    let name = "contract:life";
+    store.put_if(Put::new(name, Bytes::from_static(b"x"), 2 * SHORT)).await.expect("put_if");
+    let before = read(store, name).await.entry.map_or(Duration::ZERO, |entry| entry.remaining);
+    pass(SHORT).await;
+    let after = read(store, name).await.entry.map_or(Duration::ZERO, |entry| entry.remaining);
+    assert!(before <= 2 * SHORT && after <= before - SHORT, "{before:?}, then {after:?}");
+    pass(SHORT).await;
+    assert!(read(store, name).await.entry.is_none(), "its life is over");
+}

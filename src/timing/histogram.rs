@@ -1,0 +1,156 @@
+//! A histogram of durations with a bounded relative error, that threads write without waiting.
+//!
+//! Log-linear, as HdrHistogram: each doubling of the value is cut into 16 buckets of equal width, so a bucket
+//! is at most 1/16 of its lower edge wide. Values below 16 ns have a bucket each. 61 rows of 16 cover every
+//! `u64`. Threads add to one of a few copies, with relaxed atomics; reading sums the copies.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use crate::{clock::nanos, stripe};
+
+/// Buckets in a doubling, as a power of two.
+const BITS: u32 = 4;
+const ROW: usize = 1 << BITS;
+const BUCKETS: usize = ROW * (64 - BITS as usize + 1);
+/// Copies. Fewer than there are stripes: a copy is 8 KiB.
+const COPIES: usize = 4;
+
+pub(super) struct Histogram(Box<[Copy]>);
+
+struct Copy {
+    counts: [AtomicU64; BUCKETS],
+    sum: AtomicU64,
+}
+
+/// The sum of the copies at about one moment.
+pub(super) struct Counted {
+    counts: Vec<u64>,
+    total: u64,
+    sum: u64,
+}
+
+impl Histogram {
+    pub(super) fn new() -> Self {
+        let copy = || Copy { counts: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) };
+        Self((0..COPIES).map(|_| copy()).collect())
+    }
+
+    #[inline]
+    pub(super) fn record(&self, duration: Duration) {
+        let nanos = nanos(duration);
+        let copy = &self.0[stripe::of_this_thread() % COPIES];
+        copy.counts[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
+        copy.sum.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    pub(super) fn counted(&self) -> Counted {
+        let mut counts = vec![0_u64; BUCKETS];
+        for copy in &self.0 {
+            for (count, of_copy) in counts.iter_mut().zip(&copy.counts) {
+                *count += of_copy.load(Ordering::Relaxed);
+            }
+        }
+        let sum = self.0.iter().fold(0_u64, |sum, copy| sum.saturating_add(copy.sum.load(Ordering::Relaxed)));
+        Counted { total: counts.iter().sum(), counts, sum }
+    }
+}
+
+impl Counted {
+    pub(super) fn mean(&self) -> Duration {
+        Duration::from_nanos(self.sum.checked_div(self.total).unwrap_or(0))
+    }
+
+    /// The smallest bucket edge that at least this share of the values is not above. `share` in 0..=1.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank; off by one in 2^53 is as good"
+    )]
+    pub(super) fn percentile(&self, share: f64) -> Duration {
+        let rank = ((self.total as f64 * share).ceil() as u64).max(1);
+        let mut seen = 0;
+        for (index, count) in self.counts.iter().enumerate() {
+            seen += count;
+            if seen >= rank {
+                return Duration::from_nanos(upper_edge(index));
+            }
+        }
+        Duration::ZERO
+    }
+}
+
+#[inline]
+fn bucket(value: u64) -> usize {
+    if value < ROW as u64 {
+        // Small enough for the cast.
+        return value as u8 as usize;
+    }
+    let doubling = 63 - value.leading_zeros();
+    let shift = doubling - BITS;
+    let within = (value >> shift) as u8 as usize - ROW;
+    (shift as usize + 1) * ROW + within
+}
+
+/// The largest value of a bucket.
+fn upper_edge(bucket: usize) -> u64 {
+    let (row, within) = (bucket / ROW, bucket % ROW);
+    match row.checked_sub(1) {
+        None => within as u64,
+        // The last edge is 2^64, one too many for a u64.
+        Some(shift) => ((((ROW + within + 1) as u128) << shift) - 1) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_falls_into_a_bucket_no_wider_than_a_sixteenth() {
+        let values = (0..200_u64).chain((0..64).flat_map(|bit| {
+            let power = 1_u64 << bit;
+            [power.saturating_sub(1), power, power.saturating_add(1), power.saturating_add(power / 3)]
+        }));
+        for value in values.chain([u64::MAX]) {
+            let edge = upper_edge(bucket(value));
+            assert!(edge >= value, "{value}: {edge}");
+            assert!(edge - value <= value / 16, "{value}: {edge}");
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn buckets_follow_each_other_without_a_gap() {
+        for index in 0..BUCKETS - 1 {
+            assert_eq!(bucket(upper_edge(index)), index);
+            assert_eq!(bucket(upper_edge(index) + 1), index + 1);
+        }
+    }
+
+    #[test]
+    fn percentiles_are_at_most_a_sixteenth_above_the_true_ones() {
+        let histogram = Histogram::new();
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut values: Vec<u64> = (0..10_000).map(|_| random.u64(..) >> random.u32(10..60)).collect();
+        values.iter().for_each(|value| histogram.record(Duration::from_nanos(*value)));
+        values.sort_unstable();
+        let counted = histogram.counted();
+        for (share, rank) in [(0.5, 5_000), (0.95, 9_500), (0.99, 9_900), (1.0, 10_000)] {
+            let (told, exact) = (nanos(counted.percentile(share)), values[rank - 1]);
+            assert!(told >= exact && told - exact <= exact / 16, "{share}: {told} for {exact}");
+        }
+    }
+
+    #[test]
+    fn empty_histogram_says_zero() {
+        let counted = Histogram::new().counted();
+        assert_eq!(
+            (counted.total, counted.mean(), counted.percentile(0.99)),
+            (0, Duration::ZERO, Duration::ZERO)
+        );
+    }
+}

@@ -1,0 +1,17 @@
+//! Private servers for the integration tests.
+//!
+//! A guard starts a server of its own on a free loopback port, in a temporary folder, with durability
+//! off, and ends it when it is dropped, on a panic too. A server that is not installed is a failure
+//! which names its package, never a skipped test.
+//!
+//! Starting and killing block the calling thread: in an async test do it first, or in `spawn_blocking`.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "several test binaries include this module, and none uses every method of every guard"
+)]
+#![allow(clippy::panic, reason = "a server that does not start is the failure of its test")]
+
+pub mod postgres;
+pub mod process;
+pub mod redis;
