@@ -9,7 +9,9 @@
 //!
 //! A fenced flight leaves the table at once: those who boarded before the invalidation get its value,
 //! as they would have a moment earlier; those who ask later start a new load. A flight is precise where
-//! a shared fence counter is not: it bars only the load of its own key.
+//! a shared fence counter is not: it bars only the load of its own key. The removal of a tag, which may
+//! concern any number of keys, fences nothing; instead every flight knows how often its tags had been removed
+//! when it began ([`Began`]), and who finds that they have been since then fences it and starts anew.
 //!
 //! A load runs in a task of its own, so no caller's cancellation can take it down. Its [`Lead`] lands
 //! on drop: a panicking loader releases every waiter with an error.
@@ -23,7 +25,10 @@ use std::{
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
-use super::key::{Key, StoredKey};
+use super::{
+    key::{Key, StoredKey},
+    tags::{Began, Epoch},
+};
 use crate::{
     Error, ErrorKind,
     sync::{AtomicBool, Mutex, Ordering, lock},
@@ -46,6 +51,7 @@ struct Stripe<V> {
 
 /// One running load.
 pub(crate) struct Flight<V> {
+    began: Began,
     fenced: AtomicBool,
     outcome: OnceLock<Result<V, Error>>,
     landed: Notify,
@@ -74,6 +80,8 @@ impl<V> Flights<V> {
     pub(crate) fn board<T>(
         self: &Arc<Self>,
         key: &Key<'_>,
+        epoch: &Epoch,
+        began: Began,
         find: impl FnOnce() -> Option<T>,
     ) -> Boarding<T, V> {
         let mut stripe = lock(self.stripe(key));
@@ -81,10 +89,13 @@ impl<V> Flights<V> {
             return Boarding::Found(found);
         }
         let stored = StoredKey::from(key);
-        if let Some(flight) = stripe.running.get(&stored) {
-            return Boarding::Join(Arc::clone(flight));
+        match stripe.running.get(&stored) {
+            Some(flight) if flight.began.is_current(epoch) => return Boarding::Join(Arc::clone(flight)),
+            Some(outdated) => outdated.fenced.store(true, Ordering::Release),
+            None => {}
         }
         let flight = Arc::new(Flight {
+            began,
             fenced: AtomicBool::new(false),
             outcome: OnceLock::new(),
             landed: Notify::new(),

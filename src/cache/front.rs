@@ -153,7 +153,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         if let Some(remembered) = tiers.remembered(key) {
             return tiers.recall(remembered);
         }
-        let flight = match tiers.flights.board(key, || tiers.remembered(key)) {
+        // Before boarding, and so before the load: whatever is removed from here on is newer than it.
+        let captured = tiers.capture(tags);
+        let began = tiers.began(&captured);
+        let flight = match tiers.flights.board(key, &tiers.epoch, began, || tiers.remembered(key)) {
             Boarding::Found(remembered) => return tiers.recall(remembered),
             Boarding::Join(flight) => {
                 tiers.events.misses.add();
@@ -163,7 +166,6 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             Boarding::Lead(lead) => {
                 tiers.events.misses.add();
                 let flight = lead.flight();
-                let captured = tiers.capture(tags);
                 let load = Arc::clone(tiers).fly(lead, captured, loader);
                 tokio::spawn(load.in_current_span());
                 flight

@@ -58,6 +58,9 @@ impl fmt::Debug for Stamp {
 #[derive(Default)]
 pub(crate) struct Cell {
     version: AtomicU64,
+    /// How often it was removed here. Unlike the version it does not change when the remote tier is merely
+    /// found to say something else.
+    removals: AtomicU64,
     /// The remote nonce that goes with the version; `None` until the remote tier was asked.
     /// The lock is held for every change of the version, so that the two are read as a pair.
     remote: Mutex<Option<Stamp>>,
@@ -81,7 +84,12 @@ impl Cell {
     pub(crate) fn bump(&self, stamp: Option<Stamp>) {
         let mut remote = lock(&self.remote);
         self.version.fetch_add(1, Ordering::AcqRel);
+        self.removals.fetch_add(1, Ordering::AcqRel);
         *remote = stamp;
+    }
+
+    fn removals(&self) -> u64 {
+        self.removals.load(Ordering::Acquire)
     }
 
     /// Takes note of the nonce that the remote tier gave in answer to a question asked when the cell
@@ -115,6 +123,23 @@ impl Seen {
     pub(crate) fn still_holds(&self, epoch: &Epoch) -> bool {
         self.epoch == epoch.version()
             && self.tags.as_ref().is_none_or(|tags| tags.iter().all(|(cell, seen)| cell.version() == *seen))
+    }
+}
+
+/// How often the cache and a load's tags had been removed here when the load began. Who asks after a later
+/// removal must not be given what that load returns.
+pub(crate) struct Began {
+    epoch: u64,
+    tags: Box<[(Arc<Cell>, u64)]>,
+}
+
+impl Began {
+    pub(crate) fn now<'a>(epoch: &Epoch, tags: impl Iterator<Item = &'a Arc<Cell>>) -> Self {
+        Self { epoch: epoch.removals(), tags: tags.map(|cell| (Arc::clone(cell), cell.removals())).collect() }
+    }
+
+    pub(crate) fn is_current(&self, epoch: &Epoch) -> bool {
+        self.epoch == epoch.removals() && self.tags.iter().all(|(cell, began)| cell.removals() == *began)
     }
 }
 

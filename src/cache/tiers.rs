@@ -2,8 +2,8 @@
 //!
 //! The order of steps is what the promises rest on, and every one of them is under a test:
 //!
-//! 1. board the flight (under the stripe's lock: look once more, join or lead);
-//! 2. note the versions of epoch and tags;
+//! 1. note the versions of epoch and tags;
+//! 2. board the flight (under the stripe's lock: look once more, join or lead);
 //! 3. ask the remote tier for the entry, its fence and the stamps, and bring the versions up to date;
 //! 4. load;
 //! 5. land (under the lock: store in memory unless fenced), releasing the waiters;
@@ -24,7 +24,7 @@ use super::{
     remote::Remote,
     stats::Events,
     store::{Fence, Stored, Written},
-    tags::{Cell, Epoch, Seen, Stamp, Tags},
+    tags::{Began, Cell, Epoch, Seen, Stamp, Tags},
 };
 use crate::{
     Error, ErrorKind,
@@ -124,6 +124,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             CapturedTag { name: (*tag).into(), cell, version, stamp }
         };
         Captured { epoch: self.epoch.capture(), tags: tags.iter().map(capture).collect() }
+    }
+
+    pub(super) fn began(&self, captured: &Captured) -> Began {
+        Began::now(&self.epoch, captured.tags.iter().map(|tag| &tag.cell))
     }
 
     /// How long a loaded value lives; `None` if it is not to be stored.

@@ -1,0 +1,99 @@
+//! A store whose calls can be held at a step, so that a race is walked through instead of hoped for.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use mcp_perf::{
+    Error,
+    cache::{Found, Put, Stamp, Store, Written},
+};
+use tokio::sync::oneshot;
+
+/// Where a call can be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A read has its answer, and the cache does not have it yet.
+    ReadAnswered,
+    /// A write has not reached the store.
+    BeforeWrite,
+    /// A removal or a new stamp has not reached the store.
+    BeforeInvalidation,
+}
+
+#[derive(Clone)]
+pub struct Stepped<S> {
+    inner: S,
+    hold: Arc<Mutex<Option<Hold>>>,
+}
+
+struct Hold {
+    step: Step,
+    reached: oneshot::Sender<()>,
+    go_on: oneshot::Receiver<()>,
+}
+
+/// The next call that reaches the step waits there.
+pub struct Held {
+    reached: Option<oneshot::Receiver<()>>,
+    go_on: oneshot::Sender<()>,
+}
+
+impl<S> Stepped<S> {
+    pub fn new(inner: S) -> Self {
+        Self { inner, hold: Arc::default() }
+    }
+
+    pub fn hold(&self, step: Step) -> Held {
+        let (reached, has_reached) = oneshot::channel();
+        let (go_on, may_go_on) = oneshot::channel();
+        *self.hold.lock().unwrap() = Some(Hold { step, reached, go_on: may_go_on });
+        Held { reached: Some(has_reached), go_on }
+    }
+
+    async fn at(&self, step: Step) {
+        let hold = self.hold.lock().unwrap().take_if(|hold| hold.step == step);
+        if let Some(hold) = hold {
+            let _ = hold.reached.send(());
+            let _ = hold.go_on.await;
+        }
+    }
+}
+
+impl Held {
+    pub async fn reached(&mut self) {
+        self.reached.take().expect("waited for once").await.expect("a call reaches the step");
+    }
+
+    pub fn go_on(self) {
+        let _ = self.go_on.send(());
+    }
+}
+
+impl<S: Store> Store for Stepped<S> {
+    async fn get_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        let found = self.inner.get_many(entries, stamps).await;
+        self.at(Step::ReadAnswered).await;
+        found
+    }
+
+    async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
+        self.at(Step::BeforeWrite).await;
+        self.inner.put_if(put).await
+    }
+
+    async fn remove_many(&self, entries: &[&str], hold: Duration) -> Result<(), Error> {
+        self.at(Step::BeforeInvalidation).await;
+        self.inner.remove_many(entries, hold).await
+    }
+
+    async fn restamp(&self, stamps: &[(&str, Stamp)]) -> Result<(), Error> {
+        self.at(Step::BeforeInvalidation).await;
+        self.inner.restamp(stamps).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.inner.ping().await
+    }
+}
