@@ -159,7 +159,7 @@ where
         self
     }
 
-    /// Makes the cache, after asking the store for a sign of life.
+    /// Makes the cache, after asking the store for a sign of life, for which it has 5 seconds.
     ///
     /// Values travel as JSON, by their `serde` implementation.
     ///
@@ -171,7 +171,7 @@ where
         self.local.check()?;
         within("remote_timeout", self.timeout, Duration::from_nanos(1), 60 * SECOND)?;
         within("max_staleness", self.max_staleness, Duration::from_nanos(1), MAX_TIME_TO_LIVE)?;
-        let ping = tokio::time::timeout(self.timeout.max(SECOND), self.store.ping()).await;
+        let ping = tokio::time::timeout(self.timeout.max(5 * SECOND), self.store.ping()).await;
         match ping {
             Ok(Ok(())) => {}
             _ if self.optional => {

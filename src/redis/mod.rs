@@ -26,8 +26,8 @@ use crate::Error;
 /// Sorts a driver's error: is the server away, or did it refuse?
 fn sorted(operation: &'static str, error: RedisError) -> Error {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, TryAgain};
-    let away = error.is_io_error()
-        || error.is_unrecoverable_error()
+    let away = !matches!(error.kind(), ErrorKind::AuthenticationFailed)
+        && (error.is_io_error() || error.is_unrecoverable_error())
         || matches!(error.kind(), ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | TryAgain));
     if away {
         Error::unavailable(format!("redis cannot be reached ({operation})"), error)

@@ -10,8 +10,9 @@ use std::{
 };
 
 use ::redis::{RedisError, aio::MultiplexedConnection};
-use bb8::{ManageConnection, QueueStrategy, RunError};
+use bb8::{ManageConnection, QueueStrategy};
 use bb8_redis::RedisConnectionManager;
+use tokio::sync::Mutex;
 
 use super::sorted;
 use crate::{Error, ErrorKind};
@@ -24,7 +25,10 @@ const PATIENCE: u32 = 3;
 
 /// The connections of one store.
 #[derive(Clone)]
-pub(super) struct Pool(bb8::Pool<Manager>);
+pub(super) struct Pool {
+    connections: bb8::Pool<Manager>,
+    connecting: Arc<Mutex<()>>,
+}
 
 /// bb8-redis connects; what it cannot say is whether a connection has broken.
 struct Manager(RedisConnectionManager);
@@ -51,8 +55,11 @@ impl Pool {
             .retry_connection(false)
             .connection_timeout(CONNECT_TIMEOUT)
             .queue_strategy(QueueStrategy::Fifo)
+            // Shared connections are in use all the time, and either may need a runtime to be there already.
+            .max_lifetime(None)
+            .idle_timeout(None)
             .build_unchecked(Manager(manager));
-        Ok(Self(pool))
+        Ok(Self { connections: pool, connecting: Arc::default() })
     }
 
     /// Runs one call on a shared connection, and keeps account of its health.
@@ -73,21 +80,47 @@ impl Pool {
     async fn connection(&self, operation: &'static str) -> Result<(MultiplexedConnection, Health), Error> {
         // A broken one goes when it is returned; there are no more of them than there are connections.
         for _ in 0..=CONNECTIONS {
-            let shared = self.0.get().await.map_err(|error| match error {
-                RunError::User(error) => sorted(operation, error),
-                RunError::TimedOut => Error::new(ErrorKind::Unavailable, "redis: no connection in time"),
-            })?;
+            if self.connections.state().connections == 0 {
+                self.connect(operation).await?;
+            }
+            let Ok(shared) = self.connections.get().await else {
+                return Err(Error::new(ErrorKind::Unavailable, "redis: no connection in time"));
+            };
             if !shared.health.is_broken() {
                 return Ok((shared.connection.clone(), shared.health.clone()));
             }
         }
         Err(Error::new(ErrorKind::Unavailable, "redis: every connection broke while it was asked for"))
     }
+
+    /// Makes the first connection, one at a time. Not left to bb8, whose `get` waits for its time-out and
+    /// keeps the reason to itself; and in a task of its own, so that callers less patient than the network
+    /// do not each start over.
+    async fn connect(&self, operation: &'static str) -> Result<(), Error> {
+        let pool = self.clone();
+        let connecting = tokio::spawn(async move {
+            let _one_at_a_time = pool.connecting.lock().await;
+            if pool.connections.state().connections > 0 {
+                return Ok(());
+            }
+            let made = tokio::time::timeout(CONNECT_TIMEOUT, pool.connections.dedicated_connection()).await;
+            match made {
+                Ok(Ok(connection)) => {
+                    // No room means that there are connections, which is as good.
+                    let _ = pool.connections.add(connection);
+                    Ok(())
+                }
+                Ok(Err(error)) => Err(sorted(operation, error)),
+                Err(elapsed) => Err(Error::unavailable("redis: no connection in time", elapsed)),
+            }
+        });
+        connecting.await.unwrap_or_else(|gone| Err(Error::unavailable("redis: the runtime shut down", gone)))
+    }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.0.state();
+        let state = self.connections.state();
         f.debug_struct("Pool").field("connections", &state.connections).finish_non_exhaustive()
     }
 }

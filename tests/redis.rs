@@ -1,0 +1,263 @@
+//! The remote tier in a real Redis, and what happens without it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says what is wrong by panicking")]
+
+mod support;
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use mcp_perf::{
+    ErrorKind,
+    cache::{Cache, Key, Put, Store},
+    redis::RedisStore,
+    testing,
+};
+use support::redis::RedisServer;
+use tracing::{Level, Metadata, span};
+
+fn store(server: &RedisServer) -> RedisStore {
+    RedisStore::new(&server.url()).unwrap()
+}
+
+async fn node(server: &RedisServer) -> Cache<String> {
+    Cache::builder("test").remote(store(server)).build().await.unwrap()
+}
+
+async fn load(cache: &Cache<String>, key: &Key<'_>, value: &str) -> String {
+    let value = value.to_owned();
+    cache.get_or_load_tagged(key, &["tag"], || async { Ok::<_, io::Error>(value) }).await.unwrap()
+}
+
+/// Waits until what a load left to its own task has been done, which only the store can tell.
+async fn until<T>(what: &str, done: impl AsyncFn() -> Option<T>) -> T {
+    let deadline = Duration::from_secs(30);
+    let poll = async {
+        loop {
+            if let Some(done) = done().await {
+                return done;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await; // polling, with a deadline
+        }
+    };
+    tokio::time::timeout(deadline, poll).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
+}
+
+#[tokio::test]
+async fn redis_keeps_the_contract_of_a_store() {
+    let server = RedisServer::start();
+    // Lives are measured by the server, so time has to pass for real.
+    testing::store::keeps_its_contract(&store(&server), async |time| tokio::time::sleep(time).await).await; // server time
+}
+
+#[tokio::test]
+async fn nodes_share_what_one_of_them_loaded_and_forget_what_one_removed() {
+    let server = RedisServer::start();
+    let (one, two) = (node(&server).await, node(&server).await);
+    let key = Key::private("alice", "inbox");
+    assert_eq!(load(&one, &key, "loaded once").await, "loaded once");
+    let shared = until("the value is in Redis", async || two.get(&key).await).await;
+    assert_eq!(shared, "loaded once");
+    assert_eq!((one.stats().loads, two.stats().loads, two.stats().remote_hits), (1, 0, 1));
+
+    one.remove_by_tag("tag").await.unwrap();
+    assert_eq!(one.get(&key).await, None);
+    let third = node(&server).await;
+    assert_eq!(third.get(&key).await, None);
+    assert_eq!(load(&third, &key, "loaded again").await, "loaded again");
+}
+
+#[tokio::test]
+async fn garbage_and_strange_types_in_redis_are_a_miss() {
+    let server = RedisServer::start();
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    for garbage in ["", "x", "E23456789abcdef0", "Eaaaaaaaaaaaaaaaagarbage", "X"] {
+        let cache = node(&server).await;
+        cache.insert(&Key::public("key"), "value".to_owned()).await.unwrap();
+        let names: Vec<String> = ::redis::cmd("KEYS").arg("*:e:*").query_async(&mut redis).await.unwrap();
+        assert_eq!(names.len(), 1);
+        let () = ::redis::cmd("SET").arg(&names[0]).arg(garbage).query_async(&mut redis).await.unwrap();
+        let fresh = node(&server).await;
+        assert_eq!(fresh.get(&Key::public("key")).await, None, "{garbage:?}");
+        assert_eq!(load(&fresh, &Key::public("key"), "loaded").await, "loaded");
+        let () = ::redis::pipe()
+            .cmd("DEL")
+            .arg(&names[0])
+            .ignore()
+            .cmd("RPUSH")
+            .arg(&names[0])
+            .arg("a list")
+            .ignore()
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        let fresh = node(&server).await;
+        assert_eq!(load(&fresh, &Key::public("key"), "loaded").await, "loaded", "beside a list");
+        let () = ::redis::cmd("DEL").arg(&names[0]).query_async(&mut redis).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn unreachable_redis_is_a_clear_error_of_build_unless_it_is_optional() {
+    let mut server = RedisServer::start();
+    server.kill();
+    let error = Cache::<String>::builder("test").remote(store(&server)).build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.is_retryable());
+    assert!(error.to_string().contains("redis cannot be reached"), "{error}");
+    assert!(std::error::Error::source(&error).is_some());
+
+    let optional = Cache::<String>::builder("test").remote(store(&server)).remote_optional();
+    let cache = optional.build().await.unwrap();
+    assert_eq!(load(&cache, &Key::public("key"), "from the loader").await, "from the loader");
+    assert_eq!(cache.get_local(&Key::public("key")).as_deref(), Some("from the loader"));
+    server.restart();
+    until("the cache uses the Redis that came up", async || {
+        let other = node(&server).await;
+        let name = Key::public("later");
+        load(&cache, &name, "shared").await;
+        cache.remove(&name).await.ok()?;
+        load(&cache, &name, "shared").await;
+        until_shared(&other, &name).await
+    })
+    .await;
+}
+
+async fn until_shared(other: &Cache<String>, key: &Key<'_>) -> Option<()> {
+    for _ in 0..20 {
+        if other.get(key).await.is_some() {
+            return Some(());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await; // polling, bounded
+    }
+    None
+}
+
+#[tokio::test]
+async fn server_goes_on_without_redis_says_so_once_and_uses_it_again() {
+    let logs = Logs::default();
+    let _guard = tracing::subscriber::set_default(logs.clone());
+    let mut server = RedisServer::start();
+    let cache = node(&server).await;
+    server.kill();
+    for index in 0_u32..200 {
+        let name = index.to_le_bytes();
+        let key = Key::public(&name);
+        assert_eq!(load(&cache, &key, "from the loader").await, "from the loader");
+        assert_eq!(cache.get(&key).await.as_deref(), Some("from the loader"), "from memory");
+    }
+    assert_eq!(cache.stats().loads, 200);
+    let error = cache.remove(&Key::public("key")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(logs.at_least(Level::INFO), ["remote tier is away: going on from memory and loader"]);
+
+    server.restart();
+    until("removals reach the Redis that came back", async || cache.remove(&Key::public("key")).await.ok())
+        .await;
+    assert_eq!(logs.at_least(Level::INFO).last().unwrap(), "remote tier is back");
+    assert_eq!(logs.at_least(Level::INFO).len(), 2);
+}
+
+#[tokio::test]
+async fn redis_that_hangs_costs_no_more_than_the_time_out_and_then_nothing() {
+    let server = RedisServer::start();
+    let cache: Cache<String> = Cache::builder("test")
+        .remote(store(&server))
+        .remote_timeout(Duration::from_millis(20))
+        .build()
+        .await
+        .unwrap();
+    server.pause();
+    for index in 0_u32..50 {
+        assert_eq!(load(&cache, &Key::public(&index.to_le_bytes()), "loaded").await, "loaded");
+    }
+    // Three calls waited for it; the others were not made, but for a probe a second.
+    let failures = cache.stats().remote_failures;
+    assert_eq!((cache.stats().loads, failures), (50, 50));
+    server.resume();
+    until("it is asked again", async || cache.remove(&Key::public("key")).await.ok()).await;
+}
+
+#[tokio::test]
+async fn wrong_password_is_refused_and_shown_nowhere() {
+    let server = RedisServer::start();
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let () =
+        ::redis::cmd("CONFIG").arg(&["SET", "requirepass", "right"]).query_async(&mut redis).await.unwrap();
+    let url = format!("redis://:hunter2@127.0.0.1:{}", server.port());
+    let store = RedisStore::new(&url).unwrap();
+    let error = Cache::<String>::builder("test").remote(store.clone()).build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(!format!("{error} {error:?} {store:?}").contains("hunter2"));
+    let right = RedisStore::new(&url.replace("hunter2", "right")).unwrap();
+    Cache::<String>::builder("test").remote(right).build().await.unwrap();
+}
+
+#[test]
+fn malformed_url_and_prefix_are_errors_that_name_the_field_and_not_the_password() {
+    for url in ["", "hunter2", "http://:hunter2@host", "redis://:hunter2@host:notaport"] {
+        let error = RedisStore::new(url).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        assert!(
+            error.to_string().starts_with("url: ") && !format!("{error:?}").contains("hunter2"),
+            "{error}"
+        );
+    }
+    let store = RedisStore::new("redis://127.0.0.1").unwrap();
+    assert!(store.prefix("a b").unwrap_err().to_string().starts_with("prefix: "));
+}
+
+#[tokio::test]
+async fn prefixes_keep_programs_apart() {
+    let server = RedisServer::start();
+    let (one, two) = (store(&server).prefix("one").unwrap(), store(&server).prefix("two").unwrap());
+    one.put_if(Put::new("name", "1".into(), Duration::from_secs(60))).await.unwrap();
+    assert!(two.get_many(&["name"], &[]).await.unwrap().entries[0].entry.is_none());
+}
+
+/// Keeps the messages of this crate.
+#[derive(Clone, Default)]
+struct Logs(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl Logs {
+    fn at_least(&self, level: Level) -> Vec<String> {
+        self.0.lock().unwrap().iter().filter(|line| line.0 <= level).map(|line| line.1.clone()).collect()
+    }
+}
+
+impl tracing::Subscriber for Logs {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("mcp_perf")
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Message(String);
+        impl tracing::field::Visit for Message {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        self.0.lock().unwrap().push((*event.metadata().level(), message.0));
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
