@@ -96,7 +96,7 @@ async fn requests_are_timed_by_method_and_counted_by_how_they_ended() {
         .route("/ok", get(async || ()).post(async || ()))
         .route("/broken", post(async || StatusCode::BAD_GATEWAY))
         .route("/limited", get(async || StatusCode::TOO_MANY_REQUESTS))
-        .layer(TimingLayer::new(timing.clone()));
+        .layer(TimingLayer::new(&timing));
     for (method, path) in
         [("GET", "/ok"), ("POST", "/ok"), ("POST", "/broken"), ("GET", "/limited"), ("PUT", "/ok")]
     {
@@ -115,8 +115,7 @@ async fn requests_are_timed_by_method_and_counted_by_how_they_ended() {
 #[tokio::test]
 async fn request_that_is_dropped_counts_as_cancelled() {
     let timing = Timing::default();
-    let router =
-        Router::new().route("/", get(std::future::pending::<()>)).layer(TimingLayer::new(timing.clone()));
+    let router = Router::new().route("/", get(std::future::pending::<()>)).layer(TimingLayer::new(&timing));
     let call = tokio::spawn(router.oneshot(request("GET", "/", None)));
     tokio::task::yield_now().await;
     call.abort();

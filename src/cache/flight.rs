@@ -140,7 +140,7 @@ impl<V> Flights<V> {
     }
 }
 
-impl<V: Clone> Flight<V> {
+impl<V: Clone + Send + Sync> Flight<V> {
     /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
     pub(crate) async fn outcome(&self) -> Result<V, Error> {
         loop {

@@ -39,7 +39,7 @@ pub(crate) trait Local<V>: Send + Sync + 'static {
     fn len(&self) -> u64;
 }
 
-/// moka: TinyLFU admission, which keeps a scan from flushing the entries in use.
+/// `moka`: TinyLFU admission, which keeps a scan from flushing the entries in use.
 pub(crate) struct MokaLocal<V>(moka::sync::Cache<StoredKey, Entry<V>, foldhash::fast::RandomState>)
 where
     V: Clone + Send + Sync + 'static;

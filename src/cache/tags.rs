@@ -6,7 +6,7 @@
 //! machine takes part, two removals in one tick differ, and a stamp that was lost comes back as a new
 //! one, which errs to the safe side.
 //!
-//! In the process a stamp is a [`Version`] in a shared [`Cell`], so a check is one atomic load per tag.
+//! In the process a stamp is a version, a number in a shared [`Cell`], so a check is one atomic load per tag.
 //! Behind it stands the nonce of the remote tier, as last seen. A version changes when the tag is
 //! removed here *or* when the remote nonce turns out to be another one; it never returns to an old
 //! number, so what was invalidated once stays so, whatever the remote tier says later.
@@ -111,11 +111,14 @@ impl Cell {
 #[derive(Clone)]
 pub(crate) struct Seen {
     epoch: u64,
-    tags: Option<Arc<[(Arc<Cell>, u64)]>>,
+    tags: Option<Arc<[Version]>>,
 }
 
+/// A tag and the version of it that was seen.
+type Version = (Arc<Cell>, u64);
+
 impl Seen {
-    pub(crate) fn new(epoch: u64, tags: Vec<(Arc<Cell>, u64)>) -> Self {
+    pub(crate) fn new(epoch: u64, tags: Vec<Version>) -> Self {
         Self { epoch, tags: (!tags.is_empty()).then(|| tags.into()) }
     }
 
@@ -130,7 +133,7 @@ impl Seen {
 /// removal must not be given what that load returns.
 pub(crate) struct Began {
     epoch: u64,
-    tags: Box<[(Arc<Cell>, u64)]>,
+    tags: Box<[Version]>,
 }
 
 impl Began {

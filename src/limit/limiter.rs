@@ -153,6 +153,7 @@ impl Limiter {
     /// assert!(limiter.check(&[alice], 1).is_allowed());
     /// # Ok::<(), mcp_perf::Error>(())
     /// ```
+    #[must_use = "a decision that nobody heeds limits nothing"]
     #[inline]
     pub fn check(&self, subjects: &[Subject], cost: u64) -> Decision {
         let now = self.0.clock.now().into();

@@ -179,7 +179,7 @@ impl Set {
     }
 }
 
-#[cfg(all(test, not(mcp_perf_loom)))]
+#[cfg(test)]
 mod tests {
     use std::time::Duration;
 

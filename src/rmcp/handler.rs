@@ -63,8 +63,10 @@ pub(super) struct Rule {
 
 pub(super) struct Limit {
     pub(super) limiter: Limiter,
-    pub(super) subjects: Box<dyn Fn(&ToolCall<'_>) -> Vec<Subject> + Send + Sync>,
+    pub(super) subjects: Subjects,
 }
+
+type Subjects = Box<dyn Fn(&ToolCall<'_>) -> Vec<Subject> + Send + Sync>;
 
 impl<H: ServerHandler> Performance<H> {
     /// Starts the settings of a wrapper around `handler`.

@@ -18,6 +18,7 @@
     clippy::missing_panics_doc,
     reason = "these are tests: they say so by panicking"
 )]
+#![expect(clippy::future_not_send, reason = "a test awaits them where it is")]
 
 use std::time::Duration;
 

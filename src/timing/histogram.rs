@@ -84,23 +84,20 @@ impl Counted {
 }
 
 #[inline]
+#[expect(clippy::cast_possible_truncation, reason = "shifted until it fits in a byte")]
 fn bucket(value: u64) -> usize {
-    if value < ROW as u64 {
-        // Small enough for the cast.
-        return value as u8 as usize;
-    }
-    let doubling = 63 - value.leading_zeros();
-    let shift = doubling - BITS;
-    let within = (value >> shift) as u8 as usize - ROW;
-    (shift as usize + 1) * ROW + within
+    // Small values have row 0 to themselves; a larger one is shifted until five bits are left of it.
+    let shift = (63 - (value | ROW as u64).leading_zeros()) - BITS;
+    let row = shift as usize + usize::from(value >= ROW as u64);
+    row * ROW + (value >> shift) as usize % ROW
 }
 
 /// The largest value of a bucket.
+#[expect(clippy::cast_possible_truncation, reason = "the last edge less one is `u64::MAX`")]
 fn upper_edge(bucket: usize) -> u64 {
     let (row, within) = (bucket / ROW, bucket % ROW);
     match row.checked_sub(1) {
         None => within as u64,
-        // The last edge is 2^64, one too many for a u64.
         Some(shift) => ((((ROW + within + 1) as u128) << shift) - 1) as u64,
     }
 }

@@ -21,7 +21,7 @@ use super::{Outcome, Series, Span, Timing};
 /// use mcp_perf::timing::{Timing, TimingLayer};
 ///
 /// let timing = Timing::default();
-/// let layer = TimingLayer::new(timing.clone());
+/// let layer = TimingLayer::new(&timing);
 /// # let _ = tower_layer::Layer::layer(&layer, ());
 /// // later, on a page for operators
 /// for series in timing.snapshot() {
@@ -45,7 +45,7 @@ struct Methods {
 impl TimingLayer {
     /// Times requests into `timing`.
     #[must_use]
-    pub fn new(timing: Timing) -> Self {
+    pub fn new(timing: &Timing) -> Self {
         let series = |method| timing.series("http", method);
         let methods = Methods {
             delete: series("DELETE"),

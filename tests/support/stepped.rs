@@ -40,7 +40,7 @@ pub struct Held {
     go_on: oneshot::Sender<()>,
 }
 
-impl<S> Stepped<S> {
+impl<S: Sync> Stepped<S> {
     pub fn new(inner: S) -> Self {
         Self { inner, hold: Arc::default() }
     }
