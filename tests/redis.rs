@@ -1,6 +1,12 @@
 //! The remote tier in a real Redis, and what happens without it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says what is wrong by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what is wrong by panicking"
+)]
+#![allow(clippy::future_not_send, reason = "a test awaits them where it is")]
 
 mod support;
 

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Enough that two of them seldom meet, few enough to cost little (one line of cache each).
-const STRIPES: usize = 64;
+const STRIPES: usize = if cfg!(mcp_perf_loom) { 1 } else { 64 };
 
 /// All running loads of a cache.
 pub(crate) struct Flights<V> {
@@ -202,5 +202,57 @@ impl<V> Drop for Lead<V> {
             let problem = "the loader panicked, or the runtime shut down under it";
             self.end(Err(Error::new(ErrorKind::Panicked, problem)), |_| ());
         }
+    }
+}
+
+#[cfg(all(test, mcp_perf_loom))]
+mod model {
+    use super::*;
+
+    /// A value that was read before the invalidation, whichever comes first: landing or fence.
+    #[test]
+    fn no_interleaving_stores_what_was_read_before_an_invalidation() {
+        loom::model(|| {
+            let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
+            let local = Arc::new(Mutex::new(Some(0)));
+            let key = Key::public("key");
+            let began = Began::now(&epoch, std::iter::empty());
+            let Boarding::Lead(lead) = flights.board(&key, &epoch, began, || None::<()>) else {
+                unreachable!()
+            };
+            let loader = loom::thread::spawn({
+                let local = Arc::clone(&local);
+                move || lead.land(Ok(1), |_| *lock(&local) = Some(1))
+            });
+            flights.fence(&key, || *lock(&local) = None);
+            // Whoever asks now leads a load of its own, and its value may be stored.
+            let began = Began::now(&epoch, std::iter::empty());
+            let found = || lock(&local).map(|_| ());
+            assert!(matches!(flights.board(&key, &epoch, began, found), Boarding::Lead(_)));
+            loader.join().unwrap();
+            assert_eq!(*lock(&local), None);
+        });
+    }
+
+    /// Two who miss at once: one leads, the other joins or finds.
+    #[test]
+    fn no_interleaving_runs_two_loads_of_one_key() {
+        loom::model(|| {
+            let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
+            let local = Arc::new(Mutex::new(None));
+            let call = {
+                let (flights, local, epoch) = (Arc::clone(&flights), Arc::clone(&local), Arc::clone(&epoch));
+                move || {
+                    let began = Began::now(&epoch, std::iter::empty());
+                    match flights.board(&Key::public("key"), &epoch, began, || *lock(&local)) {
+                        Boarding::Lead(lead) => usize::from(lead.land(Ok(1), |_| *lock(&local) = Some(1))),
+                        Boarding::Found(_) | Boarding::Join(_) => 0,
+                    }
+                }
+            };
+            let other = loom::thread::spawn(call.clone());
+            assert_eq!(call() + other.join().unwrap(), 1);
+            assert_eq!((*lock(&local), flights.len()), (Some(1), 0));
+        });
     }
 }
