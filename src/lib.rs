@@ -1,10 +1,78 @@
-//! The performance layer that an MCP server embeds.
+//! The performance layer that an MCP server embeds: cached answers, rate limits and timing, around any
+//! [`rmcp`](https://docs.rs/rmcp) server or as parts that each work alone.
+//!
+//! ```
+//! # #[cfg(feature = "rmcp")] {
+//! use mcp_perf::{limit::{Limiter, Quota}, rmcp::{Performance, ToolPolicy}};
+//! use std::time::Duration;
+//!
+//! # #[derive(Clone)] struct Registry;
+//! # impl rmcp::ServerHandler for Registry {}
+//! # fn main() -> Result<(), mcp_perf::Error> {
+//! let limiter = Limiter::builder().policy("tool", Quota::per_second(500)).build()?;
+//! let tool = limiter.scope("tool")?;
+//!
+//! let server = Performance::builder(Registry) // any `rmcp::ServerHandler`
+//!     .cache_tool("search", ToolPolicy::public(Duration::from_secs(60)).tag("servers"))
+//!     .invalidate_after("add_server", |_arguments| vec!["servers".to_owned()])
+//!     .limit(limiter, move |call| vec![tool.on(call.name)])
+//!     .build()?; // a `ServerHandler` again: serve it where `Registry` was served
+//! # let _ = server; Ok(()) } main().unwrap();
+//! # }
+//! ```
+//!
+//! # The parts, in the order a request meets them
+//!
+//! | module | what it does | feature |
+//! |---|---|---|
+//! | [`timing`] | how long things take, by kind of work, with percentiles | |
+//! | [`limit`] | who may do how much of what: GCRA in fixed memory, several limits in one decision | |
+#![cfg_attr(
+    feature = "rmcp",
+    doc = "| [`rmcp`] | around a server: all of this for every transport and protocol revision | `rmcp` |"
+)]
+#![cfg_attr(
+    not(feature = "rmcp"),
+    doc = "| `rmcp` | around a server: all of this for every transport and protocol revision | `rmcp` |"
+)]
+//! | [`cache`] | values in memory, and behind it a store that processes share | |
+#![cfg_attr(feature = "redis", doc = "| [`redis`] | Redis as that store | `redis` |")]
+#![cfg_attr(not(feature = "redis"), doc = "| `redis` | Redis as that store | `redis` |")]
+//! | [`clock`] | where all of them read the time | |
+//!
+//! [`guide`] has the pages that go across: how a request flows, and how to test with all this.
+//!
+//! # Features
+//!
+//! | feature | brings | costs |
+//! |---|---|---|
+//! | `tower` (default) | [`limit`] and [`timing`] as tower layers | `http`, `tower-layer`, `tower-service`: types and traits |
+//! | `rmcp` | the wrapper, and `serve` with `TCP_NODELAY` | `rmcp` with its server, `hyper` |
+//! | `redis` | Redis behind the cache | `redis`, `bb8` |
+//! | `test-util` | a movable clock, a store in memory, the contract tests for stores of your own | nothing |
+//! | `full` | all but `test-util` | |
+//!
+//! Features only add. The default build holds no driver, no server and no TLS.
+//!
+//! # Promises, and what is none
+//!
+//! - What is cached was asked for by name; nothing else changes what a client sees. The official conformance
+//!   suite gives the same verdicts, check by check, with the wrapper and without.
+//! - A value that was read before an invalidation is not stored after it; one caller's private answer is never
+//!   another's. Both are tests that step through the races.
+//! - Memory is bounded: caches by entries, limiters by keys, timing by series.
+//! - Dropping a future anywhere leaves every count and every waiter right. No `unsafe`. No panic that input
+//!   could cause.
+//! - A cache is a copy: what must be true at this instant does not belong in one.
+//!
+//! Minimum Rust: 1.88. It rises in minor releases, to versions at least six months old.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod cache;
 pub mod clock;
 mod error;
+pub mod guide;
 pub mod limit;
 #[cfg(feature = "redis")]
 pub mod redis;
@@ -17,3 +85,8 @@ pub mod testing;
 pub mod timing;
 
 pub use error::{Error, ErrorKind};
+
+/// The examples of the README are compiled and run as tests.
+#[cfg(all(doctest, feature = "rmcp", feature = "redis"))]
+#[doc = include_str!("../README.md")]
+mod readme {}
