@@ -51,15 +51,22 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     #[must_use]
     #[inline]
     pub fn get_local(&self, key: &Key<'_>) -> Option<V> {
-        match self.0.remembered(key) {
-            Some(Remembered::Value(value)) => {
+        let hit = self.hit(key);
+        if hit.is_none() {
+            self.0.events.misses.add();
+        }
+        hit
+    }
+
+    /// As [`get_local`](Self::get_local), for those who go on with a method that counts the miss.
+    #[inline]
+    pub(crate) fn hit(&self, key: &Key<'_>) -> Option<V> {
+        match self.0.remembered(key)? {
+            Remembered::Value(value) => {
                 self.0.events.hits.add();
                 Some(value)
             }
-            Some(Remembered::Failure(_)) | None => {
-                self.0.events.misses.add();
-                None
-            }
+            Remembered::Failure(_) => None,
         }
     }
 

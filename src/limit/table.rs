@@ -98,7 +98,10 @@ impl Table {
     /// back; if not, nobody can have started over from a later time, so the charge is still in the sum.
     pub(super) fn refund(&self, key: Fingerprint, charge: Ticks, charged: Ticks, now: Ticks) {
         let (_, set) = self.set(key);
-        while now < charged {
+        if now >= charged {
+            return;
+        }
+        loop {
             let Some(way) = set.find(key) else { return };
             let tat = set.tats[way].load(Ordering::Acquire);
             let less = tat.saturating_sub(charge.0);

@@ -143,7 +143,7 @@ impl<H: ServerHandler> Shared<H> {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        if let Some(Answer(Content::Complete(result))) = self.answers.get_local(key) {
+        if let Some(Answer(Content::Complete(result))) = self.answers.hit(key) {
             return Ok(result.into());
         }
         let tags = request.arguments.as_ref().map(|arguments| policy.tags_of(arguments));
