@@ -10,7 +10,12 @@
     unreachable_pub,
     reason = "several test binaries include this module, and none uses every method of every guard"
 )]
-#![allow(clippy::panic, reason = "a server that does not start is the failure of its test")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a server that does not start is the failure of its test"
+)]
 
 pub mod postgres;
 pub mod process;
