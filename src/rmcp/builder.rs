@@ -150,15 +150,14 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
     /// named twice.
     pub fn build(self) -> Result<Performance<H>, Error> {
         if (-32768..=-32000).contains(&self.limit_code) {
-            let problem = format_args!("{} is reserved by JSON-RPC and the protocol", self.limit_code);
+            let problem = format!("{} is reserved by JSON-RPC and the protocol", self.limit_code);
             return Err(Error::configuration("limit_code", problem));
         }
         let mut rules: HashMap<Box<str>, Rule> = HashMap::new();
         for (tool, policy) in self.policies {
             let field = format!("cache_tool {tool:?}");
             if policy.time_to_live.is_zero() || policy.time_to_live > MAX_TIME_TO_LIVE {
-                let problem =
-                    format_args!("time_to_live must be more than zero and at most {MAX_TIME_TO_LIVE:?}");
+                let problem = format!("time_to_live must be more than zero and at most {MAX_TIME_TO_LIVE:?}");
                 return Err(Error::configuration(&field, problem));
             }
             if !policy.is_public && self.identity.is_none() {
