@@ -40,6 +40,13 @@
 //! Dropping any of the futures here is safe at any point: loads and writes run in tasks of their own and
 //! are finished.
 //!
+//! # Metrics
+//!
+//! [`Cache::stats`] is a snapshot. For an exporter the same counts go to the `metrics` recorder that is installed
+//! when the cache is built, with the label `cache`: `mcp_perf_cache_hits_total`, `_misses_total`, `_joined_total`,
+//! `_throttled_total`, `_loads_total`, `_load_failures_total`, `_fenced_total`, `_remote_hits_total`,
+//! `_remote_misses_total` and `_remote_failures_total`; each is explained at the field of [`Stats`] of that name.
+//!
 //! ```
 //! use mcp_perf::cache::{Cache, Key};
 //! use std::time::Duration;

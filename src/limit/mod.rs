@@ -41,6 +41,9 @@
 //!   set is a secret of the process. [`Stats::forgiven`] counts what was let go.
 //! - Arithmetic does not wrap, whatever the cost and the quota.
 //!
+//! Decisions are counted in [`Limiter::stats`], and as `mcp_perf_limit_decisions_total` with the label `outcome`
+//! (`allow`, `deny`) for the `metrics` recorder that is installed when the limiter is built.
+//!
 //! Under a race several limits in one decision may refuse what would have fitted, never grant what would
 //! not.
 
