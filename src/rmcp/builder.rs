@@ -146,8 +146,8 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
     /// # Errors
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration), naming the setting that is impossible: a time to live
-    /// of zero or above the maximum, a private policy without an [`identity`](Self::identity), a tool that was
-    /// named twice.
+    /// of zero or above the maximum, a private policy without an [`identity`](Self::identity), a tool that is
+    /// cached twice, or both cached and named as one that writes.
     pub fn build(self) -> Result<Performance<H>, Error> {
         if (-32768..=-32000).contains(&self.limit_code) {
             let problem = format!("{} is reserved by JSON-RPC and the protocol", self.limit_code);
@@ -173,7 +173,12 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
             }
         }
         for (tool, tags) in self.invalidations {
-            rules.entry(tool.into()).or_default().invalidates.push(tags);
+            let rule = rules.entry(tool.as_str().into()).or_default();
+            if rule.policy.is_some() {
+                let problem = "is cached as well: a hit would not run it, so nothing would be written";
+                return Err(Error::configuration(&format!("invalidate_after {tool:?}"), problem));
+            }
+            rule.invalidates.push(tags);
         }
         let meter = Meter::new(self.timing);
         for tool in rules.keys() {
@@ -182,7 +187,9 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
         }
         let answers = match self.answers {
             Some(answers) => answers,
-            None => Cache::builder("tools").load_timeout(LOAD_TIMEOUT).build()?,
+            None => {
+                Cache::builder("tools").load_timeout(LOAD_TIMEOUT).error_throttle(Duration::ZERO).build()?
+            }
         };
         Ok(Performance(Arc::new(Shared {
             handler: self.handler,

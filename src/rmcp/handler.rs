@@ -228,9 +228,13 @@ impl Invalidation {
         Self { pending: Some((answers.clone(), tags)) }
     }
 
+    /// Leaves to `drop` what it does not come to.
     async fn run(mut self) {
-        if let Some((answers, tags)) = self.pending.take() {
-            remove(answers, tags).await;
+        if let Some((answers, tags)) = &mut self.pending {
+            while let Some(tag) = tags.last() {
+                remove(answers, tag).await;
+                tags.pop();
+            }
         }
     }
 }
@@ -239,18 +243,21 @@ impl Drop for Invalidation {
     /// The call was dropped or panicked, and may have written.
     fn drop(&mut self) {
         if let Some((answers, tags)) = self.pending.take()
+            && !tags.is_empty()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(remove(answers, tags));
+            runtime.spawn(async move {
+                for tag in tags {
+                    remove(&answers, &tag).await;
+                }
+            });
         }
     }
 }
 
-async fn remove(answers: Cache<Answer>, tags: Vec<String>) {
-    for tag in tags {
-        if let Err(error) = answers.remove_by_tag(&tag).await {
-            tracing::warn!(cache = answers.name(), "answers of other processes may be old: {error}");
-        }
+async fn remove(answers: &Cache<Answer>, tag: &str) {
+    if let Err(error) = answers.remove_by_tag(tag).await {
+        tracing::warn!(cache = answers.name(), "answers of other processes may be old: {error}");
     }
 }
 
