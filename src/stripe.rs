@@ -1,29 +1,83 @@
-//! Counters that threads add to without passing a cache line around.
+//! Counters that threads add to without waiting for one another.
+//!
+//! A locked addition costs as much as a look-up in a small table, even when nobody else wants the line. So the
+//! first [`OWN`] threads that run at once have a stripe each, which only they write: a load and a store, no
+//! lock. Threads beyond that share the last stripe, and add to it in the dear way.
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crossbeam_utils::CachePadded;
 
-/// How many stripes a [`Counter`] has. Threads beyond that share.
-pub(crate) const STRIPES: usize = 8;
+/// How many threads have a stripe of their own.
+const OWN: usize = 15;
+/// How many stripes there are: the last one is shared.
+pub(crate) const STRIPES: usize = OWN + 1;
+const SHARED: usize = OWN;
+const UNDECIDED: usize = usize::MAX;
 
-/// The stripe of the current thread, dealt out in turn as threads first ask.
+/// Which stripes have an owner, one bit for each.
+static OWNED: Mutex<u32> = Mutex::new(0);
+
+thread_local! {
+    static MINE: Cell<usize> = const { Cell::new(UNDECIDED) };
+    /// Returns the stripe when the thread ends.
+    static LEASE: Lease = const { Lease };
+}
+
+struct Lease;
+
+/// The stripe of the current thread.
 #[inline]
 pub(crate) fn of_this_thread() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
+    match MINE.get() {
+        UNDECIDED => lease(),
+        mine => mine,
     }
-    MINE.try_with(|mine| {
-        if mine.get() == usize::MAX {
-            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
+}
+
+#[cold]
+fn lease() -> usize {
+    // Without somebody to return it, a thread that is being torn down gets none.
+    let mine = if LEASE.try_with(|_| ()).is_ok() { take_free() } else { SHARED };
+    MINE.set(mine);
+    mine
+}
+
+fn take_free() -> usize {
+    let mut owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = owned.trailing_ones() as usize;
+    if free >= OWN {
+        return SHARED;
+    }
+    *owned |= 1 << free;
+    free
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mine = MINE.replace(SHARED);
+        if mine < OWN {
+            // The lock also hands on what the thread wrote to its stripes.
+            *OWNED.lock().unwrap_or_else(PoisonError::into_inner) &= !(1 << mine);
         }
-        mine.get()
-    })
-    .unwrap_or(0) // a thread that is being torn down
+    }
+}
+
+/// Adds to the cell of a stripe; the stripe has to be [`of_this_thread`].
+#[inline]
+pub(crate) fn add(cell: &AtomicU64, stripe: usize, count: u64) {
+    if stripe == SHARED {
+        cell.fetch_add(count, Ordering::Relaxed);
+    } else {
+        // Nobody else writes here.
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
 }
 
 /// A count that many threads add to and few read.
@@ -33,7 +87,8 @@ pub(crate) struct Counter([CachePadded<AtomicU64>; STRIPES]);
 impl Counter {
     #[inline]
     pub(crate) fn add(&self, count: u64) {
-        self.0[of_this_thread()].fetch_add(count, Ordering::Relaxed);
+        let stripe = of_this_thread();
+        add(&self.0[stripe], stripe, count);
     }
 
     /// The sum at about this moment: additions of other threads may or may not be in it.

@@ -5,20 +5,24 @@
 //! `u64`. Threads add to one of a few copies, with relaxed atomics; reading sums the copies.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use crate::{clock::nanos, stripe};
+use crate::{
+    clock::nanos,
+    stripe::{self, STRIPES},
+};
 
 /// Buckets in a doubling, as a power of two.
 const BITS: u32 = 4;
 const ROW: usize = 1 << BITS;
 const BUCKETS: usize = ROW * (64 - BITS as usize + 1);
-/// Copies. Fewer than there are stripes: a copy is 8 KiB.
-const COPIES: usize = 4;
-
-pub(super) struct Histogram(Box<[Copy]>);
+/// A copy for each stripe of threads, made when the first thread of it records: a copy is 8 KiB.
+pub(super) struct Histogram([OnceLock<Box<Copy>>; STRIPES]);
 
 struct Copy {
     counts: [AtomicU64; BUCKETS],
@@ -34,27 +38,38 @@ pub(super) struct Counted {
 
 impl Histogram {
     pub(super) fn new() -> Self {
-        let copy = || Copy { counts: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) };
-        Self((0..COPIES).map(|_| copy()).collect())
+        Self(std::array::from_fn(|_| OnceLock::new()))
     }
 
     #[inline]
     pub(super) fn record(&self, duration: Duration) {
         let nanos = nanos(duration);
-        let copy = &self.0[stripe::of_this_thread() % COPIES];
-        copy.counts[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
-        copy.sum.fetch_add(nanos, Ordering::Relaxed);
+        let stripe = stripe::of_this_thread();
+        let copy = self.0[stripe].get_or_init(Copy::new);
+        stripe::add(&copy.counts[bucket(nanos)], stripe, 1);
+        stripe::add(&copy.sum, stripe, nanos);
     }
 
     pub(super) fn counted(&self) -> Counted {
         let mut counts = vec![0_u64; BUCKETS];
-        for copy in &self.0 {
+        for copy in self.copies() {
             for (count, of_copy) in counts.iter_mut().zip(&copy.counts) {
                 *count += of_copy.load(Ordering::Relaxed);
             }
         }
-        let sum = self.0.iter().fold(0_u64, |sum, copy| sum.saturating_add(copy.sum.load(Ordering::Relaxed)));
+        let sum = self.copies().fold(0_u64, |sum, copy| sum.saturating_add(copy.sum.load(Ordering::Relaxed)));
         Counted { total: counts.iter().sum(), counts, sum }
+    }
+
+    fn copies(&self) -> impl Iterator<Item = &Copy> {
+        self.0.iter().filter_map(OnceLock::get).map(|copy| &**copy)
+    }
+}
+
+impl Copy {
+    #[cold]
+    fn new() -> Box<Self> {
+        Box::new(Self { counts: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) })
     }
 }
 

@@ -32,10 +32,11 @@
 //!
 //! # What is promised
 //!
-//! - Recording takes no lock and allocates nothing: two clock reads and three additions.
+//! - Recording takes no lock and allocates nothing: two clock reads and three additions. (A thread's first record
+//!   in a series makes room for it, once.)
 //! - A percentile is at most 6.25 % above the true one, and never below it: times are counted in buckets, 16
 //!   to each doubling, and the upper edge of the bucket is told.
-//! - Memory is bounded: a series holds 8 KiB per stripe of threads, and beyond
+//! - Memory is bounded: a series holds 8 KiB for each thread that records in it, at most 16 times, and beyond
 //!   [`max_series`](Timing::new) everything new is counted in one series of that operation, `_other`.
 
 mod histogram;
