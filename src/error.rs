@@ -4,7 +4,7 @@
 //! [`Decision`](crate::limit::Decision). An [`Error`] says that something could not be done, and
 //! [`kind`](Error::kind) says what a program can do about it. The driver's or the loader's own error
 //! is the [`source`](std::error::Error::source); its text is not part of ours, because a driver's
-//! text may quote a URL with a password.
+//! text may quote a URL with a password. To see it, walk the sources, as `anyhow`'s `{:#}` does.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 

@@ -136,7 +136,7 @@ fn denial_names_the_policy_to_wait_for_longest_and_a_grant_the_tightest() {
     let limiter = limiter(&clock, &[("second", Quota::per_second(2)), ("hour", Quota::per_hour(4))]);
     let both = [on(&limiter, "second", "a"), on(&limiter, "hour", "a")];
     let Decision::Allow(standing) = limiter.check(&both, 2) else { panic!() };
-    assert_eq!((limiter.policy_name(standing.policy), standing.remaining), ("second", 0));
+    assert_eq!((limiter.policy_name(standing.policy), standing.remaining()), ("second", 0));
     clock.advance(Duration::from_secs(1));
     assert!(limiter.check(&both, 2).is_allowed());
     let Decision::Deny(denial) = limiter.check(&both, 1) else { panic!() };
@@ -150,9 +150,53 @@ fn cost_that_never_fits_is_told_apart() {
     let subject = on(&limiter, "p", "key");
     for cost in [6, 1 << 40, u64::MAX] {
         let Decision::Deny(denial) = limiter.check(&[subject], cost) else { panic!() };
-        assert_eq!(denial.retry_after, None);
+        assert_eq!((denial.retry_after, denial.remaining()), (None, 5));
     }
     assert!(limiter.check(&[subject], 5).is_allowed());
+}
+
+#[test]
+fn subject_of_another_limiter_is_denied() {
+    let clock = Clock::manual();
+    let (one, other) =
+        (limiter(&clock, &[("p", Quota::per_second(1))]), limiter(&clock, &[("p", Quota::per_second(1))]));
+    assert!(!one.check(&[on(&other, "p", "key")], 1).is_allowed());
+}
+
+#[test]
+fn rate_that_is_no_whole_interval_is_never_exceeded() {
+    let clock = Clock::manual();
+    let limiter = limiter(&clock, &[("p", Quota::per_second(7_000_000).burst(14_000))]);
+    let subject = on(&limiter, "p", "key");
+    let mut granted = 0;
+    for _ in 0..=1_000 {
+        let mut most = 14_000;
+        while most > 0 {
+            if limiter.check(&[subject], most).is_allowed() {
+                granted += most;
+            } else {
+                most /= 2;
+            }
+        }
+        clock.advance(Duration::from_millis(1));
+    }
+    assert!(granted <= 7_000_000 + 14_000, "{granted} in a second");
+}
+
+#[test]
+fn forgiven_debt_is_counted_without_wrapping() {
+    let years = Duration::from_secs(4 * 365 * 86_400);
+    let clock = Clock::manual();
+    let limiter =
+        Limiter::builder().policy("p", Quota::per(1, years).burst(1)).keys(1).clock(clock).build().unwrap();
+    let scope = limiter.scope("p").unwrap();
+    let mut before = Duration::ZERO;
+    for key in 0..40 {
+        let _ = limiter.check(&[scope.on(&key)], 1);
+        let forgiven = limiter.stats().forgiven;
+        assert!(forgiven >= before, "{before:?}, then {forgiven:?}");
+        before = forgiven;
+    }
 }
 
 #[test]
@@ -200,7 +244,7 @@ fn threads_never_get_more_than_the_burst_and_refusals_take_nothing() {
     });
     assert_eq!(granted, 300);
     let Decision::Allow(wide) = limiter.peek(&both[..1], 0) else { panic!() };
-    assert_eq!(wide.remaining, 700);
+    assert_eq!(wide.remaining(), 700);
 }
 
 #[test]

@@ -189,6 +189,54 @@ async fn redis_that_hangs_costs_no_more_than_the_time_out_and_then_nothing() {
 }
 
 #[tokio::test]
+async fn connections_that_were_cut_while_idle_cost_no_invalidation() {
+    let server = RedisServer::start();
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let (one, two) = (node(&server).await, node(&server).await);
+    let key = Key::public("key");
+    load(&one, &key, "old").await;
+    until("the value is in Redis", async || two.get(&key).await).await;
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let _: ::redis::Value = ::redis::cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    one.remove_by_tag("tag").await.unwrap();
+    assert_eq!(load(&one, &key, "new").await, "new");
+}
+
+#[tokio::test]
+async fn removal_that_redis_forgot_still_bars_the_load_from_before_it() {
+    let server = RedisServer::start();
+    let (one, two) = (node(&server).await, node(&server).await);
+    let (started, has_started) = tokio::sync::oneshot::channel();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let loading = tokio::spawn({
+        let one = one.clone();
+        async move {
+            let load = move || async move {
+                let _ = started.send(());
+                let _ = released.await;
+                Ok::<_, io::Error>("old".to_owned())
+            };
+            one.get_or_load(&Key::public("key"), load).await
+        }
+    });
+    has_started.await.unwrap();
+    two.remove(&Key::public("key")).await.unwrap();
+    // As an eviction does, which likes what dies soon.
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let names: Vec<String> = ::redis::cmd("KEYS").arg("*:e:*").query_async(&mut redis).await.unwrap();
+    let () = ::redis::cmd("DEL").arg(&names).query_async(&mut redis).await.unwrap();
+    release.send(()).unwrap();
+    loading.await.unwrap().unwrap();
+    until("the load offered its value", async || (one.stats().fenced > 0).then_some(())).await;
+    assert_eq!(two.get(&Key::public("key")).await, None);
+}
+
+#[tokio::test]
 async fn wrong_password_is_refused_and_shown_nowhere() {
     let server = RedisServer::start();
     let client = ::redis::Client::open(server.url()).unwrap();

@@ -86,7 +86,7 @@ async fn several_subjects_of_a_request_are_charged_together_or_not_at_all() {
     assert_eq!(answer(&router, request("GET", "/", None)).await.0, StatusCode::OK);
     assert_eq!(answer(&router, request("GET", "/", None)).await.0, StatusCode::TOO_MANY_REQUESTS);
     let mcp_perf::limit::Decision::Allow(left) = limiter.peek(&[caller.on("alice")], 0) else { panic!() };
-    assert_eq!(left.remaining, 9);
+    assert_eq!(left.remaining(), 9);
 }
 
 #[tokio::test]
@@ -122,4 +122,22 @@ async fn request_that_is_dropped_counts_as_cancelled() {
     assert!(call.await.unwrap_err().is_cancelled());
     let all = timing.snapshot();
     assert_eq!(all.iter().find(|series| series.target == "GET").unwrap().cancelled, 1);
+}
+
+#[tokio::test]
+async fn refusal_of_an_inner_layer_is_not_overwritten_by_an_outer_one() {
+    let layer = |name: &str, quota: Quota| {
+        let limiter = Limiter::builder().policy(name, quota).clock(Clock::manual()).build().unwrap();
+        let scope = limiter.scope(name).unwrap();
+        RateLimitLayer::new(limiter, move |_: &Parts| Some(scope.on(&())))
+    };
+    let router = Router::new()
+        .route("/", get(async || ()))
+        .layer(layer("narrow", Quota::per_minute(1)))
+        .layer(layer("wide", Quota::per_second(100)));
+    answer(&router, request("GET", "/", None)).await;
+    let (status, headers) = answer(&router, request("GET", "/", None)).await;
+    assert_eq!((status, text(&headers, "retry-after")), (StatusCode::TOO_MANY_REQUESTS, Some("60")));
+    let all: Vec<_> = headers.get_all("ratelimit").iter().map(|value| value.to_str().unwrap()).collect();
+    assert_eq!(all, ["\"narrow\";r=0;t=60", "\"wide\";r=98;t=1"]);
 }

@@ -4,7 +4,14 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Store, codec::Codec, front::Cache, remote::Remote, stats::Events, store::ErasedStore};
+use super::{
+    Store,
+    codec::Codec,
+    front::Cache,
+    remote::{Debts, Remote},
+    stats::Events,
+    store::ErasedStore,
+};
 use crate::{Error, clock::Clock, sync::Mutex};
 
 /// The longest time to live: 30 days. What has to live longer is data, not a cached copy of it.
@@ -174,8 +181,11 @@ where
         let ping = tokio::time::timeout(self.timeout.max(5 * SECOND), self.store.ping()).await;
         match ping {
             Ok(Ok(())) => {}
-            _ if self.optional => {
-                tracing::warn!(cache = %self.local.name, "remote tier cannot be reached yet: starting without it");
+            Ok(Err(error)) if self.optional => {
+                tracing::warn!(cache = %self.local.name, cause = %error, "starting without the remote tier");
+            }
+            Err(_) if self.optional => {
+                tracing::warn!(cache = %self.local.name, cause = "no answer", "starting without the remote tier");
             }
             Ok(Err(error)) => return Err(error),
             Err(elapsed) => {
@@ -194,6 +204,7 @@ where
             clock: self.local.clock.clone(),
             events: Arc::clone(&events),
             availability: Mutex::default(),
+            debts: Debts::default(),
         };
         Ok(Cache::new(self.local, events, Some((remote, self.max_staleness))))
     }

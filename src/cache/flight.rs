@@ -174,25 +174,56 @@ impl<V> Lead<V> {
     /// Ends the flight: `store` runs unless the flight was fenced, then every waiter gets `outcome`.
     /// Returns whether it was stored.
     pub(crate) fn land(mut self, outcome: Result<V, Error>, store: impl FnOnce(StoredKey)) -> bool {
-        self.end(outcome, store)
+        self.end(|| true, outcome, store).unwrap_or_default()
     }
 
-    fn end(&mut self, outcome: Result<V, Error>, store: impl FnOnce(StoredKey)) -> bool {
+    /// As [`land`](Self::land), if `holds` under the lock; else the flight goes on. A fenced one lands in any
+    /// case: nobody who came later is waiting for it.
+    pub(crate) fn land_if(
+        mut self,
+        holds: impl FnOnce() -> bool,
+        outcome: Result<V, Error>,
+        store: impl FnOnce(StoredKey),
+    ) -> Result<bool, Self> {
+        self.end(holds, outcome, store).ok_or(self)
+    }
+
+    fn end(
+        &mut self,
+        holds: impl FnOnce() -> bool,
+        outcome: Result<V, Error>,
+        store: impl FnOnce(StoredKey),
+    ) -> Option<bool> {
+        let stripe = lock(self.flights.stripe(&self.key.as_key()));
+        let fenced = self.flight.fenced.load(Ordering::Acquire);
+        if !fenced && !holds() {
+            return None;
+        }
         self.has_landed = true;
-        let stored = {
-            let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
-            let fenced = self.flight.fenced.load(Ordering::Acquire);
-            if !fenced {
-                // Not fenced, so the flight in the table is this one.
-                stripe.running.remove(&self.key);
-                stripe.changes = stripe.changes.wrapping_add(1);
-                store(self.key.clone());
-            }
-            !fenced
-        };
-        let _ = self.flight.outcome.set(outcome);
-        self.flight.landed.notify_waiters();
-        stored
+        // Dropped after the lock, and on unwinding too: `store` runs code of the value's type.
+        let (_tell, mut stripe) = (Tell { flight: &self.flight, outcome: Some(outcome) }, stripe);
+        if !fenced {
+            // Not fenced, so the flight in the table is this one.
+            stripe.running.remove(&self.key);
+            stripe.changes = stripe.changes.wrapping_add(1);
+            store(self.key.clone());
+        }
+        Some(!fenced)
+    }
+}
+
+/// Tells the waiters when it is dropped.
+struct Tell<'a, V> {
+    flight: &'a Flight<V>,
+    outcome: Option<Result<V, Error>>,
+}
+
+impl<V> Drop for Tell<'_, V> {
+    fn drop(&mut self) {
+        if let Some(outcome) = self.outcome.take() {
+            let _ = self.flight.outcome.set(outcome);
+            self.flight.landed.notify_waiters();
+        }
     }
 }
 
@@ -200,7 +231,7 @@ impl<V> Drop for Lead<V> {
     fn drop(&mut self) {
         if !self.has_landed {
             let problem = "the loader panicked, or the runtime shut down under it";
-            self.end(Err(Error::new(ErrorKind::Panicked, problem)), |_| ());
+            self.end(|| true, Err(Error::new(ErrorKind::Panicked, problem)), |_| ());
         }
     }
 }

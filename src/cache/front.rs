@@ -20,7 +20,8 @@ use crate::{Error, ErrorKind};
 /// A cache of values of type `V`, cheap to clone; clones are the same cache.
 ///
 /// The [module page](super) says what it promises. `V` is cloned on every hit: put it in an
-/// [`Arc`](std::sync::Arc) if that is dear. Methods that may load or write run that in a task of the tokio
+/// [`Arc`](std::sync::Arc) if that is dear. Its `Clone` and its `Drop` run inside the cache, so they must neither
+/// panic nor call the cache. Methods that may load or write run that in a task of the tokio
 /// runtime they are called in.
 pub struct Cache<V: Clone + Send + Sync + 'static>(Arc<Tiers<V>>);
 
@@ -129,7 +130,11 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        self.get_or_load_tagged(key, &[], loader).await
+        if let Some(remembered) = self.0.remembered(key) {
+            return self.0.recall(remembered);
+        }
+        // Boxed, so that a hit carries no room for the miss.
+        Box::pin(self.load(key, &[], loader)).await
     }
 
     /// As [`get_or_load`](Self::get_or_load), and an entry that is loaded carries `tags`.
@@ -156,10 +161,20 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        let tiers = &self.0;
-        if let Some(remembered) = tiers.remembered(key) {
-            return tiers.recall(remembered);
+        if let Some(remembered) = self.0.remembered(key) {
+            return self.0.recall(remembered);
         }
+        Box::pin(self.load(key, tags, loader)).await
+    }
+
+    async fn load<F, R, L, E>(&self, key: &Key<'_>, tags: &[&str], loader: F) -> Result<V, Error>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>> + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        let tiers = &self.0;
         // Before boarding, and so before the load: whatever is removed from here on is newer than it.
         let captured = tiers.capture(tags);
         let began = tiers.began(&captured);
@@ -188,8 +203,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// # Errors
     ///
-    /// [`Codec`](ErrorKind::Codec) if it cannot be turned into bytes, or the remote tier's error. It is in
-    /// memory then, for at most [`max_staleness`](super::RemoteCacheBuilder::max_staleness).
+    /// [`Codec`](ErrorKind::Codec) if it cannot be turned into bytes, or the remote tier's error. This process
+    /// does not read an older value there then; others may.
     ///
     /// # Cancel safety
     ///
@@ -228,8 +243,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// # Errors
     ///
-    /// The remote tier's error: gone from memory then, but other processes, and this one, may read it there
-    /// until it dies. Calling again is safe.
+    /// The remote tier's error. It is gone for this process then, which reads nothing there until it could tell;
+    /// other processes may read it there until then, or until it dies. Calling again is safe.
     ///
     /// # Cancel safety
     ///

@@ -31,10 +31,12 @@
 //! - **No life gained.** An entry that travels through the tiers dies no later than it would have where
 //!   it was made.
 //! - **Other processes** see an invalidation at once in the remote tier, and in their own memory within
-//!   [`max_staleness`](RemoteCacheBuilder::max_staleness).
+//!   [`max_staleness`](RemoteCacheBuilder::max_staleness) of when it last asked for what it serves.
 //! - **A remote tier that is away** is left alone: the cache goes on from memory and loader, asks again
-//!   from time to time, and says so once in the log. What could not be invalidated there is an error of
-//!   the call that wanted it. What it answers is never trusted: bytes that are not ours, damaged, or of
+//!   from time to time, and says so once in the log. Memory answers for
+//!   [`max_staleness`](RemoteCacheBuilder::max_staleness) at a time even then, since other processes may still
+//!   reach what this one cannot. What could not be invalidated there is an error of the call that wanted it, and
+//!   is owed: this process reads nothing there before it was told. What it answers is never trusted: bytes that are not ours, damaged, or of
 //!   another type are a miss.
 //!
 //! Dropping any of the futures here is safe at any point: loads and writes run in tasks of their own and

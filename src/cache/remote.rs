@@ -1,6 +1,17 @@
-//! The shell around a [`Store`](super::Store): names, deadlines, and leaving it alone while it is away.
+//! The shell around a [`Store`](super::Store): names, deadlines, leaving it alone while it is away, and owing it
+//! what it could not be told.
+//!
+//! An invalidation that did not reach the store is *owed*. Until it is paid nothing is read from the store, so that
+//! at least this process is not answered from before its own invalidations; every read tries to pay first.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -30,6 +41,26 @@ pub(super) struct Remote<V> {
     pub(super) clock: Clock,
     pub(super) events: Arc<Events>,
     pub(super) availability: Mutex<Availability>,
+    pub(super) debts: Debts,
+}
+
+/// Beyond this many debts the whole cache is invalidated instead.
+const MOST_DEBTS: usize = 10_000;
+
+/// Invalidations that the store has not been told, by name, each with a number that tells a later one from it.
+#[derive(Default)]
+pub(super) struct Debts {
+    exist: AtomicBool,
+    owed: Mutex<Owed>,
+    paying: tokio::sync::Mutex<()>,
+    refuses_writes: AtomicBool,
+}
+
+#[derive(Clone, Default)]
+struct Owed {
+    entries: HashMap<String, u64>,
+    stamps: HashMap<String, u64>,
+    number: u64,
 }
 
 /// An entry and the stamps it stands or falls with.
@@ -46,7 +77,8 @@ impl<V> Remote<V> {
         let name = envelope::entry_name(&self.cache, key);
         let stamps = self.stamp_names(tags);
         let stamps: Vec<&str> = stamps.iter().map(String::as_str).collect();
-        let found = self.call(self.store.get_many(&[&name], &stamps)).await?;
+        self.pay().await?;
+        let found = self.call(Kind::Read, self.store.get_many(&[&name], &stamps)).await?;
         let Found { mut entries, stamps } = found;
         let (Some(slot), Some((&epoch, tags))) = (entries.pop(), stamps.split_first()) else {
             return Err(short_answer());
@@ -56,9 +88,10 @@ impl<V> Remote<V> {
 
     /// Reads the stamps of `tags`, and that of the whole cache first.
     pub(super) async fn stamps(&self, tags: &[&str]) -> Result<Vec<Stamp>, Error> {
+        self.pay().await?;
         let names = self.stamp_names(tags);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let found = self.call(self.store.get_many(&[], &names)).await?;
+        let found = self.call(Kind::Read, self.store.get_many(&[], &names)).await?;
         if found.stamps.len() == names.len() { Ok(found.stamps) } else { Err(short_answer()) }
     }
 
@@ -72,12 +105,21 @@ impl<V> Remote<V> {
     ) -> Result<Written, Error> {
         let name = envelope::entry_name(&self.cache, key);
         let put = Put { fence, ..Put::new(&name, bytes, time_to_live) };
-        self.call(self.store.put_if(put)).await
+        self.call(Kind::Write, self.store.put_if(put)).await
     }
 
     pub(super) async fn remove(&self, key: &Key<'_>) -> Result<(), Error> {
         let name = envelope::entry_name(&self.cache, key);
-        self.call(self.store.remove_many(&[&name], self.hold)).await
+        let removed = self.call(Kind::Write, self.store.remove_many(&[&name], self.hold)).await;
+        if removed.is_err() {
+            self.owe(|owed| &mut owed.entries, name);
+        }
+        removed
+    }
+
+    /// Notes that what is stored under the key is not to be read again.
+    pub(super) fn owe_removal(&self, key: &Key<'_>) {
+        self.owe(|owed| &mut owed.entries, envelope::entry_name(&self.cache, key));
     }
 
     /// Writes the stamp of a tag, or of the whole cache.
@@ -86,7 +128,46 @@ impl<V> Remote<V> {
             Some(tag) => envelope::tag_name(&self.cache, tag),
             None => envelope::epoch_name(&self.cache),
         };
-        self.call(self.store.restamp(&[(&name, stamp)])).await
+        let written = self.call(Kind::Write, self.store.restamp(&[(&name, stamp)])).await;
+        if written.is_err() {
+            self.owe(|owed| &mut owed.stamps, name);
+        }
+        written
+    }
+
+    fn owe(&self, which: impl FnOnce(&mut Owed) -> &mut HashMap<String, u64>, name: String) {
+        let mut owed = lock(&self.debts.owed);
+        owed.number += 1;
+        let number = owed.number;
+        which(&mut owed).insert(name, number);
+        if owed.entries.len() + owed.stamps.len() > MOST_DEBTS {
+            let everything = (envelope::epoch_name(&self.cache), number);
+            (owed.entries, owed.stamps) = (HashMap::new(), HashMap::from([everything]));
+        }
+        self.debts.exist.store(true, Ordering::Release);
+    }
+
+    /// Tells the store what it is owed, if anything. New stamps are drawn, since an old one may have been in use.
+    async fn pay(&self) -> Result<(), Error> {
+        if !self.debts.exist.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.debts.paying.lock().await;
+        let paid = lock(&self.debts.owed).clone();
+        let entries: Vec<&str> = paid.entries.keys().map(String::as_str).collect();
+        let stamps: Vec<(&str, Stamp)> =
+            paid.stamps.keys().map(|name| (name.as_str(), Stamp::random())).collect();
+        if !stamps.is_empty() {
+            self.call(Kind::Write, self.store.restamp(&stamps)).await?;
+        }
+        if !entries.is_empty() {
+            self.call(Kind::Write, self.store.remove_many(&entries, self.hold)).await?;
+        }
+        let mut owed = lock(&self.debts.owed);
+        owed.entries.retain(|name, number| paid.entries.get(name) != Some(number));
+        owed.stamps.retain(|name, number| paid.stamps.get(name) != Some(number));
+        self.debts.exist.store(!(owed.entries.is_empty() && owed.stamps.is_empty()), Ordering::Release);
+        Ok(())
     }
 
     fn stamp_names(&self, tags: &[&str]) -> Vec<String> {
@@ -95,7 +176,7 @@ impl<V> Remote<V> {
     }
 
     /// One call, if the tier is not known to be away, with its deadline.
-    async fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn call<T>(&self, kind: Kind, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         if lock(&self.availability).passage(self.clock.now()) == Passage::Skip {
             self.events.remote_failures.add();
             return Err(Error::new(ErrorKind::Unavailable, "the remote tier is away and left alone for now"));
@@ -104,24 +185,49 @@ impl<V> Remote<V> {
             Err(Error::with_source(ErrorKind::TimedOut, "the remote tier did not answer in time", elapsed))
         });
         let turn = match &result {
-            // It answered, if only to refuse: it is there.
             Ok(_) => lock(&self.availability).succeeded(),
-            Err(error) if error.kind() == ErrorKind::Refused => lock(&self.availability).succeeded(),
+            // It is there, and can be read: full, say.
+            Err(error) if kind == Kind::Write && error.kind() == ErrorKind::Refused => None,
             Err(_) => lock(&self.availability).failed(self.clock.now()),
         };
         if let Err(error) = &result {
             self.events.remote_failures.add();
             tracing::debug!(cache = %self.cache, kind = ?error.kind(), "call to the remote tier failed: {error}");
         }
+        if kind == Kind::Write {
+            self.tell_refusals(&result);
+        }
         match turn {
             Some(Turn::WentAway) => {
-                tracing::warn!(cache = %self.cache, "remote tier is away: going on from memory and loader");
+                let cause = result.as_ref().err().map(tracing::field::display);
+                let message = "remote tier is away: going on from memory and loader";
+                tracing::warn!(cache = %self.cache, cause, "{message}");
             }
             Some(Turn::CameBack) => tracing::info!(cache = %self.cache, "remote tier is back"),
             None => {}
         }
         result
     }
+
+    /// One line when it begins to refuse writes, one when it takes them again.
+    fn tell_refusals<T>(&self, result: &Result<T, Error>) {
+        let refuses = matches!(result, Err(error) if error.kind() == ErrorKind::Refused);
+        if !refuses && result.is_err() || self.debts.refuses_writes.swap(refuses, Ordering::AcqRel) == refuses
+        {
+            return;
+        }
+        match result {
+            Err(error) => tracing::warn!(cache = %self.cache, cause = %error, "remote tier refuses writes"),
+            Ok(_) => tracing::info!(cache = %self.cache, "remote tier takes writes again"),
+        }
+    }
+}
+
+/// What a refusal of a call says of the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
 }
 
 /// A store that breaks its contract must not break the cache.

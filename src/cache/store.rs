@@ -14,7 +14,7 @@ use crate::Error;
 /// or freshness.
 ///
 /// One call should be one round trip. The cache puts a deadline on every call and drops the future when
-/// it passes, so every method must be cancel safe: the write was made whole or not at all.
+/// it passes: a write that was given up may be made later, or never, but only whole.
 ///
 /// Errors: [`Error::unavailable`] when the store cannot be reached, [`Error::refused`] when it answered
 /// and would not. Never an empty answer instead of an error: an absence that is not one would let a
@@ -26,8 +26,11 @@ pub trait Store: Send + Sync + 'static {
     /// Reads entries and stamps, in the order of the names.
     ///
     /// An absent stamp is made: the store writes a random one, and if two callers do so at once both get
-    /// the same one. A stamp may be forgotten after a day without use, but not while an entry written
-    /// after it was last read is alive, and it never comes back as the old one.
+    /// the same one. A stamp may be forgotten, which costs the entries that carry it, but it never comes back as
+    /// the old one.
+    ///
+    /// The fence of an absent entry is best unlike that of any other absence. Where it is always the same, the
+    /// store must not forget a removal before its `hold` is over, under memory pressure or otherwise.
     fn get_many(
         &self,
         entries: &[&str],
@@ -40,7 +43,8 @@ pub trait Store: Send + Sync + 'static {
     fn put_if(&self, put: Put<'_>) -> impl Future<Output = Result<Written, Error>> + Send;
 
     /// Removes entries, whether there or not, and makes every fence on them that was read before
-    /// worthless. The store has to remember the removal for `hold`.
+    /// worthless. The store has to remember the removal for `hold`, which is longer than a load may take: about
+    /// half a minute unless the cache is told otherwise.
     fn remove_many(&self, entries: &[&str], hold: Duration)
     -> impl Future<Output = Result<(), Error>> + Send;
 

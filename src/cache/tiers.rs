@@ -31,6 +31,9 @@ use crate::{
     clock::{Clock, Instant},
 };
 
+/// How often an insertion is begun anew because somebody else wrote the key in between.
+const WRITE_TRIES: usize = 3;
+
 /// Everything that the clones of a cache share.
 pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
     pub(super) local: MokaLocal<V>,
@@ -53,6 +56,7 @@ pub(super) enum Remembered<V> {
 
 /// The state of the cache and of an entry's tags, noted before the value is read.
 pub(super) struct Captured {
+    at: Instant,
     epoch: (u64, Option<Stamp>),
     tags: Vec<CapturedTag>,
 }
@@ -123,7 +127,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             let (version, stamp) = cell.capture();
             CapturedTag { name: (*tag).into(), cell, version, stamp }
         };
-        Captured { epoch: self.epoch.capture(), tags: tags.iter().map(capture).collect() }
+        let at = self.clock.now();
+        Captured { at, epoch: self.epoch.capture(), tags: tags.iter().map(capture).collect() }
     }
 
     pub(super) fn began(&self, captured: &Captured) -> Began {
@@ -138,12 +143,22 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// Stores a value in memory, in the place of whatever a running load will bring.
     pub(super) fn keep(&self, key: &Key<'_>, value: V, life: Duration, captured: &Captured) {
-        let entry = self.entry(Ok(value), self.clock.now(), life, captured.seen());
+        // From when it was given, not from when the remote tier has it: no life is gained on the way there.
+        let entry = self.entry(Ok(value), captured.at, captured.at, life, captured.seen());
         self.flights.fence(key, || self.local.insert(key.into(), entry));
     }
 
-    fn entry(&self, content: Result<V, Error>, from: Instant, life: Duration, seen: Seen) -> Entry<V> {
-        Entry { content, fresh_until: from.after(life.min(self.max_local_life)), seen }
+    /// An entry that lives from `from`, and of which other processes were last heard at `heard_at`.
+    fn entry(
+        &self,
+        content: Result<V, Error>,
+        from: Instant,
+        heard_at: Instant,
+        life: Duration,
+        seen: Seen,
+    ) -> Entry<V> {
+        let fresh_until = from.after(life).min(heard_at.after(self.max_local_life));
+        Entry { content, fresh_until, seen }
     }
 
     /// The load: remote tier, then loader, then memory, then the waiters, then the remote tier.
@@ -154,24 +169,32 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
+        let mut lead = lead;
         let mut fence = None;
-        if let Some(remote) = &self.remote {
-            match self.look_in(remote, &lead.key(), &mut captured).await {
-                Some(Looked { entry: Some((value, entry)), .. }) => {
-                    lead.land(Ok(value), |key| self.local.insert(key, entry));
-                    return;
+        let asked_at = self.clock.now();
+        if let Some(remote) = &self.remote
+            && let Some(looked) = self.look_in(remote, &lead.key(), &mut captured).await
+        {
+            fence = Some(looked.fence);
+            if let Some((value, entry)) = looked.entry {
+                // It may carry tags that this flight does not name, so who came after the removal of one of them
+                // may be waiting here: to them it must not be given.
+                let seen = entry.seen.clone();
+                let holds = || seen.still_holds(&self.epoch);
+                match lead.land_if(holds, Ok(value), |key| self.local.insert(key, entry)) {
+                    Ok(_) => return,
+                    Err(back) => lead = back,
                 }
-                Some(looked) => fence = Some(looked.fence),
-                None => {}
             }
         }
         let loaded = self.run(loader).await;
         let now = self.clock.now();
+        let heard_at = if self.remote.is_some() { asked_at } else { now };
         let (life, value) = match loaded {
             Ok(loaded) => (self.life(&loaded), loaded.value),
             Err(error) => {
                 let throttle = self.settings.error_throttle;
-                let entry = self.entry(Err(error.clone()), now, throttle, captured.seen());
+                let entry = self.entry(Err(error.clone()), now, heard_at, throttle, captured.seen());
                 lead.land(Err(error), |key| {
                     if !throttle.is_zero() {
                         self.local.insert(key, entry);
@@ -185,15 +208,27 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             return;
         };
         let key = lead.key().into_owned();
-        let entry = self.entry(Ok(value.clone()), now, life, captured.seen());
+        let entry = self.entry(Ok(value.clone()), now, heard_at, life, captured.seen());
         if !lead.land(Ok(value.clone()), |key| self.local.insert(key, entry)) {
             self.events.fenced.add();
             return;
         }
         if let (Some(remote), Some(fence)) = (&self.remote, fence) {
-            let left = life.saturating_sub(self.clock.now().since(now));
+            let left = self.left(now, life, remote);
+            // A loader that blocks its thread may run for longer than its time-out: the store need not
+            // remember a removal for that long, so its fence proves nothing any more.
+            if self.clock.now().since(asked_at) + remote.timeout >= remote.hold {
+                self.events.fenced.add();
+                return;
+            }
             self.share(remote, &key, &value, left, &captured, fence).await;
         }
+    }
+
+    /// What is left of a life that began at `from`, once it is in the remote tier: that counts from when a write
+    /// arrives, which may be as late as the time-out.
+    fn left(&self, from: Instant, life: Duration, remote: &Remote<V>) -> Duration {
+        life.saturating_sub(self.clock.now().since(from)).saturating_sub(remote.timeout)
     }
 
     async fn run<F, R, L, E>(&self, loader: F) -> Result<Loaded<V>, Error>
@@ -227,10 +262,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // Before the question: the life that is left counts from some moment after this one.
         let asked_at = self.clock.now();
         let read = remote.read(key, &captured.names()).await.ok()?;
-        self.observe(captured, read.epoch, &read.tags);
+        let agrees = self.observe(captured, read.epoch, &read.tags);
         let entry = match read.slot.entry {
-            Some(stored) => self.open(remote, key, captured, stored, asked_at).await,
-            None => None,
+            Some(stored) if agrees => self.open(remote, key, captured, stored, asked_at).await,
+            _ => None,
         };
         match entry {
             Some(_) => self.events.remote_hits.add(),
@@ -257,7 +292,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             // Loaded under tags that this caller does not name: a second trip, for their stamps.
             let stamps = remote.stamps(&more).await.ok()?;
             let (&epoch, tags) = stamps.split_first()?;
-            self.observe(&mut others, epoch, tags);
+            if !self.observe(&mut others, epoch, tags) {
+                return None;
+            }
         }
         let named =
             |tag: &str| asked_for(tag).or_else(|| others.tags.iter().find(|captured| &*captured.name == tag));
@@ -272,14 +309,20 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let value = (remote.codec.decode)(envelope.payload)?;
         let tags = captured.tags.iter().chain(&others.tags);
         let seen = Seen::new(captured.epoch.0, tags.map(CapturedTag::seen).collect());
-        Some((value.clone(), self.entry(Ok(value), asked_at, stored.remaining, seen)))
+        Some((value.clone(), self.entry(Ok(value), asked_at, asked_at, stored.remaining, seen)))
     }
 
-    fn observe(&self, captured: &mut Captured, epoch: Stamp, tags: &[Stamp]) {
+    /// Returns whether what is noted now is what the answer says. If not, another answer or a removal of our
+    /// own came in between, nobody knows which is the newer, and an entry that came with it is not to be
+    /// trusted.
+    fn observe(&self, captured: &mut Captured, epoch: Stamp, tags: &[Stamp]) -> bool {
         captured.epoch = self.epoch.observe(captured.epoch.0, epoch);
+        let mut agrees = captured.epoch.1 == Some(epoch);
         for (tag, stamp) in captured.tags.iter_mut().zip(tags) {
             (tag.version, tag.stamp) = tag.cell.observe(tag.version, *stamp);
+            agrees &= tag.stamp == Some(*stamp);
         }
+        agrees
     }
 
     /// Offers a loaded value to the other processes, unless one of them invalidated it meanwhile.
@@ -319,6 +362,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Some(remote) = &self.remote else { return Ok(()) };
         let glimpse = self.flights.glimpse(key);
         let written = self.write(remote, key, &value, life, &mut captured).await;
+        if written.is_err() {
+            // What is there is older than what was to be put there.
+            remote.owe_removal(key);
+        }
         if self.flights.glimpse(key) == glimpse {
             self.keep(key, value, life, &captured);
         } else {
@@ -337,12 +384,22 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         life: Duration,
         captured: &mut Captured,
     ) -> Result<(), Error> {
-        let stamps = remote.stamps(&captured.names()).await?;
-        if let Some((&epoch, tags)) = stamps.split_first() {
-            self.observe(captured, epoch, tags);
+        // With a fence, though it overwrites whatever is there: a write that was given up may still arrive, and
+        // must not undo a removal that came in between.
+        for _ in 0..WRITE_TRIES {
+            let read = remote.read(key, &captured.names()).await?;
+            self.observe(captured, read.epoch, &read.tags);
+            let bytes = self.seal(remote, key, value, captured)?;
+            let left = self.left(captured.at, life, remote);
+            if left.is_zero() || remote.put(key, bytes, left, Some(read.slot.fence)).await? == Written::Stored
+            {
+                return Ok(());
+            }
         }
-        let bytes = self.seal(remote, key, value, captured)?;
-        remote.put(key, bytes, life, None).await.map(|_| ())
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            "others write or remove the key faster than this value can be stored",
+        ))
     }
 
     fn seal(

@@ -39,6 +39,7 @@ impl From<Instant> for Ticks {
 pub(super) struct Emission {
     interval: u64,
     burst: u64,
+    tolerance: u64,
 }
 
 /// What the arithmetic says.
@@ -59,10 +60,13 @@ impl Emission {
     #[expect(clippy::cast_possible_truncation, reason = "bounded by LONGEST_SPAN")]
     pub(super) fn new(count: u64, period: Duration, burst: u64) -> Option<Self> {
         let ticks = period.as_nanos().checked_mul(u128::from(TICK))?;
-        let interval = (ticks + u128::from(count) / 2).checked_div(u128::from(count))?;
+        let interval = (ticks + u128::from(count.saturating_sub(1))).checked_div(u128::from(count))?;
         let span = interval.checked_mul(u128::from(burst))?;
-        ((SHORTEST_INTERVAL..=LONGEST_SPAN).contains(&interval) && span <= LONGEST_SPAN)
-            .then_some(Self { interval: interval as u64, burst })
+        ((SHORTEST_INTERVAL..=LONGEST_SPAN).contains(&interval) && span <= LONGEST_SPAN).then_some(Self {
+            interval: interval as u64,
+            burst,
+            tolerance: span as u64,
+        })
     }
 
     #[inline]
@@ -80,9 +84,9 @@ impl Emission {
         }
     }
 
-    /// Tokens left at `now`.
-    pub(super) fn remaining(self, tat: Ticks, now: Ticks) -> u64 {
-        self.tolerance().saturating_sub(tat.0.saturating_sub(now.0)) / self.interval
+    /// Tokens left of a bucket that will be full again after `debt`.
+    pub(super) fn remaining(self, debt: Ticks) -> u64 {
+        self.tolerance().saturating_sub(debt.0) / self.interval
     }
 
     /// What `cost` tokens add to the TAT. The cost has to be one that was allowed.
@@ -99,8 +103,9 @@ impl Emission {
         Ticks(self.tolerance()).duration()
     }
 
-    fn tolerance(self) -> u64 {
-        self.burst * self.interval
+    #[inline]
+    pub(super) fn tolerance(self) -> u64 {
+        self.tolerance
     }
 }
 
@@ -132,9 +137,9 @@ mod tests {
         assert_eq!(quota.decide(tat, at(0), 1), Verdict::Deny { retry_after: at(100) });
         assert_eq!(quota.decide(tat, at(60), 1), Verdict::Deny { retry_after: at(40) });
         assert_eq!(quota.decide(tat, at(100), 1), Verdict::Allow { tat: at(400) });
-        assert_eq!(quota.remaining(tat, at(0)), 0);
-        assert_eq!(quota.remaining(tat, at(200)), 2);
-        assert_eq!(quota.remaining(tat, at(9_999)), 3);
+        assert_eq!(quota.remaining(at(300)), 0);
+        assert_eq!(quota.remaining(at(100)), 2);
+        assert_eq!(quota.remaining(at(0)), 3);
     }
 
     #[test]

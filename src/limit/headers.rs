@@ -18,9 +18,9 @@ impl Limiter {
     pub(super) fn describe(&self, decision: &Decision, headers: &mut HeaderMap) {
         let (policy, limit, remaining, after) = match decision {
             Decision::Allow(standing) => {
-                (standing.policy, standing.limit, standing.remaining, Some(standing.reset_after))
+                (standing.policy, standing.limit, standing.remaining(), Some(standing.reset_after()))
             }
-            Decision::Deny(denial) => (denial.policy, denial.limit, denial.remaining, denial.retry_after),
+            Decision::Deny(denial) => (denial.policy, denial.limit, denial.remaining(), denial.retry_after),
         };
         let name = self.policy_name(policy);
         if name.is_empty() {
@@ -33,7 +33,7 @@ impl Limiter {
         if let Decision::Deny(denial) = decision
             && let Some(after) = denial.retry_after
         {
-            headers.insert(RETRY_AFTER, whole_seconds(after).max(1).into());
+            headers.entry(RETRY_AFTER).or_insert(whole_seconds(after).max(1).into());
         }
     }
 }
@@ -46,6 +46,7 @@ fn whole_seconds(duration: Duration) -> u64 {
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
     // Names of policies are printable ASCII without quotes, so this cannot fail.
     if let Ok(value) = HeaderValue::try_from(value) {
-        headers.insert(name, value);
+        // Beside what another limiter may have written: both fields are lists.
+        headers.append(name, value);
     }
 }

@@ -21,10 +21,10 @@ use crate::{Error, clock::Clock, stripe::Counter};
 pub struct Limiter(Arc<Inner>);
 
 struct Inner {
+    /// Random, to tell subjects of other limiters.
+    id: u64,
     policies: Box<[Named]>,
     table: Table,
-    /// SipHash with keys of its own: whoever chooses keys cannot choose which of them share a set.
-    hasher: RandomState,
     clock: Clock,
     allowed: Counter,
     denied: Counter,
@@ -35,11 +35,15 @@ struct Inner {
 struct Named {
     name: Box<str>,
     emission: Emission,
+    /// SipHash with keys of its own: whoever chooses keys cannot choose which of them share a set, and a key has
+    /// nothing in common with itself under another policy.
+    hasher: RandomState,
 }
 
 /// A policy of a limiter, resolved once so that no decision looks up a name.
 #[derive(Clone)]
 pub struct Scope {
+    limiter: u64,
     policy: Policy,
     hasher: RandomState,
 }
@@ -51,6 +55,7 @@ pub struct Policy(usize);
 /// What a decision charges: a policy, and a key that has a quota of its own under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subject {
+    limiter: u64,
     policy: Policy,
     key: Fingerprint,
 }
@@ -73,10 +78,7 @@ pub struct Standing {
     pub policy: Policy,
     /// Its burst.
     pub limit: u64,
-    /// What is left of it now.
-    pub remaining: u64,
-    /// When all of it will be there again.
-    pub reset_after: Duration,
+    left: Left,
 }
 
 /// Why not, and when to come back.
@@ -87,11 +89,19 @@ pub struct Denial {
     pub policy: Policy,
     /// Its burst.
     pub limit: u64,
-    /// What is left of it, less than was asked for.
-    pub remaining: u64,
     /// After this time the same request fits, if nobody else comes. `None` if it never will, because the cost
     /// is above the burst.
     pub retry_after: Option<Duration>,
+    left: Left,
+}
+
+/// What is left of a burst, as time: most who are let through do not ask how much it is, and telling takes a
+/// division.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Left {
+    /// Until all of it will be there again.
+    debt: Ticks,
+    emission: Option<Emission>,
 }
 
 /// What a limiter did since it was made.
@@ -118,10 +128,15 @@ impl Limiter {
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration) if there is no such policy.
     pub fn scope(&self, policy: &str) -> Result<Scope, Error> {
-        let index = self.0.policies.iter().position(|named| &*named.name == policy);
-        let index =
-            index.ok_or_else(|| Error::configuration("policy", format_args!("no policy {policy:?}")))?;
-        Ok(Scope { policy: Policy(index), hasher: self.0.hasher.clone() })
+        let mut named = self.0.policies.iter().enumerate();
+        let (index, named) = named.find(|(_, named)| &*named.name == policy).ok_or_else(|| {
+            let known: Vec<&str> = self.0.policies.iter().map(|named| &*named.name).collect();
+            Error::configuration(
+                "policy",
+                format_args!("no policy {policy:?}; there is {}", known.join(", ")),
+            )
+        })?;
+        Ok(Scope { limiter: self.0.id, policy: Policy(index), hasher: named.hasher.clone() })
     }
 
     /// The name of a policy of this limiter.
@@ -202,8 +217,8 @@ impl Scope {
     #[must_use]
     #[inline]
     pub fn on<K: Hash + ?Sized>(&self, key: &K) -> Subject {
-        let hash = self.hasher.hash_one((self.policy.0, key));
-        Subject { policy: self.policy, key: Fingerprint::new(hash) }
+        let hash = self.hasher.hash_one(key);
+        Subject { limiter: self.limiter, policy: self.policy, key: Fingerprint::new(hash) }
     }
 }
 
@@ -217,17 +232,18 @@ impl Decision {
 
 impl Inner {
     #[inline]
+    fn policy(&self, subject: Subject) -> Option<&Named> {
+        self.policies.get(subject.policy.0).filter(|_| subject.limiter == self.id)
+    }
+
+    #[inline]
     fn charge_one(&self, subject: Subject, cost: u64, now: Ticks) -> Decision {
-        let Some(policy) = self.policies.get(subject.policy.0) else { return foreign(subject) };
+        let Some(policy) = self.policy(subject) else { return foreign(subject) };
         let verdict = self.table.charge(subject.key, policy.emission, cost, now);
         match verdict {
             Verdict::Allow { tat } => Decision::Allow(policy.standing(subject, tat, now)),
-            Verdict::Deny { retry_after } => {
-                // The bucket holds less than `cost`; how much less is in the time to wait.
-                let debt = policy.emission.charge(cost).0.saturating_sub(retry_after.0);
-                Decision::Deny(policy.denial(subject, debt, Some(retry_after)))
-            }
-            Verdict::Never => Decision::Deny(policy.denial(subject, 0, None)),
+            Verdict::Deny { retry_after } => Decision::Deny(policy.denial(subject, cost, retry_after)),
+            Verdict::Never => Decision::Deny(policy.refusal(subject, self.table.tat(subject.key), now)),
         }
     }
 
@@ -253,13 +269,12 @@ impl Inner {
 
     #[cold]
     fn give_back(&self, subjects: &[Subject], cost: u64, charged_at: Ticks) {
-        let now = self.clock.now().into();
         for subject in subjects {
             let Some(policy) = self.policies.get(subject.policy.0) else { continue };
             let charge = policy.emission.charge(cost);
             // The charge left the key with at least this debt.
             let charged = Ticks(charged_at.0.saturating_add(charge.0));
-            self.table.refund(subject.key, charge, charged, now);
+            self.table.refund(subject.key, charge, charged, || self.clock.now().into());
         }
     }
 
@@ -267,57 +282,96 @@ impl Inner {
         let mut standing: Option<Standing> = None;
         let mut denial: Option<Denial> = None;
         for subject in subjects {
-            let Some(policy) = self.policies.get(subject.policy.0) else { return foreign(*subject) };
+            let Some(policy) = self.policy(*subject) else { return foreign(*subject) };
             let tat = self.table.tat(subject.key);
             match policy.emission.decide(tat, now, cost) {
                 Verdict::Allow { tat } => {
                     standing = Some(policy.standing(*subject, tat, now).tighter(standing));
                 }
                 Verdict::Deny { retry_after } => {
-                    let debt = policy.emission.charge(cost).0.saturating_sub(retry_after.0);
-                    denial = Some(policy.denial(*subject, debt, Some(retry_after)).longer(denial));
+                    denial = Some(policy.denial(*subject, cost, retry_after).longer(denial));
                 }
-                Verdict::Never => denial = Some(policy.denial(*subject, 0, None).longer(denial)),
+                Verdict::Never => denial = Some(policy.refusal(*subject, tat, now).longer(denial)),
             }
         }
-        let everything =
-            Standing { policy: Policy(0), limit: u64::MAX, remaining: u64::MAX, reset_after: Duration::ZERO };
+        let everything = Standing { policy: Policy(0), limit: u64::MAX, left: Left::default() };
         denial.map_or_else(|| Decision::Allow(standing.unwrap_or(everything)), Decision::Deny)
     }
 }
 
 impl Named {
+    #[inline]
     fn standing(&self, subject: Subject, tat: Ticks, now: Ticks) -> Standing {
-        Standing {
-            policy: subject.policy,
-            limit: self.emission.burst(),
-            remaining: self.emission.remaining(tat, now),
-            reset_after: Ticks(tat.0.saturating_sub(now.0)).duration(),
-        }
+        let debt = Ticks(tat.0.saturating_sub(now.0));
+        Standing { policy: subject.policy, limit: self.emission.burst(), left: self.left(debt) }
     }
 
-    fn denial(&self, subject: Subject, left: u64, retry_after: Option<Ticks>) -> Denial {
-        let one = self.emission.charge(1).0;
+    /// Not now: what is missing says how much of the burst is in debt.
+    #[inline]
+    fn denial(&self, subject: Subject, cost: u64, retry_after: Ticks) -> Denial {
+        let missing = self.emission.charge(cost).0.saturating_sub(retry_after.0);
+        let debt = Ticks(self.emission.tolerance().saturating_sub(missing));
         Denial {
             policy: subject.policy,
             limit: self.emission.burst(),
-            remaining: left / one,
-            retry_after: retry_after.map(Ticks::duration),
+            retry_after: Some(retry_after.duration()),
+            left: self.left(debt),
         }
+    }
+
+    /// Never, for the cost is above the burst.
+    #[cold]
+    fn refusal(&self, subject: Subject, tat: Ticks, now: Ticks) -> Denial {
+        let debt = Ticks(tat.0.saturating_sub(now.0));
+        Denial {
+            policy: subject.policy,
+            limit: self.emission.burst(),
+            retry_after: None,
+            left: self.left(debt),
+        }
+    }
+
+    #[inline]
+    fn left(&self, debt: Ticks) -> Left {
+        Left { debt, emission: Some(self.emission) }
+    }
+}
+
+impl Left {
+    fn tokens(self) -> u64 {
+        self.emission.map_or(u64::MAX, |emission| emission.remaining(self.debt))
     }
 }
 
 impl Standing {
+    /// What is left of the burst now.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.left.tokens()
+    }
+
+    /// When all of it will be there again.
+    #[must_use]
+    pub fn reset_after(&self) -> Duration {
+        self.left.debt.duration()
+    }
+
     /// The one with the smaller share left.
     fn tighter(self, other: Option<Self>) -> Self {
         let share = |standing: &Self| {
-            u128::from(standing.remaining) * u128::from(u64::MAX) / u128::from(standing.limit)
+            u128::from(standing.remaining()) * u128::from(u64::MAX) / u128::from(standing.limit)
         };
         other.into_iter().fold(self, |one, two| if share(&two) < share(&one) { two } else { one })
     }
 }
 
 impl Denial {
+    /// What is left of the burst, less than was asked for.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.left.emission.map_or(0, |_| self.left.tokens())
+    }
+
     /// The one to wait longer for.
     fn longer(self, other: Option<Self>) -> Self {
         let wait = |denial: &Self| denial.retry_after.unwrap_or(Duration::MAX);
@@ -328,7 +382,7 @@ impl Denial {
 /// A subject of another limiter: nothing is known of it, so nothing is granted.
 #[cold]
 fn foreign(subject: Subject) -> Decision {
-    Decision::Deny(Denial { policy: subject.policy, limit: 0, remaining: 0, retry_after: None })
+    Decision::Deny(Denial { policy: subject.policy, limit: 0, retry_after: None, left: Left::default() })
 }
 
 /// Settings of a limiter.
@@ -384,12 +438,12 @@ impl LimiterBuilder {
                 return Err(Error::configuration("policy", format_args!("{name:?} is there twice")));
             }
             let emission = quota.emission(&name)?;
-            policies.push(Named { name: name.into(), emission });
+            policies.push(Named { name: name.into(), emission, hasher: RandomState::new() });
         }
         Ok(Limiter(Arc::new(Inner {
+            id: fastrand::u64(..),
             policies: policies.into(),
             table: Table::new(self.keys),
-            hasher: RandomState::new(),
             clock: self.clock,
             allowed: Counter::default(),
             denied: Counter::default(),

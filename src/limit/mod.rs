@@ -22,7 +22,7 @@
 //! let (caller, everybody) = (limiter.scope("caller")?, limiter.scope("everybody")?);
 //!
 //! match limiter.check(&[caller.on("alice"), everybody.on(&())], 1) {
-//!     Decision::Allow(standing) => assert_eq!(standing.remaining, 19),
+//!     Decision::Allow(standing) => assert_eq!(standing.remaining(), 19),
 //!     Decision::Deny(denial) => println!("again in {:?}", denial.retry_after),
 //!     _ => unreachable!(),
 //! }

@@ -94,16 +94,19 @@ impl Table {
 
     /// Gives back a charge that was granted, and after which the TAT was `charged`.
     ///
-    /// Exact: if `now` has passed `charged`, the debt has run off by itself and there is nothing to give
+    /// Exact while the key keeps its slot (one that was replaced and came back is given one charge too much): if
+    /// `now` has passed `charged`, the debt has run off by itself and there is nothing to give
     /// back; if not, nobody can have started over from a later time, so the charge is still in the sum.
-    pub(super) fn refund(&self, key: Fingerprint, charge: Ticks, charged: Ticks, now: Ticks) {
+    pub(super) fn refund(&self, key: Fingerprint, charge: Ticks, charged: Ticks, now: impl Fn() -> Ticks) {
         let (_, set) = self.set(key);
-        if now >= charged {
-            return;
-        }
         loop {
             let Some(way) = set.find(key) else { return };
             let tat = set.tats[way].load(Ordering::Acquire);
+            // After the TAT was read: up to here nobody has started over, and if somebody does from here on,
+            // the swap fails.
+            if now() >= charged {
+                return;
+            }
             let less = tat.saturating_sub(charge.0);
             if set.is_still(way, key)
                 && set.tats[way].compare_exchange(tat, less, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -138,7 +141,8 @@ impl Table {
             return None;
         }
         let (way, debt) = set.least_indebted(now);
-        self.forgiven.fetch_add(debt, Ordering::Relaxed);
+        let more = |forgiven: u64| Some(forgiven.saturating_add(debt));
+        let _ = self.forgiven.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         set.fingerprints[way].store(EMPTY, Ordering::Release);
         // A swap, though nobody wants the old one: it has a place in the order of the others' swaps.
         set.tats[way].swap(tat.0, Ordering::AcqRel);
@@ -229,17 +233,27 @@ mod tests {
     }
 
     #[test]
+    fn refund_that_comes_late_does_not_cut_into_the_debt_of_those_who_started_over() {
+        let (table, key, quota) = (Table::new(8), Fingerprint::new(1), quota(5));
+        let later = Ticks::from(crate::clock::Instant::from_nanos(6_000_000_000));
+        let Verdict::Allow { tat } = table.charge(key, quota, 5, Ticks(0)) else { panic!() };
+        assert!(matches!(table.charge(key, quota, 5, later), Verdict::Allow { .. }));
+        table.refund(key, quota.charge(5), tat, || later);
+        assert!(!allows(&table, 1, quota, later), "five at one instant, with a burst of five");
+    }
+
+    #[test]
     fn refund_gives_back_what_was_charged_and_never_more() {
         let (table, key, quota) = (Table::new(8), Fingerprint::new(1), quota(5));
         let Verdict::Allow { tat } = table.charge(key, quota, 3, Ticks(0)) else { panic!() };
-        table.refund(key, quota.charge(3), tat, Ticks(0));
+        table.refund(key, quota.charge(3), tat, || Ticks(0));
         assert_eq!(table.tat(key), Ticks(0));
         let Verdict::Allow { tat } = table.charge(key, quota, 3, Ticks(0)) else { panic!() };
         // The debt has run off, and somebody has started over from a later time.
         let later = Ticks(tat.0 + 1);
         table.charge(key, quota, 1, later);
         let before = table.tat(key);
-        table.refund(key, quota.charge(3), tat, later);
+        table.refund(key, quota.charge(3), tat, || later);
         assert_eq!(table.tat(key), before);
     }
 }

@@ -4,9 +4,9 @@
 //! string of 16 such bytes alone, for as long as a load that began before it may still come to write: the
 //! fence of a name is simply what its string begins with. A stamp is a string of 8 bytes.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use ::redis::{AsyncCommands, Pipeline, Script, Value, pipe};
+use ::redis::{FromRedisValue, Pipeline, RedisError, Script, Value, aio::MultiplexedConnection, pipe};
 use bytes::Bytes;
 
 use super::pool::Pool;
@@ -17,16 +17,24 @@ use crate::{
 
 /// What an entry's string begins with.
 const ENTRY: u8 = b'E';
+/// What the string of an absent entry begins with, once somebody has looked for it: absence itself would be no
+/// fence, for a removal that was forgotten (it expired, or was evicted) leaves absence too.
+const ABSENT: u8 = b'A';
+/// How long a load may take and still be stored. A shorter one errs to the safe side.
+const ABSENT_LIFE: Duration = Duration::from_secs(2 * 60);
 /// What the string of a removed entry begins with.
 const REMOVED: u8 = b'X';
 const HEADER: usize = 16;
-/// Longer than any entry lives, so that no stamp is forgotten before what depends on it.
+/// Longer than any entry lives. A stamp that is in use is given this life again from time to time; one that was
+/// forgotten comes back as another, and what depended on it is a miss.
 const STAMP_LIFE: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+/// One read of a stamp in so many prolongs its life.
+const PROLONG: u32 = 1_000;
 
 /// Compare what the string begins with, and write.
 const PUT_IF: &str = r"
 local now = redis.call('GETRANGE', KEYS[1], 0, 15)
-if now .. string.rep('\0', 16 - #now) ~= ARGV[1] then return 0 end
+if #now == 0 or now .. string.rep('\0', 16 - #now) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
 ";
@@ -86,16 +94,13 @@ impl RedisStore {
                 .ignore();
             pipeline.get(name);
         }
-        let stamps: Vec<Option<Vec<u8>>> = self
-            .pool
-            .run("make stamps", async move |mut redis| pipeline.query_async(&mut redis).await)
-            .await?;
+        let stamps: Vec<Option<Vec<u8>>> = self.pool.run("make stamps", pipeline, query).await?;
         // What is no stamp was not written by us, and equals nothing.
         Ok(stamps.into_iter().map(|bytes| stamp(bytes.as_deref()).unwrap_or_else(Stamp::random)).collect())
     }
 
     async fn run(&self, operation: &'static str, pipeline: Pipeline) -> Result<(), Error> {
-        self.pool.run(operation, async move |mut redis| pipeline.exec_async(&mut redis).await).await
+        self.pool.run(operation, pipeline, query::<()>).await
     }
 }
 
@@ -104,16 +109,24 @@ impl Store for RedisStore {
         let mut pipeline = pipe();
         for entry in entries {
             let name = self.name(entry);
+            let absent = header(ABSENT);
+            pipeline.cmd("SET").arg(&name).arg(&absent).arg("NX").arg("PX").arg(milliseconds(ABSENT_LIFE));
             pipeline.get(&name).pttl(name);
         }
         let stamps: Vec<String> = stamps.iter().map(|stamp| self.name(stamp)).collect();
+        let prolongs = fastrand::u32(..PROLONG) == 0;
         for stamp in &stamps {
-            pipeline.get(stamp);
+            if prolongs {
+                pipeline.cmd("GETEX").arg(stamp).arg("PX").arg(milliseconds(STAMP_LIFE));
+            } else {
+                pipeline.get(stamp);
+            }
         }
-        let answers: Vec<Value> =
-            self.pool.run("read", async move |mut redis| pipeline.query_async(&mut redis).await).await?;
-        let (of_entries, of_stamps) = answers.split_at_checked(2 * entries.len()).unwrap_or_default();
-        let slots = of_entries.chunks_exact(2).map(|answer| slot(&answer[0], &answer[1])).collect();
+        // A server that is full or a replica refuses to note an absence, and can be read all the same.
+        pipeline.ignore_errors();
+        let answers: Vec<Value> = self.pool.run("read", pipeline, query).await?;
+        let (of_entries, of_stamps) = answers.split_at_checked(3 * entries.len()).unwrap_or_default();
+        let slots = of_entries.chunks_exact(3).map(|answer| slot(&answer[1], &answer[2])).collect();
         let mut found: Vec<Option<Stamp>> = of_stamps.iter().map(|answer| stamp(bytes(answer))).collect();
         let missing: Vec<usize> = (0..found.len()).filter(|index| found[*index].is_none()).collect();
         if !missing.is_empty() {
@@ -132,15 +145,16 @@ impl Store for RedisStore {
         bytes.extend_from_slice(&put.bytes);
         let life = milliseconds(put.time_to_live);
         let Some(fence) = put.fence else {
-            let write = async move |mut redis: ::redis::aio::MultiplexedConnection| {
-                redis.pset_ex(name, bytes, life).await
-            };
-            return self.pool.run("write", write).await.map(|()| Written::Stored);
+            let mut pipeline = pipe();
+            pipeline.pset_ex(name, bytes, life).ignore();
+            return self.run("write", pipeline).await.map(|()| Written::Stored);
         };
         let mut call = self.put_if.key(name);
         call.arg(&fence.to_bytes()).arg(bytes).arg(life);
-        let written: i64 =
-            self.pool.run("write", async move |mut redis| call.invoke_async(&mut redis).await).await?;
+        let written: i64 = self
+            .pool
+            .run("write", call, |mut redis, call| async move { call.invoke_async(&mut redis).await })
+            .await?;
         Ok(if written == 1 { Written::Stored } else { Written::Refused })
     }
 
@@ -161,7 +175,9 @@ impl Store for RedisStore {
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        self.pool.run("ping", async |mut redis| redis.ping().await).await
+        let mut pipeline = pipe();
+        pipeline.ping().ignore();
+        self.run("ping", pipeline).await
     }
 }
 
@@ -172,6 +188,13 @@ impl fmt::Debug for RedisStore {
             .field("pool", &self.pool)
             .finish_non_exhaustive()
     }
+}
+
+async fn query<T: FromRedisValue>(
+    mut redis: MultiplexedConnection,
+    pipeline: Arc<Pipeline>,
+) -> Result<T, RedisError> {
+    pipeline.query_async(&mut redis).await
 }
 
 /// 16 bytes that no other write begins with.
@@ -186,6 +209,9 @@ fn slot(content: &Value, remaining: &Value) -> Slot {
     let mut fence = [0; HEADER];
     let begins = content.len().min(HEADER);
     fence[..begins].copy_from_slice(&content[..begins]);
+    if content.is_empty() {
+        fence = header(ABSENT); // equals nothing
+    }
     let remaining = match remaining {
         Value::Int(milliseconds) => Duration::from_millis(u64::try_from(*milliseconds).unwrap_or(0)),
         _ => Duration::ZERO,

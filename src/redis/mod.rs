@@ -25,13 +25,18 @@ use crate::Error;
 
 /// Sorts a driver's error: is the server away, or did it refuse?
 fn sorted(operation: &'static str, error: RedisError) -> Error {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, TryAgain};
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
     let away = !matches!(error.kind(), ErrorKind::AuthenticationFailed)
         && (error.is_io_error() || error.is_unrecoverable_error())
-        || matches!(error.kind(), ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | TryAgain));
+        || matches!(
+            error.kind(),
+            ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain)
+        );
+    // In the driver's own fixed words: its full text, which may quote what was sent, is the source's.
+    let cause = if error.is_connection_refusal() { "connection refused" } else { error.category() };
     if away {
-        Error::unavailable(format!("redis cannot be reached ({operation})"), error)
+        Error::unavailable(format!("redis cannot be reached ({operation}): {cause}"), error)
     } else {
-        Error::refused(format!("redis refused ({operation})"), error)
+        Error::refused(format!("redis refused ({operation}): {cause}"), error)
     }
 }

@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use ::redis::{RedisError, aio::MultiplexedConnection};
+use ::redis::{ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection};
 use bb8::{ManageConnection, QueueStrategy};
 use bb8_redis::RedisConnectionManager;
 use tokio::sync::Mutex;
 
 use super::sorted;
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind as Kind};
 
 /// Enough to keep one big answer from holding up every small one.
 const CONNECTIONS: u32 = 2;
@@ -65,16 +65,38 @@ impl Pool {
     /// Runs one call on a shared connection, and keeps account of its health.
     ///
     /// A call that is dropped before it was answered counts as unanswered.
-    pub(super) async fn run<T>(
+    pub(super) async fn run<C, T, R>(
         &self,
         operation: &'static str,
-        call: impl AsyncFnOnce(MultiplexedConnection) -> Result<T, RedisError>,
-    ) -> Result<T, Error> {
-        let (connection, health) = self.connection(operation).await?;
-        let asked = Asked { health, answered: false };
-        let result = call(connection).await;
-        asked.ended(result.as_ref().err());
-        result.map_err(|error| sorted(operation, error))
+        command: C,
+        ask: impl Fn(MultiplexedConnection, Arc<C>) -> R + Sync,
+    ) -> Result<T, Error>
+    where
+        C: Send + Sync,
+        T: Send,
+        R: Future<Output = Result<T, RedisError>> + Send,
+    {
+        let command = Arc::new(command);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let (connection, health) = self.connection(operation).await?;
+            let asked = Asked { health, answered: false };
+            let error = match ask(connection, Arc::clone(&command)).await {
+                Ok(answer) => {
+                    asked.answered();
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            let has_broken = broke(&error);
+            asked.failed(&error, has_broken);
+            // It may have been cut while it was idle, which says nothing of the server. Every call of ours can be
+            // made twice: at worst a write finds that it was made, and is taken for refused.
+            if !has_broken || tries > CONNECTIONS {
+                return Err(sorted(operation, error));
+            }
+        }
     }
 
     async fn connection(&self, operation: &'static str) -> Result<(MultiplexedConnection, Health), Error> {
@@ -84,13 +106,13 @@ impl Pool {
                 self.connect(operation).await?;
             }
             let Ok(shared) = self.connections.get().await else {
-                return Err(Error::new(ErrorKind::Unavailable, "redis: no connection in time"));
+                return Err(Error::new(Kind::Unavailable, "redis: no connection in time"));
             };
             if !shared.health.is_broken() {
                 return Ok((shared.connection.clone(), shared.health.clone()));
             }
         }
-        Err(Error::new(ErrorKind::Unavailable, "redis: every connection broke while it was asked for"))
+        Err(Error::new(Kind::Unavailable, "redis: every connection broke while it was asked for"))
     }
 
     /// Makes the first connection, one at a time. Not left to bb8, whose `get` waits for its time-out and
@@ -148,6 +170,12 @@ impl Health {
     }
 }
 
+/// Whether another connection may do better: this one is gone, or leads to what is no longer the primary.
+fn broke(error: &RedisError) -> bool {
+    let gone = error.is_io_error() || error.is_unrecoverable_error();
+    (gone && !error.is_timeout()) || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
+}
+
 /// A call under way.
 struct Asked {
     health: Health,
@@ -155,14 +183,18 @@ struct Asked {
 }
 
 impl Asked {
-    fn ended(mut self, error: Option<&RedisError>) {
+    fn answered(mut self) {
         self.answered = true;
-        let unanswered = match error {
-            Some(error) if error.is_timeout() => return self.unanswered(),
-            Some(error) if error.is_io_error() || error.is_unrecoverable_error() => PATIENCE,
-            _ => 0,
-        };
-        self.health.0.store(unanswered, Ordering::Relaxed);
+        self.health.0.store(0, Ordering::Relaxed);
+    }
+
+    fn failed(mut self, error: &RedisError, has_broken: bool) {
+        self.answered = true;
+        if has_broken {
+            self.health.0.store(PATIENCE, Ordering::Relaxed);
+        } else if error.is_timeout() {
+            self.unanswered();
+        }
     }
 
     fn unanswered(&self) {

@@ -198,7 +198,7 @@ impl<H: ServerHandler> Shared<H> {
         let data = serde_json::json!({
             "policy": limiter.policy_name(denial.policy),
             "limit": denial.limit,
-            "remaining": denial.remaining,
+            "remaining": denial.remaining(),
             "retryAfterMs": milliseconds.and_then(|milliseconds| u64::try_from(milliseconds).ok()),
         });
         ErrorData::new(ErrorCode(self.limit_code), "rate limit exceeded", Some(data))

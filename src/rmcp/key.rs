@@ -11,10 +11,14 @@ use ::rmcp::{
     service::RequestContext,
 };
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::policy::Principal;
 use crate::cache::Key;
+
+/// Arguments that are longer, written out, are represented by their SHA-256.
+const LONGEST: usize = 256;
 
 /// What the definition of a tool adds to its keys: a tool whose schema changed is another tool.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +44,10 @@ pub(super) fn of_call(
     let mut canonical = Vec::with_capacity(128);
     if let Some(arguments) = arguments {
         write_object(arguments, &mut canonical);
+    }
+    if canonical.len() > LONGEST {
+        // Whoever sends a mebibyte of arguments does not get a mebibyte of memory for it.
+        canonical = Sha256::digest(&canonical).to_vec();
     }
     let generation: &[u8] = if speaks_2026(context) { b"2026" } else { b"legacy" };
     let key = match principal {

@@ -21,7 +21,7 @@ use tower_service::Service;
 ///
 /// # Cancel safety
 ///
-/// Dropping it stops accepting; connections that are open go on until their clients close them.
+/// Dropping it stops accepting; idle connections are closed, the others when the request they are at is answered.
 pub async fn serve<S, B>(listener: TcpListener, service: S) -> io::Result<()>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -33,11 +33,17 @@ where
     serve_until(listener, service, pending()).await
 }
 
-/// Serves HTTP/1.1 on `listener` until `stop` is done, then lets running requests end, for at most 10 seconds.
+/// Serves HTTP/1.1 on `listener` until `stop` is done, then lets running requests end, for at most 10 seconds, and
+/// ends what is still running after that.
 ///
 /// The service is rmcp's `StreamableHttpService`, alone or under tower layers, or an axum `Router` that holds
 /// it. Every connection has `TCP_NODELAY` set: without it an answer in several small writes, as rmcp's
 /// server-sent events are, waits for the acknowledgement that the client delays by some 40 ms.
+///
+/// A stream that a client keeps open is a running request. So that these do not take up the 10 seconds, give rmcp's
+/// configuration a cancellation token, and cancel it when the server is to stop.
+///
+/// There is no bound on the number of connections: that is for the proxy in front, or the process's limit on files.
 ///
 /// ```no_run
 /// use mcp_perf::rmcp::{Performance, serve_until};
@@ -49,13 +55,18 @@ where
 /// # impl ServerHandler for Weather {}
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let server = Performance::builder(Weather).build()?;
+/// let streams = tokio_util::sync::CancellationToken::new();
 /// let service = StreamableHttpService::new(
 ///     move || Ok(server.clone()),
 ///     std::sync::Arc::new(LocalSessionManager::default()),
-///     StreamableHttpServerConfig::default(),
+///     StreamableHttpServerConfig::default().with_cancellation_token(streams.child_token()),
 /// );
 /// let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
-/// serve_until(listener, service, async { tokio::signal::ctrl_c().await.unwrap_or(()) }).await?;
+/// let stop = async {
+///     let _ = tokio::signal::ctrl_c().await;
+///     streams.cancel();
+/// };
+/// serve_until(listener, service, stop).await?;
 /// # Ok(()) }
 /// ```
 ///
@@ -82,6 +93,8 @@ where
     let mut http = http1::Builder::new();
     // The timer bounds how long a client may take to send its header fields: 30 seconds.
     http.timer(TokioTimer::new());
+    // Ends what is still running when the time to end is over; dropping `serve` leaves it alone.
+    let over = tokio_util::sync::CancellationToken::new();
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -101,14 +114,16 @@ where
         let connection =
             http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service.clone()));
         let connection = graceful.watch(connection);
+        let over = over.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Some(Err(error)) = over.run_until_cancelled(connection).await {
                 tracing::debug!("connection ended: {error}");
             }
         });
     }
     drop(listener);
     if tokio::time::timeout(Duration::from_secs(10), graceful.shutdown()).await.is_err() {
+        over.cancel();
         tracing::warn!("requests were still running 10 seconds after the server was to stop");
     }
     Ok(())

@@ -42,6 +42,7 @@ pub async fn keeps_its_contract<S: Store>(store: &S, pass: impl AsyncFn(Duration
     callers_who_make_a_stamp_at_once_get_the_same(store).await;
     one_of_many_puts_with_one_fence_is_stored(store).await;
     remaining_life_never_grows(store, &pass).await;
+    removal_is_remembered_while_it_is_held(store, &pass).await;
 }
 
 async fn read<S: Store>(store: &S, name: &str) -> Slot {
@@ -164,4 +165,13 @@ pub async fn remaining_life_never_grows<S: Store>(store: &S, pass: &impl AsyncFn
     assert!(before <= 2 * SHORT && after <= before - SHORT, "{before:?}, then {after:?}");
     pass(SHORT).await;
     assert!(read(store, name).await.entry.is_none(), "its life is over");
+}
+
+/// For as long as a load from before it may come to write.
+pub async fn removal_is_remembered_while_it_is_held<S: Store>(store: &S, pass: &impl AsyncFn(Duration)) {
+    let absent = read(store, "contract:hold").await.fence;
+    store.remove_many(&["contract:hold"], 2 * SHORT).await.expect("remove_many");
+    pass(SHORT).await;
+    let written = put(store, "contract:hold", b"old", Some(absent)).await;
+    assert_eq!(written, Written::Refused, "the removal was forgotten before its hold was over");
 }

@@ -69,7 +69,7 @@ pub struct Measured {
     pub target: String,
     /// How many ended well.
     pub ok: u64,
-    /// How many failed.
+    /// How many failed; a tool's result that says so (`isError`) is one of them.
     pub error: u64,
     /// How many were not begun.
     pub refused: u64,
@@ -83,6 +83,32 @@ pub struct Measured {
     pub p95: Duration,
     /// 99 % of them took at most this long.
     pub p99: Duration,
+}
+
+impl Measured {
+    /// How many there were, however they ended.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.ok + self.error + self.refused + self.cancelled
+    }
+}
+
+/// One line: `tools/call search: 120 ok, 3 error, p50 1.2ms, p95 4ms, p99 9ms`.
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.operation)?;
+        if !self.target.is_empty() {
+            write!(f, " {}", self.target)?;
+        }
+        write!(f, ": {} ok", self.ok)?;
+        for (count, what) in [(self.error, "error"), (self.refused, "refused"), (self.cancelled, "cancelled")]
+        {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        write!(f, ", p50 {:.1?}, p95 {:.1?}, p99 {:.1?}", self.p50, self.p95, self.p99)
+    }
 }
 
 impl Timing {
@@ -109,14 +135,19 @@ impl Timing {
     /// The series that counts what has none of its own.
     #[must_use]
     pub fn other(&self, operation: &str) -> Series {
-        self.known(operation, OTHER).unwrap_or_else(|| self.insert(operation, OTHER))
+        self.known(operation, OTHER).unwrap_or_else(|| {
+            // Operations are bounded like series, for the same reason.
+            let operations = self.0.series.load().len();
+            self.insert(if operations < self.0.max_series { operation } else { OTHER }, OTHER)
+        })
     }
 
-    /// What every series has recorded so far, by operation and target.
+    /// What every series has recorded so far, by operation and target. Series without a record are left out.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Measured> {
         let table = self.0.series.load();
         let mut all: Vec<Measured> = table.values().flat_map(HashMap::values).map(Series::measured).collect();
+        all.retain(|measured| measured.count() > 0);
         all.sort_by(|one, two| (&one.operation, &one.target).cmp(&(&two.operation, &two.target)));
         all
     }
@@ -286,5 +317,9 @@ mod tests {
         let snapshot = timing.snapshot();
         assert_eq!(snapshot.len(), 5);
         assert_eq!(snapshot.iter().find(|measured| measured.target == OTHER).unwrap().ok, 96);
+        for index in 0..100 {
+            timing.series(&format!("operation {index}"), "target").record(Duration::ZERO, Outcome::Ok);
+        }
+        assert!(timing.snapshot().len() <= 5 + 4, "{}", timing.snapshot().len());
     }
 }

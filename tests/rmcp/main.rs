@@ -19,7 +19,7 @@ mod serve;
 mod shared_run;
 mod sharing;
 #[path = "../support/stepped.rs"]
-#[allow(unreachable_pub, reason = "several test binaries include this module")]
+#[allow(dead_code, unreachable_pub, reason = "several test binaries include this module")]
 mod stepped;
 mod timing;
 mod transports;

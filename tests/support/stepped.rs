@@ -1,7 +1,10 @@
 //! A store whose calls can be held at a step, so that a race is walked through instead of hoped for.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,6 +29,7 @@ pub enum Step {
 pub struct Stepped<S> {
     inner: S,
     hold: Arc<Mutex<Option<Hold>>>,
+    failures: Arc<AtomicUsize>,
 }
 
 struct Hold {
@@ -42,7 +46,22 @@ pub struct Held {
 
 impl<S: Sync> Stepped<S> {
     pub fn new(inner: S) -> Self {
-        Self { inner, hold: Arc::default() }
+        Self { inner, hold: Arc::default(), failures: Arc::default() }
+    }
+
+    /// The next so many writes and invalidations fail.
+    pub fn fail_writes(&self, count: usize) {
+        self.failures.store(count, Ordering::SeqCst);
+    }
+
+    fn fails(&self) -> Result<(), Error> {
+        let less = |left: usize| left.checked_sub(1);
+        match self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
+            Ok(_) => {
+                Err(Error::unavailable("the test's store fails", std::io::Error::other("as it was told")))
+            }
+            Err(_) => Ok(()),
+        }
     }
 
     pub fn hold(&self, step: Step) -> Held {
@@ -80,16 +99,19 @@ impl<S: Store> Store for Stepped<S> {
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
         self.at(Step::BeforeWrite).await;
+        self.fails()?;
         self.inner.put_if(put).await
     }
 
     async fn remove_many(&self, entries: &[&str], hold: Duration) -> Result<(), Error> {
         self.at(Step::BeforeInvalidation).await;
+        self.fails()?;
         self.inner.remove_many(entries, hold).await
     }
 
     async fn restamp(&self, stamps: &[(&str, Stamp)]) -> Result<(), Error> {
         self.at(Step::BeforeInvalidation).await;
+        self.fails()?;
         self.inner.restamp(stamps).await
     }
 
