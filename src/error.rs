@@ -87,7 +87,8 @@ impl Error {
         self.0.kind
     }
 
-    /// Whether the same call may succeed later without anything being changed.
+    /// Whether the same call may succeed later without anything being changed. Of a failed load only the loader's
+    /// own error knows; it is taken for one that may.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self.kind(), ErrorKind::Load | ErrorKind::TimedOut | ErrorKind::Unavailable)

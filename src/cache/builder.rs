@@ -154,7 +154,9 @@ where
     /// invalidated it: 5 seconds unless set, more than zero.
     ///
     /// This is the bound on what may be stale here after an invalidation *there*; an invalidation in the
-    /// same process takes effect at once. A longer one saves trips, a shorter one saves surprises.
+    /// same process takes effect at once. A longer one saves trips, a shorter one saves surprises. It counts from
+    /// when the store was last asked, so what takes longer to load than this is served from the store alone; and
+    /// it holds while the store is away, when every entry is loaded again after this time.
     pub fn max_staleness(mut self, max_staleness: Duration) -> Self {
         self.max_staleness = max_staleness;
         self
@@ -229,7 +231,7 @@ impl<V> fmt::Debug for RemoteCacheBuilder<V> {
 
 fn within(field: &str, value: Duration, least: Duration, most: Duration) -> Result<(), Error> {
     if value < least {
-        return Err(Error::configuration(field, format_args!("must be more than zero, not {value:?}")));
+        return Err(Error::configuration(field, format_args!("is {value:?}, and must be more than zero")));
     }
     if value > most {
         return Err(Error::configuration(field, format_args!("{value:?} is above the maximum of {most:?}")));

@@ -27,7 +27,7 @@ pub struct Cache<V: Clone + Send + Sync + 'static>(Arc<Tiers<V>>);
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Starts the settings of a cache. The name labels its metrics and, in a remote tier, its entries:
-    /// caches of one name in one store share them.
+    /// caches of one name in one store share them. 1 to 64 letters, digits, `-`, `_` or `.`.
     pub fn builder(name: impl Into<String>) -> CacheBuilder<V> {
         CacheBuilder::new(name.into())
     }

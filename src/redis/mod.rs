@@ -3,7 +3,7 @@
 //! A few connections, shared by everybody: each carries the commands of many callers at once, so nobody
 //! waits for a connection, and the server sees few of them. bb8 makes, keeps and replaces them; a
 //! connection that broke, or on which three calls in a row went unanswered, is replaced when it is next
-//! asked for.
+//! asked for. A call whose connection was cut is made again on another one. TLS is not supported yet.
 //!
 //! ```no_run
 //! use mcp_perf::{cache::Cache, redis::RedisStore};

@@ -59,7 +59,12 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
     /// Once a call of `tool` has ended, and before its answer is sent, answers that carry one of the tags that
     /// `tags` makes of its arguments are gone; and those that were being made meanwhile are not kept.
     ///
-    /// It does not matter how the call ended: one that failed, or that nobody waited for, may have written.
+    /// It does not matter how the call ended: one that failed, or that nobody waited for, may have written. A call
+    /// that is answered with a task has ended when the task was made: what the task writes later, invalidate by way
+    /// of [`answers`](super::Performance::answers). If a remote tier cannot be told, the call's answer is sent all
+    /// the same; this process does not read old answers there, other processes may until it is told.
+    ///
+    /// A name that no tool has is not noticed.
     pub fn invalidate_after(
         mut self,
         tool: impl Into<String>,
@@ -96,7 +101,26 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
     /// of those is not cached.
     ///
     /// [`Principal::of_authorization`] fits here; so does a closure that reads what an authentication layer put
-    /// into the request's extensions.
+    /// into the request's extensions:
+    ///
+    /// ```
+    /// use mcp_perf::rmcp::{Performance, Principal, ToolPolicy};
+    /// use std::time::Duration;
+    ///
+    /// #[derive(Clone)]
+    /// struct Account { id: String } // a tower layer in front put it there
+    /// # struct Mail;
+    /// # impl rmcp::ServerHandler for Mail {}
+    /// # fn main() -> Result<(), mcp_perf::Error> {
+    /// let server = Performance::builder(Mail)
+    ///     .cache_tool("inbox", ToolPolicy::private(Duration::from_secs(30)))
+    ///     .identity(|context| {
+    ///         let request = context.extensions.get::<http::request::Parts>()?;
+    ///         request.extensions.get::<Account>().map(|account| Principal::new(&account.id))
+    ///     })
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
     pub fn identity(
         mut self,
         identity: impl Fn(&RequestContext<RoleServer>) -> Option<Principal> + Send + Sync + 'static,
@@ -135,7 +159,8 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
         self
     }
 
-    /// Where times are recorded: into a [`Timing`] of its own unless set.
+    /// Where times are recorded: into a [`Timing`] of its own unless set. A handler that wants to show them is given
+    /// a clone of it (and of [`answers`](Self::answers)) before it is wrapped.
     pub fn timing(mut self, timing: Timing) -> Self {
         self.timing = timing;
         self
@@ -163,7 +188,7 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
             if !policy.is_public && self.identity.is_none() {
                 return Err(Error::configuration(
                     "identity",
-                    format_args!("needed by the private policy of {tool:?}"),
+                    format_args!("needed by the private policy of {tool:?}: call `.identity(..)`"),
                 ));
             }
             let definition = Definition::of(self.handler.get_tool(&tool).as_ref());

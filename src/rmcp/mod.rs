@@ -36,7 +36,7 @@
 //! # What is cached
 //!
 //! A tool's answer, if its owner said so with [`cache_tool`](PerformanceBuilder::cache_tool), under a key of
-//! the tool and its definition, the arguments as given (objects in any order), whether the client speaks a
+//! the tool and its definition (as the handler's `get_tool` gives it when the wrapper is built), the arguments as given (objects in any order), whether the client speaks a
 //! protocol before or since 2026-07-28, and, unless the policy says
 //! [`public`](ToolPolicy::public), the caller. Only complete results that are no errors are stored. Calls that
 //! answer an earlier request for input go to the handler every time.
@@ -44,6 +44,11 @@
 //! Say it only of tools that depend on nothing but their arguments (and, if private, on the caller), change
 //! nothing, and send no notifications: a hit does not run the tool, so it sends none. Callers who ask for the
 //! same at once share one run; it has a cancellation token of its own, and no progress token.
+//!
+//! # One handler
+//!
+//! The wrapper holds one handler, which all its clones share: give it what is true of the server, not of one
+//! session.
 //!
 //! # HTTP
 //!
