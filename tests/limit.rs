@@ -84,7 +84,7 @@ proptest! {
         let subject = on(&limiter, "p", "key");
         while limiter.check(&[subject], 1).is_allowed() {}
         let Decision::Deny(denial) = limiter.check(&[subject], cost) else { unreachable!() };
-        let Some(after) = denial.retry_after else {
+        let Some(after) = denial.retry_after() else {
             prop_assert!(cost > burst);
             return Ok(());
         };
@@ -141,7 +141,7 @@ fn denial_names_the_policy_to_wait_for_longest_and_a_grant_the_tightest() {
     assert!(limiter.check(&both, 2).is_allowed());
     let Decision::Deny(denial) = limiter.check(&both, 1) else { panic!() };
     assert_eq!(limiter.policy_name(denial.policy), "hour");
-    assert_eq!(denial.retry_after, Some(Duration::from_secs(15 * 60 - 1)));
+    assert_eq!(denial.retry_after(), Some(Duration::from_secs(15 * 60 - 1)));
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn cost_that_never_fits_is_told_apart() {
     let subject = on(&limiter, "p", "key");
     for cost in [6, 1 << 40, u64::MAX] {
         let Decision::Deny(denial) = limiter.check(&[subject], cost) else { panic!() };
-        assert_eq!((denial.retry_after, denial.remaining()), (None, 5));
+        assert_eq!((denial.retry_after(), denial.remaining()), (None, 5));
     }
     assert!(limiter.check(&[subject], 5).is_allowed());
 }

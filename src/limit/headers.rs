@@ -20,7 +20,7 @@ impl Limiter {
             Decision::Allow(standing) => {
                 (standing.policy, standing.limit, standing.remaining(), Some(standing.reset_after()))
             }
-            Decision::Deny(denial) => (denial.policy, denial.limit, denial.remaining(), denial.retry_after),
+            Decision::Deny(denial) => (denial.policy, denial.limit, denial.remaining(), denial.retry_after()),
         };
         let name = self.policy_name(policy);
         if name.is_empty() {
@@ -31,7 +31,7 @@ impl Limiter {
         let wait = after.map(|after| format!(";t={}", whole_seconds(after))).unwrap_or_default();
         insert(headers, RATE_LIMIT, format!("\"{name}\";r={remaining}{wait}"));
         if let Decision::Deny(denial) = decision
-            && let Some(after) = denial.retry_after
+            && let Some(after) = denial.retry_after()
         {
             headers.entry(RETRY_AFTER).or_insert(whole_seconds(after).max(1).into());
         }

@@ -89,19 +89,21 @@ pub struct Denial {
     pub policy: Policy,
     /// Its burst.
     pub limit: u64,
-    /// After this time the same request fits, if nobody else comes. `None` if it never will, because the cost
-    /// is above the burst.
-    pub retry_after: Option<Duration>,
     left: Left,
+    /// [`NEVER`] if the cost is above the burst.
+    wait: Ticks,
 }
 
-/// What is left of a burst, as time: most who are let through do not ask how much it is, and telling takes a
-/// division.
+const NEVER: Ticks = Ticks(u64::MAX);
+
+/// What is left of a burst, as time. Whoever is let through seldom asks how much it is, and a flood of those who
+/// are not never does: numbers and durations, which take divisions, are made when they are asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Left {
     /// Until all of it will be there again.
     debt: Ticks,
-    emission: Option<Emission>,
+    /// What one costs; zero where nothing is counted.
+    interval: u64,
 }
 
 /// What a limiter did since it was made.
@@ -163,7 +165,7 @@ impl Limiter {
     ///
     /// assert!(limiter.check(&[alice], 2).is_allowed());
     /// let Decision::Deny(denial) = limiter.check(&[alice], 1) else { panic!("she has had her two") };
-    /// assert_eq!(denial.retry_after, Some(Duration::from_millis(500)));
+    /// assert_eq!(denial.retry_after(), Some(Duration::from_millis(500)));
     /// clock.advance(Duration::from_millis(500));
     /// assert!(limiter.check(&[alice], 1).is_allowed());
     /// # Ok::<(), mcp_perf::Error>(())
@@ -308,38 +310,30 @@ impl Named {
 
     /// Not now: what is missing says how much of the burst is in debt.
     #[inline]
-    fn denial(&self, subject: Subject, cost: u64, retry_after: Ticks) -> Denial {
-        let missing = self.emission.charge(cost).0.saturating_sub(retry_after.0);
+    fn denial(&self, subject: Subject, cost: u64, wait: Ticks) -> Denial {
+        let missing = self.emission.charge(cost).0.saturating_sub(wait.0);
         let debt = Ticks(self.emission.tolerance().saturating_sub(missing));
-        Denial {
-            policy: subject.policy,
-            limit: self.emission.burst(),
-            retry_after: Some(retry_after.duration()),
-            left: self.left(debt),
-        }
+        Denial { policy: subject.policy, limit: self.emission.burst(), left: self.left(debt), wait }
     }
 
     /// Never, for the cost is above the burst.
     #[cold]
     fn refusal(&self, subject: Subject, tat: Ticks, now: Ticks) -> Denial {
         let debt = Ticks(tat.0.saturating_sub(now.0));
-        Denial {
-            policy: subject.policy,
-            limit: self.emission.burst(),
-            retry_after: None,
-            left: self.left(debt),
-        }
+        Denial { policy: subject.policy, limit: self.emission.burst(), left: self.left(debt), wait: NEVER }
     }
 
     #[inline]
     fn left(&self, debt: Ticks) -> Left {
-        Left { debt, emission: Some(self.emission) }
+        Left { debt, interval: self.emission.charge(1).0 }
     }
 }
 
 impl Left {
-    fn tokens(self) -> u64 {
-        self.emission.map_or(u64::MAX, |emission| emission.remaining(self.debt))
+    /// How many tokens of a burst of `limit`.
+    fn tokens(self, limit: u64) -> u64 {
+        let tolerance = limit.saturating_mul(self.interval);
+        tolerance.saturating_sub(self.debt.0).checked_div(self.interval).unwrap_or(limit)
     }
 }
 
@@ -347,7 +341,7 @@ impl Standing {
     /// What is left of the burst now.
     #[must_use]
     pub fn remaining(&self) -> u64 {
-        self.left.tokens()
+        self.left.tokens(self.limit)
     }
 
     /// When all of it will be there again.
@@ -369,20 +363,26 @@ impl Denial {
     /// What is left of the burst, less than was asked for.
     #[must_use]
     pub fn remaining(&self) -> u64 {
-        self.left.emission.map_or(0, |_| self.left.tokens())
+        self.left.tokens(self.limit)
+    }
+
+    /// After this time the same request fits, if nobody else comes. `None` if it never will, because the cost
+    /// is above the burst.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        (self.wait != NEVER).then(|| self.wait.duration())
     }
 
     /// The one to wait longer for.
     fn longer(self, other: Option<Self>) -> Self {
-        let wait = |denial: &Self| denial.retry_after.unwrap_or(Duration::MAX);
-        other.into_iter().fold(self, |one, two| if wait(&two) > wait(&one) { two } else { one })
+        other.into_iter().fold(self, |one, two| if two.wait > one.wait { two } else { one })
     }
 }
 
 /// A subject of another limiter: nothing is known of it, so nothing is granted.
 #[cold]
 fn foreign(subject: Subject) -> Decision {
-    Decision::Deny(Denial { policy: subject.policy, limit: 0, retry_after: None, left: Left::default() })
+    Decision::Deny(Denial { policy: subject.policy, limit: 0, left: Left::default(), wait: NEVER })
 }
 
 /// Settings of a limiter.

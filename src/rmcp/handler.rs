@@ -194,7 +194,7 @@ impl<H: ServerHandler> Shared<H> {
 
     #[cold]
     fn over_the_limit(&self, limiter: &Limiter, denial: &Denial) -> ErrorData {
-        let milliseconds = denial.retry_after.map(|after| after.as_nanos().div_ceil(1_000_000));
+        let milliseconds = denial.retry_after().map(|after| after.as_nanos().div_ceil(1_000_000));
         let data = serde_json::json!({
             "policy": limiter.policy_name(denial.policy),
             "limit": denial.limit,
