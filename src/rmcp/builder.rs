@@ -91,7 +91,11 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
     /// ```
     ///
     /// Times to live come from the policies, not from this cache. Its
-    /// [`load_timeout`](crate::cache::CacheBuilder::load_timeout) bounds how long a cached tool may run.
+    /// [`load_timeout`](crate::cache::CacheBuilder::load_timeout) bounds how long a cached tool may run, and its
+    /// [`error_throttle`](crate::cache::CacheBuilder::error_throttle) applies to runs that panicked or took longer.
+    ///
+    /// Closures given to this builder are called with whatever clients send: one that panics leaves its client
+    /// without an answer.
     pub fn answers(mut self, answers: Cache<Answer>) -> Self {
         self.answers = Some(answers);
         self

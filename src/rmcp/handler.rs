@@ -95,15 +95,13 @@ impl<H: ServerHandler> Performance<H> {
 }
 
 impl<H: ServerHandler> Shared<H> {
-    /// A tool call, past timing and limit.
+    /// A call of a tool that something was said of, past timing and limit.
     async fn call(
         self: &Arc<Self>,
+        rule: &Rule,
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let Some(rule) = self.rules.get(&*request.name) else {
-            return self.handler.call_tool(request, context).await;
-        };
         let invalidation = Invalidation::of(rule, request.arguments.as_ref(), &self.answers);
         let key = rule.policy.as_ref().and_then(|(policy, definition)| {
             self.key(policy, *definition, &request, &context).map(|key| (policy, key))
@@ -349,14 +347,17 @@ impl<H: ServerHandler> ServerHandler for Performance<H> {
         request: CallToolRequestParams,
         context: Context,
     ) -> Result<CallToolResponse, ErrorData> {
-        let name = request.name.clone();
-        let span = self.0.meter.start_tool(&name);
+        let span = self.0.meter.start_tool(&request.name);
         if let Some(refusal) = self.0.refusal(&request, &context) {
-            self.0.meter.finish_tool(span, &name, Outcome::Refused);
+            self.0.meter.finish_tool(span, Outcome::Refused);
             return Err(refusal);
         }
-        let response = self.0.call(request, context).await;
-        self.0.meter.finish_tool(span, &name, outcome_of_call(&response));
+        let response = match self.0.rules.get(&*request.name) {
+            // Nothing was said of this tool: no future of ours between it and its caller.
+            None => self.0.handler.call_tool(request, context).await,
+            Some(rule) => self.0.call(rule, request, context).await,
+        };
+        self.0.meter.finish_tool(span, outcome_of_call(&response));
         response
     }
 

@@ -55,7 +55,7 @@ methods! {
 /// do not fill the table.
 pub(super) struct ToolSpan {
     span: Span,
-    is_known: bool,
+    unknown: Option<Box<str>>,
 }
 
 impl Meter {
@@ -65,14 +65,17 @@ impl Meter {
 
     #[inline]
     pub(super) fn start_tool(&self, tool: &str) -> ToolSpan {
-        let known = self.timing.known(TOOLS_CALL, tool);
-        let is_known = known.is_some();
-        ToolSpan { span: known.as_ref().unwrap_or(&self.unknown_tool).start(), is_known }
+        match self.timing.known(TOOLS_CALL, tool) {
+            Some(series) => ToolSpan { span: series.start(), unknown: None },
+            None => ToolSpan { span: self.unknown_tool.start(), unknown: Some(tool.into()) },
+        }
     }
 
     #[inline]
-    pub(super) fn finish_tool(&self, mut call: ToolSpan, tool: &str, outcome: Outcome) {
-        if outcome == Outcome::Ok && !call.is_known {
+    pub(super) fn finish_tool(&self, mut call: ToolSpan, outcome: Outcome) {
+        if outcome == Outcome::Ok
+            && let Some(tool) = &call.unknown
+        {
             call.span.belongs_to(self.timing.series(TOOLS_CALL, tool));
         }
         call.span.finish(outcome);

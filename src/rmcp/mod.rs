@@ -42,7 +42,7 @@
 //! answer an earlier request for input go to the handler every time.
 //!
 //! Say it only of tools that depend on nothing but their arguments (and, if private, on the caller), change
-//! nothing, and send no notifications: a hit does not run the tool, so it sends none. Callers who ask for the
+//! nothing, ask the client nothing and send no notifications: a hit does not run the tool, so it sends none. Callers who ask for the
 //! same at once share one run; it has a cancellation token of its own, and no progress token.
 //!
 //! # One handler

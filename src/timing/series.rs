@@ -27,7 +27,10 @@ struct Inner {
 }
 
 /// By operation, then by target.
-type Table = HashMap<Box<str>, HashMap<Box<str>, Series>>;
+type Table = HashMap<Box<str>, HashMap<Box<str>, Series, Hasher>, Hasher>;
+
+/// Looked up at every request, by names that are bounded in number whoever chooses them.
+type Hasher = foldhash::fast::RandomState;
 
 /// One kind of work; cheap to clone. Keep it where the work is, so that nothing is looked up.
 #[derive(Clone)]

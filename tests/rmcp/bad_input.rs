@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fixture::{Call, GENERATIONS, Generation, Http, Mode, Scripted, said},
-    wire::{Wire, meta},
+    wire::{Wire, meta, post},
 };
 
 fn server() -> Scripted {
@@ -145,20 +145,6 @@ async fn lines_that_are_no_requests_are_answered_byte_for_byte_as_by_the_bare_se
 async fn bad_requests_over_http_are_answered_with_the_status_and_bytes_of_the_bare_server() {
     for mode in [Mode::StatelessJson, Mode::Sessions] {
         let (bare, wrapped) = (Http::start(server(), mode).await, Http::start(wrapped(), mode).await);
-        let client = reqwest::Client::new();
-        let post = async |http: &Http, method: &str, name: &str, body: &str| {
-            let request = client
-                .post(&http.url)
-                .header("content-type", "application/json")
-                .header("accept", "application/json, text/event-stream")
-                .header("mcp-protocol-version", "2026-07-28")
-                .header("mcp-method", method)
-                .header("mcp-name", name)
-                .body(body.to_owned());
-            let response = request.send().await.unwrap();
-            let status = response.status();
-            (status, response.text().await.unwrap())
-        };
         let with_meta = |mut params: Value| {
             params["_meta"] = meta();
             params
@@ -177,8 +163,10 @@ async fn bad_requests_over_http_are_answered_with_the_status_and_bytes_of_the_ba
             ("tools/call", "add", "[]".to_owned()),
             ("tools/call", "add", String::new()),
         ] {
-            let expected = post(&bare, method, name, &body).await;
-            assert_eq!(post(&wrapped, method, name, &body).await, expected, "{body}");
+            let headers =
+                [("mcp-protocol-version", "2026-07-28"), ("mcp-method", method), ("mcp-name", name)];
+            let expected = post(&bare, &headers, &body).await;
+            assert_eq!(post(&wrapped, &headers, &body).await, expected, "{body}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
@@ -371,11 +372,14 @@ pub(crate) enum Mode {
     StatelessEvents,
 }
 
-/// A server that listens.
+/// A server that listens, until it is dropped.
 pub(crate) struct Http {
     pub(crate) url: String,
-    _stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<io::Result<()>>,
 }
+
+type Service<H> = StreamableHttpService<H, LocalSessionManager>;
 
 impl Http {
     pub(crate) async fn start<H: ServerHandler + Clone>(server: H, mode: Mode) -> Self {
@@ -386,18 +390,25 @@ impl Http {
             }
             Mode::StatelessEvents => StreamableHttpServerConfig::default().with_legacy_session_mode(false),
         };
-        let service = StreamableHttpService::new(
-            move || Ok(server.clone()),
-            Arc::new(LocalSessionManager::default()),
-            config,
-        );
+        let service =
+            Service::new(move || Ok(server.clone()), Arc::new(LocalSessionManager::default()), config);
+        Self::serve(service).await
+    }
+
+    pub(crate) async fn serve<H: ServerHandler>(service: Service<H>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
-        tokio::spawn(serve_until(listener, service, async {
+        let served = tokio::spawn(serve_until(listener, service, async {
             let _ = stopped.await;
         }));
-        Self { url, _stop: stop }
+        Self { url, stop, served }
+    }
+
+    /// Tells it to end, and waits for that.
+    pub(crate) async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.served.await.unwrap().unwrap();
     }
 }
 

@@ -83,6 +83,21 @@ async fn arguments_that_differ_in_anything_else_are_different_calls() {
 }
 
 #[tokio::test]
+async fn long_arguments_are_told_apart_by_every_byte_of_them() {
+    for length in [100, 1_000, 10_000, 1_000_000] {
+        let arguments = |last: &str| {
+            let (a, b) = ("a".repeat(length), format!("{}{last}", "b".repeat(length)));
+            [
+                format!(r#","arguments":{{"a":"{a}","b":"{b}"}}"#),
+                format!(r#","arguments":{{"b":"{b}","a":"{a}"}}"#),
+            ]
+        };
+        let [[one, same_as_one], [two, same_as_two]] = [arguments("1"), arguments("2")];
+        assert_eq!(runs_of(&[&one, &two, &same_as_one, &same_as_two]).await, 2, "{length}");
+    }
+}
+
+#[tokio::test]
 async fn tools_do_not_share() {
     let server = Scripted::new()
         .tool("one", async |_| said("one"))

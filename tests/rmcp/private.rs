@@ -10,10 +10,13 @@ use mcp_perf::{
     rmcp::{Answer, Performance, Principal, ToolPolicy},
     testing::MemoryStore,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::fixture::{
-    Call, Client, GENERATIONS, Gate, Generation, Http, MINUTE, Mode, Pending, Scripted, said, until,
+use crate::{
+    fixture::{
+        Call, Client, GENERATIONS, Gate, Generation, Http, MINUTE, Mode, Pending, Scripted, said, until,
+    },
+    wire::{open_session, post},
 };
 
 const MODES: [Mode; 3] = [Mode::Sessions, Mode::StatelessJson, Mode::StatelessEvents];
@@ -76,21 +79,9 @@ async fn callers_over_a_pipe_have_no_authorization_and_are_not_cached() {
     assert_eq!(client.hear("whoami", json!({})).await, "nobody, run 2");
 }
 
-/// A request as a client writes it; its answer, and the session that the server opened.
-async fn post(http: &Http, headers: &[(&str, &str)], body: &Value) -> (String, Option<String>) {
-    let request = reqwest::Client::new()
-        .post(&http.url)
-        .header("content-type", "application/json")
-        .header("accept", "application/json, text/event-stream")
-        .body(body.to_string());
-    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    let response = request.send().await.unwrap();
-    let session = response.headers().get("mcp-session-id").map(|id| id.to_str().unwrap().to_owned());
-    (response.text().await.unwrap(), session)
-}
-
-fn call_of(tool: &str) -> Value {
-    json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": {}}})
+fn call_of(tool: &str) -> String {
+    let call = json!({"name": tool, "arguments": {}});
+    json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}).to_string()
 }
 
 #[tokio::test]
@@ -100,7 +91,7 @@ async fn request_with_two_authorizations_is_not_cached() {
     let http = Http::start(wrapped, Mode::StatelessJson).await;
     let both = [("authorization", "Bearer alice"), ("authorization", "Bearer bob")];
     for run in 1..=2 {
-        let (answer, _) = post(&http, &both, &call_of("whoami")).await;
+        let answer = post(&http, &both, &call_of("whoami")).await.body;
         assert!(answer.contains(&format!("Bearer alice, run {run}")), "{answer}");
     }
 }
@@ -110,13 +101,7 @@ async fn session_that_another_caller_goes_on_with_does_not_show_the_answers_of_t
     let server = whoami();
     let wrapped = private(&server, "whoami").identity(Principal::of_authorization).build().unwrap();
     let http = Http::start(wrapped, Mode::Sessions).await;
-    let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
-        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"},
-    }});
-    let (_, session) = post(&http, &[("authorization", "Bearer alice")], &hello).await;
-    let session = session.expect("a session");
-    let ready = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
-    post(&http, &[("mcp-session-id", &session)], &ready).await;
+    let session = open_session(&http, &[("authorization", "Bearer alice")]).await;
     for (who, said) in [
         (Some("Bearer alice"), "Bearer alice, run 1"),
         (Some("Bearer bob"), "Bearer bob, run 2"),
@@ -126,7 +111,7 @@ async fn session_that_another_caller_goes_on_with_does_not_show_the_answers_of_t
     ] {
         let mut headers = vec![("mcp-session-id", session.as_str())];
         headers.extend(who.map(|who| ("authorization", who)));
-        let (answer, _) = post(&http, &headers, &call_of("whoami")).await;
+        let answer = post(&http, &headers, &call_of("whoami")).await.body;
         assert!(answer.contains(said), "{who:?}: {answer}");
     }
 }

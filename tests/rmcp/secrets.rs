@@ -26,7 +26,14 @@ fn forbidden() -> Vec<String> {
             // The beginning of any of them is too much, too.
             forbidden.push(digest[..8].iter().map(hex).collect());
             forbidden.push(base64(&digest[..9]));
-            forbidden.push(format!("{:?}", &digest[..8]).trim_matches(['[', ']']).to_owned());
+            for list in [
+                format!("{:?}", &digest[..8]),
+                format!("{:02x?}", &digest[..8]),
+                format!("{:x?}", &digest[..8]),
+            ] {
+                forbidden
+                    .extend([list.to_uppercase(), list].map(|list| list.trim_matches(['[', ']']).to_owned()));
+            }
         }
     }
     forbidden
@@ -56,7 +63,10 @@ fn what_is_looked_for_would_be_found() {
     assert_eq!(base64(b"Ma"), "TWE");
     let digest = Sha256::digest(format!("Bearer {TOKEN}").as_bytes());
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    for leak in [format!("Principal({hex})"), format!("{:?}", digest.as_slice()), base64(&digest) + "="] {
+    let bytes = digest.as_slice();
+    let lists =
+        [format!("{bytes:?}"), format!("{bytes:02x?}"), format!("{bytes:02X?}"), format!("{bytes:x?}")];
+    for leak in lists.into_iter().chain([format!("Principal({hex})"), base64(&digest) + "="]) {
         assert!(forbidden().iter().any(|secret| leak.contains(secret)), "{leak}");
     }
 }

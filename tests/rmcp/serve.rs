@@ -1,17 +1,24 @@
 //! Listening: `TCP_NODELAY`, and an end that lets running requests end.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
-use mcp_perf::rmcp::{serve, serve_until};
+use mcp_perf::rmcp::{Performance, serve, serve_until};
+use rmcp::transport::streamable_http_server::{
+    StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::oneshot,
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
-use crate::fixture::{Gate, SECOND, settle};
+use crate::{
+    fixture::{Gate, Http, SECOND, Scripted, settle},
+    wire::open_session,
+};
 
 struct Running {
     address: SocketAddr,
@@ -107,7 +114,8 @@ async fn end_does_not_wait_longer_than_ten_seconds() {
     server.served.await.unwrap().unwrap();
     let waited = paused_now() - stopped_at;
     assert!((10 * SECOND..11 * SECOND).contains(&waited), "{waited:?}");
-    assert_eq!(stuck.read(&mut [0; 1]).await.unwrap_or(0), 0, "what is still running is ended");
+    let rest = tokio::time::timeout(SECOND, stuck.read(&mut [0; 1])).await;
+    assert_eq!(rest.expect("what still ran is ended").unwrap(), 0);
 }
 
 /// The time that moves with the runtime's paused timers.
@@ -119,6 +127,46 @@ fn paused_now() -> tokio::time::Instant {
     tokio::time::Instant::now()
 }
 
+/// How long the end takes while a client of a session holds its stream of events open.
+async fn end_with_an_open_stream(how: impl FnOnce(&CancellationToken)) -> Duration {
+    let streams = CancellationToken::new();
+    let server = Performance::builder(Scripted::new().counting("count")).build().unwrap();
+    let service = StreamableHttpService::new(
+        move || Ok(server.clone()),
+        Arc::new(LocalSessionManager::default()),
+        StreamableHttpServerConfig::default().with_cancellation_token(streams.clone()),
+    );
+    let http = Http::serve(service).await;
+    let session = open_session(&http, &[]).await;
+    let open = reqwest::Client::new()
+        .get(&http.url)
+        .header("accept", "text/event-stream")
+        .header("mcp-session-id", session)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(open.status(), 200);
+    tokio::time::pause();
+    let stopped_at = paused_now();
+    how(&streams);
+    http.stop().await;
+    let waited = paused_now() - stopped_at;
+    drop(open);
+    waited
+}
+
+#[tokio::test]
+async fn end_waits_ten_seconds_for_a_stream_of_events_that_nobody_ends() {
+    let waited = end_with_an_open_stream(|_| ()).await;
+    assert!((10 * SECOND..11 * SECOND).contains(&waited), "{waited:?}");
+}
+
+#[tokio::test]
+async fn end_is_at_once_if_the_token_of_the_streams_is_cancelled() {
+    let waited = end_with_an_open_stream(CancellationToken::cancel).await;
+    assert!(waited < SECOND, "{waited:?}");
+}
+
 #[tokio::test]
 async fn client_that_never_finishes_its_header_fields_is_hung_up_on() {
     let server = Running::start(&Gate::new()).await;
@@ -128,9 +176,12 @@ async fn client_that_never_finishes_its_header_fields_is_hung_up_on() {
     tokio::time::pause();
     let began = paused_now();
     let mut rest = Vec::new();
-    slow.read_to_end(&mut rest).await.unwrap();
+    tokio::time::timeout(31 * SECOND, slow.read_to_end(&mut rest))
+        .await
+        .expect("the server hangs up")
+        .unwrap();
     let waited = paused_now() - began;
-    assert!(waited <= 31 * SECOND, "{waited:?}");
+    assert!(waited >= 29 * SECOND, "and not at once: {waited:?}");
     assert!(!String::from_utf8_lossy(&rest).contains("200 OK"));
 }
 

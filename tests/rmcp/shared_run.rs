@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use mcp_perf::rmcp::Performance;
 use rmcp::{ServerHandler, model::RequestMetaObject};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         Call, Client, GENERATIONS, Gate, Generation, Http, Mode, Pending, Scripted, context, keeping, params,
         said, settle, text, until,
     },
-    wire::meta,
+    wire::{meta, post},
 };
 
 /// What the runs were given.
@@ -115,14 +115,22 @@ async fn client_whose_connection_dies_does_not_take_the_run_from_those_who_wait(
     }
 }
 
+async fn call(http: Arc<Http>) {
+    let call = json!({"name": "tool", "arguments": {}, "_meta": meta()});
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call});
+    let headers =
+        [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tools/call"), ("mcp-name", "tool")];
+    post(&http, &headers, &body.to_string()).await;
+}
+
 #[tokio::test]
 async fn http_client_that_hangs_up_does_not_take_the_run_from_those_who_wait() {
     for mode in [Mode::StatelessJson, Mode::StatelessEvents] {
         let (given, gate) = (Given::default(), Gate::new());
         let server = recording(&given, &gate);
         let wrapped = keeping(&server, "tool").build().unwrap();
-        let http = Http::start(wrapped.clone(), mode).await;
-        let leader = tokio::spawn(post(http.url.clone()));
+        let http = Arc::new(Http::start(wrapped.clone(), mode).await);
+        let leader = tokio::spawn(call(Arc::clone(&http)));
         gate.reached().await;
         let waiter = Arc::new(Client::over_http(&http, Generation::Modern, None).await);
         let waiting = Pending::call(&waiter, "tool", json!({}));
@@ -135,22 +143,6 @@ async fn http_client_that_hangs_up_does_not_take_the_run_from_those_who_wait() {
         assert_eq!(waiting.text().await, "run 1", "{mode:?}");
         assert_eq!(server.runs("tool"), 1);
     }
-}
-
-async fn post(url: String) -> String {
-    let body: Value = json!({
-        "jsonrpc": "2.0", "id": 1, "method": "tools/call",
-        "params": {"name": "tool", "arguments": {}, "_meta": meta()},
-    });
-    let request = reqwest::Client::new()
-        .post(url)
-        .header("content-type", "application/json")
-        .header("accept", "application/json, text/event-stream")
-        .header("mcp-protocol-version", "2026-07-28")
-        .header("mcp-method", "tools/call")
-        .header("mcp-name", "tool")
-        .body(body.to_string());
-    request.send().await.unwrap().text().await.unwrap()
 }
 
 #[tokio::test]

@@ -65,6 +65,15 @@ async fn calls_one_after_the_other_share_one_run_across_connections() {
 
 #[tokio::test]
 async fn fifty_callers_at_once_share_one_run() {
+    fifty_callers().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn fifty_callers_at_once_share_one_run_on_several_threads() {
+    fifty_callers().await;
+}
+
+async fn fifty_callers() {
     for generation in GENERATIONS {
         let gate = Gate::new();
         let server = Scripted::new().gated("slow", &gate);

@@ -4,7 +4,7 @@ use rmcp::ServerHandler;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf};
 
-use crate::fixture::{Generation, serve};
+use crate::fixture::{Generation, Http, serve};
 
 /// A connection in memory, a message a line.
 pub(crate) struct Wire {
@@ -75,4 +75,36 @@ pub(crate) fn meta() -> Value {
 
 fn capabilities() -> Value {
     json!({"extensions": {"io.modelcontextprotocol/tasks": {}}})
+}
+
+/// An answer over HTTP as it came.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Posted {
+    pub(crate) status: u16,
+    pub(crate) session: Option<String>,
+    pub(crate) body: String,
+}
+
+/// Posts a message with these header fields more than it must have.
+pub(crate) async fn post(http: &Http, headers: &[(&str, &str)], body: &str) -> Posted {
+    let request = reqwest::Client::new()
+        .post(&http.url)
+        .header("content-type", "application/json")
+        .header("accept", "application/json, text/event-stream")
+        .body(body.to_owned());
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let response = request.send().await.unwrap();
+    let session = response.headers().get("mcp-session-id").map(|id| id.to_str().unwrap().to_owned());
+    Posted { status: response.status().as_u16(), session, body: response.text().await.unwrap() }
+}
+
+/// Opens a session of 2025-11-25.
+pub(crate) async fn open_session(http: &Http, headers: &[(&str, &str)]) -> String {
+    let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "wire", "version": "1"},
+    }});
+    let session = post(http, headers, &hello.to_string()).await.session.expect("a session");
+    let ready = json!({"jsonrpc": "2.0", "method": "notifications/initialized"}).to_string();
+    post(http, &[("mcp-session-id", &session)], &ready).await;
+    session
 }
