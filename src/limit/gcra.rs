@@ -96,6 +96,7 @@ impl Emission {
     }
 
     /// How long an empty bucket takes to be full.
+    #[cfg(feature = "tower")]
     pub(super) fn refill(self) -> Duration {
         Ticks(self.tolerance()).duration()
     }

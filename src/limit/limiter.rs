@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    hash::{BuildHasher, Hash, RandomState},
+    hash::{BuildHasher, Hash, Hasher, RandomState},
     sync::Arc,
     time::Duration,
 };
@@ -218,9 +218,14 @@ impl Scope {
     /// for everybody.
     #[must_use]
     #[inline]
+    #[expect(
+        clippy::manual_hash_one,
+        reason = "a function of its own, it is not inlined, nor is what it calls"
+    )]
     pub fn on<K: Hash + ?Sized>(&self, key: &K) -> Subject {
-        let hash = self.hasher.hash_one(key);
-        Subject { limiter: self.limiter, policy: self.policy, key: Fingerprint::new(hash) }
+        let mut hasher = self.hasher.build_hasher();
+        key.hash(&mut hasher);
+        Subject { limiter: self.limiter, policy: self.policy, key: Fingerprint::new(hasher.finish()) }
     }
 }
 

@@ -257,6 +257,7 @@ impl Span {
     }
 
     /// The same piece of work, counted in another series.
+    #[cfg(feature = "rmcp")]
     pub(crate) fn belongs_to(&mut self, series: Series) {
         self.series = Some(series);
     }
