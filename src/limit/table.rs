@@ -41,6 +41,12 @@ impl Fingerprint {
     pub(super) fn new(hash: u64) -> Self {
         Self(if hash == EMPTY { 1 } else { hash })
     }
+
+    /// Where the key is if it had the choice. Told by bits that do not tell the set.
+    #[inline]
+    fn first_way(self) -> usize {
+        (self.0 >> 61) as usize % WAYS
+    }
 }
 
 impl Table {
@@ -140,7 +146,7 @@ impl Table {
         if set.find(key).is_some() {
             return None;
         }
-        let (way, debt) = set.least_indebted(now);
+        let (way, debt) = set.least_indebted(key, now);
         let more = |forgiven: u64| Some(forgiven.saturating_add(debt));
         let _ = self.forgiven.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         set.fingerprints[way].store(EMPTY, Ordering::Release);
@@ -161,7 +167,17 @@ impl Table {
 impl Set {
     #[inline]
     fn find(&self, key: Fingerprint) -> Option<usize> {
-        self.fingerprints.iter().position(|slot| slot.load(Ordering::Acquire) == key.0)
+        let first = key.first_way();
+        if self.is_still(first, key) {
+            return Some(first);
+        }
+        // All eight, and no branch until the end: which of the others it has is not to be predicted, and a wrong
+        // guess costs more than looking at all.
+        let mut found = 0_u32;
+        for (way, slot) in self.fingerprints.iter().enumerate() {
+            found |= u32::from(slot.load(Ordering::Acquire) == key.0) << way;
+        }
+        (found != 0).then(|| found.trailing_zeros() as usize)
     }
 
     #[inline]
@@ -170,12 +186,18 @@ impl Set {
     }
 
     /// Whom to replace, and how much debt that forgives.
-    fn least_indebted(&self, now: Ticks) -> (usize, u64) {
-        let debt = |way: usize| match self.fingerprints[way].load(Ordering::Acquire) {
-            EMPTY => 0,
-            _ => self.tats[way].load(Ordering::Acquire).saturating_sub(now.0),
+    fn least_indebted(&self, key: Fingerprint, now: Ticks) -> (usize, u64) {
+        // Of those that owe nothing an empty one: the others lose nothing, but would have to be admitted again.
+        let rank = |way: usize| match self.fingerprints[way].load(Ordering::Acquire) {
+            EMPTY => (0, false, way != key.first_way()),
+            _ => {
+                let debt = self.tats[way].load(Ordering::Acquire).saturating_sub(now.0);
+                (debt, true, way != key.first_way())
+            }
         };
-        (0..WAYS).map(|way| (way, debt(way))).min_by_key(|(_, debt)| *debt).unwrap_or_default()
+        let (way, (debt, ..)) =
+            (0..WAYS).map(|way| (way, rank(way))).min_by_key(|(_, rank)| *rank).unwrap_or_default();
+        (way, debt)
     }
 }
 
@@ -219,6 +241,18 @@ mod tests {
         assert_eq!(table.forgiven(), Ticks(0));
         allows(&table, 10, quota(3), later);
         assert!(table.forgiven() > Ticks(0));
+    }
+
+    #[test]
+    fn newcomer_takes_an_empty_slot_before_one_without_debt() {
+        let table = Table::new(8);
+        for key in 1..=8 {
+            // By then the ones before it owe nothing.
+            let now = Ticks::from(crate::clock::Instant::from_nanos(key * 10_000_000_000));
+            assert!(allows(&table, key, quota(1), now));
+        }
+        let is_there = |key| table.set(Fingerprint::new(key)).1.find(Fingerprint::new(key)).is_some();
+        assert!((1..=8).all(is_there));
     }
 
     #[test]
