@@ -357,10 +357,11 @@ impl Standing {
 
     /// The one with the smaller share left.
     fn tighter(self, other: Option<Self>) -> Self {
-        let share = |standing: &Self| {
-            u128::from(standing.remaining()) * u128::from(u64::MAX) / u128::from(standing.limit)
+        // Shares of the burst that are in debt, compared across: no division.
+        let owes = |one: &Self, burst_of: &Self| {
+            u128::from(one.left.debt.0) * u128::from(burst_of.limit.saturating_mul(burst_of.left.interval))
         };
-        other.into_iter().fold(self, |one, two| if share(&two) < share(&one) { two } else { one })
+        other.into_iter().fold(self, |one, two| if owes(&two, &one) > owes(&one, &two) { two } else { one })
     }
 }
 
