@@ -66,7 +66,7 @@ impl Meter {
     #[inline]
     pub(super) fn start_tool(&self, tool: &str) -> ToolSpan {
         match self.timing.known(TOOLS_CALL, tool) {
-            Some(series) => ToolSpan { span: series.start(), unknown: None },
+            Some(series) => ToolSpan { span: series.into_span(), unknown: None },
             None => ToolSpan { span: self.unknown_tool.start(), unknown: Some(tool.into()) },
         }
     }

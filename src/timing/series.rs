@@ -205,6 +205,13 @@ impl Series {
         Span { started: self.0.clock.now(), series: Some(self.clone()) }
     }
 
+    /// As [`start`](Self::start), for whoever has no more use for the series.
+    #[inline]
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn into_span(self) -> Span {
+        Span { started: self.0.clock.now(), series: Some(self) }
+    }
+
     /// Records one piece of work that was timed elsewhere.
     pub fn record(&self, took: Duration, outcome: Outcome) {
         let Recorded { ok, error, refused, cancelled, histogram, exported, .. } = &*self.0;
