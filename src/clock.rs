@@ -5,13 +5,14 @@
 //! life and every rate; wall time is for what other machines say in wall time (a token's `exp`).
 //!
 //! The system clock reads the processor's counter where that is fit for it (by way of `quanta`), in a third of
-//! the time that the operating system takes. With feature `test-util` there is also [`Clock::manual`], which
-//! moves only when told.
+//! the time that the operating system takes. Counters may start anew when a machine wakes up or is moved, so every
+//! 20 ms of use the counter is held against the system's clock, and given up for good if the two disagree. With
+//! feature `test-util` there is also [`Clock::manual`], which moves only when told.
 
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -30,10 +31,7 @@ pub struct Instant(u64);
 
 #[derive(Clone)]
 enum Source {
-    System {
-        counter: quanta::Clock,
-        start: u64,
-    },
+    System(Arc<Watched>),
     #[cfg_attr(not(any(test, feature = "test-util")), expect(dead_code, reason = "made by `manual` only"))]
     Manual(Arc<Moved>),
 }
@@ -43,13 +41,42 @@ struct Moved {
     wall_at_zero: SystemTime,
 }
 
+/// How long the counter is believed without a look at the system's clock, in nanoseconds: as far as a counter that
+/// jumped may lead astray.
+const TRUST: u64 = 20_000_000;
+/// By how much the two may disagree, besides a thousandth of the time that passed.
+const TOLERANCE: u64 = 2_000_000;
+
+/// The processor's counter, held against the system's clock again and again.
+struct Watched {
+    counter: quanta::Clock,
+    start: u64,
+    origin: std::time::Instant,
+    /// The counter when it was last found right.
+    checked: AtomicU64,
+    /// [`TRUST`] as the counter counts; zero once it was found wrong.
+    trust: AtomicU64,
+    /// The two at that time.
+    last: Mutex<Both>,
+    found_wrong: OnceLock<FoundWrong>,
+}
+
+struct Both {
+    counter: u64,
+    system: u64,
+}
+
+/// When the counter was given up: what this clock said, and what the system said.
+struct FoundWrong {
+    now: u64,
+    system: u64,
+}
+
 impl Clock {
     /// The clock of the machine. The first one in a process takes about a millisecond to be made.
     #[must_use]
     pub fn system() -> Self {
-        let counter = quanta::Clock::new();
-        let start = counter.raw();
-        Self(Source::System { counter, start })
+        Self(Source::System(Arc::new(Watched::new(quanta::Clock::new()))))
     }
 
     /// A clock that stands still until [`advance`](Self::advance) moves it and all its clones.
@@ -84,7 +111,7 @@ impl Clock {
     #[inline]
     pub fn now(&self) -> Instant {
         match &self.0 {
-            Source::System { counter, start } => Instant(counter.delta_as_nanos(*start, counter.raw())),
+            Source::System(watched) => Instant(watched.now()),
             Source::Manual(moved) => Instant(moved.nanos.load(Ordering::SeqCst)),
         }
     }
@@ -94,11 +121,73 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the door that everybody else has to use")]
     pub fn wall(&self) -> SystemTime {
         match &self.0 {
-            Source::System { .. } => SystemTime::now(),
+            Source::System(_) => SystemTime::now(),
             Source::Manual(moved) => {
                 moved.wall_at_zero + Duration::from_nanos(moved.nanos.load(Ordering::SeqCst))
             }
         }
+    }
+}
+
+impl Watched {
+    #[expect(clippy::disallowed_methods, reason = "this is the door that everybody else has to use")]
+    fn new(counter: quanta::Clock) -> Self {
+        let many = 1 << 32;
+        let start = counter.raw();
+        Self {
+            start,
+            origin: std::time::Instant::now(),
+            checked: AtomicU64::new(start),
+            trust: AtomicU64::new(many / (counter.delta_as_nanos(0, many) / TRUST).max(1)),
+            last: Mutex::new(Both { counter: start, system: 0 }),
+            found_wrong: OnceLock::new(),
+            counter,
+        }
+    }
+
+    #[inline]
+    fn now(&self) -> u64 {
+        let counter = self.counter.raw();
+        // One that went back is far ahead as well.
+        if counter.wrapping_sub(self.checked.load(Ordering::Relaxed)) < self.trust.load(Ordering::Relaxed) {
+            self.counter.delta_as_nanos(self.start, counter)
+        } else {
+            self.check(|| nanos(self.origin.elapsed()))
+        }
+    }
+
+    #[cold]
+    fn check(&self, system: impl Fn() -> u64) -> u64 {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = self.found_wrong.get() {
+            return found.now + system().saturating_sub(found.system);
+        }
+        let counter = self.counter.raw();
+        let both = Both { counter, system: system() };
+        let between = self.counter.raw().wrapping_sub(counter);
+        let counted = match counter < last.counter {
+            true => 0,
+            false => self.counter.delta_as_nanos(last.counter, counter),
+        };
+        let passed = both.system.saturating_sub(last.system);
+        // A thread that was interrupted in between has not read the two at one moment.
+        let at_one_moment = self.counter.delta_as_nanos(0, between) < TOLERANCE / 2;
+        if at_one_moment && counted.abs_diff(passed) > TOLERANCE + passed / 1_000 {
+            let now = self.counter.delta_as_nanos(self.start, last.counter) + passed;
+            let found = self.found_wrong.get_or_init(|| FoundWrong { now, system: both.system });
+            self.trust.store(0, Ordering::Relaxed);
+            tracing::warn!(
+                counted,
+                passed,
+                "the processor's counter disagrees with the system's clock, and is used no more"
+            );
+            return found.now;
+        }
+        if at_one_moment && counter >= last.counter {
+            self.checked.store(counter, Ordering::Relaxed);
+            *last = both;
+        }
+        self.counter.delta_as_nanos(self.start, counter.max(last.counter))
     }
 }
 
@@ -137,7 +226,7 @@ impl Default for Clock {
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let source = match self.0 {
-            Source::System { .. } => "system",
+            Source::System(_) => "system",
             Source::Manual(_) => "manual",
         };
         f.debug_tuple("Clock").field(&source).finish()
@@ -169,6 +258,40 @@ mod tests {
             let now = clock.now();
             assert!(now >= before);
             before = now;
+        }
+    }
+
+    #[test]
+    fn counter_that_agrees_with_the_system_is_believed() {
+        let (counter, mock) = quanta::Clock::mock();
+        let watched = Watched::new(counter);
+        for step in 1..100 {
+            mock.increment(TRUST);
+            // A little off, as counters are.
+            assert_eq!(watched.check(|| step * (TRUST + TRUST / 2_000)), step * TRUST);
+        }
+        assert!(watched.found_wrong.get().is_none());
+    }
+
+    #[test]
+    fn counter_that_starts_anew_or_leaps_is_not_followed() {
+        let hour = 3_600 * 1_000_000_000_u64;
+        for leap in
+            [|mock: &quanta::Mock| mock.decrement(99), |mock: &quanta::Mock| mock.increment(3_600 << 30)]
+        {
+            let (counter, mock) = quanta::Clock::mock();
+            mock.increment(100 * hour);
+            let watched = Watched::new(counter);
+            mock.increment(TRUST);
+            assert_eq!(watched.check(|| TRUST), TRUST);
+            leap(&mock);
+            mock.increment(5);
+            let passed = 2 * TRUST;
+            assert_eq!(watched.check(|| passed), passed);
+            // And from then on the system's clock alone is heard.
+            mock.increment(hour);
+            assert_eq!(watched.check(|| passed + 7), passed + 7);
+            assert!(watched.now() < hour);
         }
     }
 
