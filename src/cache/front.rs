@@ -12,7 +12,7 @@ use super::{
     local::Local,
     remote::Remote,
     stats::{Events, Stats},
-    tags::{Cell, Stamp},
+    tags::{Cell, Invalidation, Stamp},
     tiers::{Remembered, Tiers},
 };
 use crate::{Error, ErrorKind};
@@ -292,7 +292,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// ```
     pub async fn remove_by_tag(&self, tag: &str) -> Result<(), Error> {
         let cell = self.0.tags.known(tag);
-        self.restamp(cell, Some(tag.to_owned())).await
+        self.restamp(cell, Some(tag.to_owned()), Invalidation::Remove).await
     }
 
     /// Removes every value of this cache from both tiers; as [`remove_by_tag`](Self::remove_by_tag) for a
@@ -306,28 +306,33 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// Once polled it is carried out.
     pub async fn clear(&self) -> Result<(), Error> {
-        let done = self.restamp(Some(Arc::clone(&self.0.epoch)), None).await;
+        let done = self.restamp(Some(Arc::clone(&self.0.epoch)), None, Invalidation::Remove).await;
         self.0.local.clear();
         done
     }
 
-    async fn restamp(&self, cell: Option<Arc<Cell>>, tag: Option<String>) -> Result<(), Error> {
+    async fn restamp(
+        &self,
+        cell: Option<Arc<Cell>>,
+        tag: Option<String>,
+        invalidation: Invalidation,
+    ) -> Result<(), Error> {
         let Some(_) = &self.0.remote else {
-            cell.inspect(|cell| cell.bump(None));
+            cell.inspect(|cell| cell.bump(invalidation, None));
             return Ok(());
         };
         let stamp = Stamp::random();
-        cell.inspect(|cell| cell.bump(Some(stamp)));
+        cell.inspect(|cell| cell.bump(invalidation, Some(stamp)));
         let tiers = Arc::clone(&self.0);
         detached(async move {
             let Some(remote) = &tiers.remote else { return Ok(()) };
-            let done = remote.restamp(tag.as_deref(), stamp).await;
+            let done = remote.restamp(tag.as_deref(), invalidation, stamp).await;
             // Again, and looked up again, for whatever noted the old stamp before the new one was written.
             let cell = match tag.as_deref() {
                 Some(tag) => tiers.tags.known(tag),
                 None => Some(Arc::clone(&tiers.epoch)),
             };
-            cell.inspect(|cell| cell.bump(Some(stamp)));
+            cell.inspect(|cell| cell.bump(invalidation, Some(stamp)));
             done
         })
         .await

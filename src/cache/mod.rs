@@ -92,5 +92,5 @@ pub use front::Cache;
 pub use key::Key;
 pub use loaded::Loaded;
 pub use stats::Stats;
-pub use store::{Fence, Found, Put, Slot, Store, Stored, Written};
-pub use tags::Stamp;
+pub use store::{Fence, Found, Put, Restamp, Slot, Store, Stored, Written};
+pub use tags::{Invalidation, Stamp};

@@ -21,8 +21,8 @@ use super::{
     envelope,
     key::Key,
     stats::Events,
-    store::{ErasedStore, Found, Put, Slot, Written},
-    tags::Stamp,
+    store::{ErasedStore, Found, Put, Restamp, Slot, Written},
+    tags::{Invalidation, Stamp},
 };
 use crate::{
     Error, ErrorKind,
@@ -59,7 +59,8 @@ pub(super) struct Debts {
 #[derive(Clone, Default)]
 struct Owed {
     entries: HashMap<String, u64>,
-    stamps: HashMap<String, u64>,
+    /// A removal outlasts an expiry that comes after it.
+    stamps: HashMap<String, (u64, Invalidation)>,
     number: u64,
 }
 
@@ -112,36 +113,52 @@ impl<V> Remote<V> {
         let name = envelope::entry_name(&self.cache, key);
         let removed = self.call(Kind::Write, self.store.remove_many(&[&name], self.hold)).await;
         if removed.is_err() {
-            self.owe(|owed| &mut owed.entries, name);
+            self.owe_entry(name);
         }
         removed
     }
 
     /// Notes that what is stored under the key is not to be read again.
     pub(super) fn owe_removal(&self, key: &Key<'_>) {
-        self.owe(|owed| &mut owed.entries, envelope::entry_name(&self.cache, key));
+        self.owe_entry(envelope::entry_name(&self.cache, key));
     }
 
-    /// Writes the stamp of a tag, or of the whole cache.
-    pub(super) async fn restamp(&self, tag: Option<&str>, stamp: Stamp) -> Result<(), Error> {
+    /// Changes the stamp of a tag, or of the whole cache.
+    pub(super) async fn restamp(
+        &self,
+        tag: Option<&str>,
+        invalidation: Invalidation,
+        stamp: Stamp,
+    ) -> Result<(), Error> {
         let name = match tag {
             Some(tag) => envelope::tag_name(&self.cache, tag),
             None => envelope::epoch_name(&self.cache),
         };
-        let written = self.call(Kind::Write, self.store.restamp(&[(&name, stamp)])).await;
+        let change = Restamp { name: &name, invalidation, stamp };
+        let written = self.call(Kind::Write, self.store.restamp(&[change])).await;
         if written.is_err() {
-            self.owe(|owed| &mut owed.stamps, name);
+            self.owe(|owed, number| {
+                let owed = owed.stamps.entry(name).or_insert((number, invalidation));
+                let removes = owed.1 == Invalidation::Remove;
+                *owed = (number, if removes { Invalidation::Remove } else { invalidation });
+            });
         }
         written
     }
 
-    fn owe(&self, which: impl FnOnce(&mut Owed) -> &mut HashMap<String, u64>, name: String) {
+    fn owe_entry(&self, name: String) {
+        self.owe(|owed, number| {
+            owed.entries.insert(name, number);
+        });
+    }
+
+    fn owe(&self, note: impl FnOnce(&mut Owed, u64)) {
         let mut owed = lock(&self.debts.owed);
         owed.number += 1;
         let number = owed.number;
-        which(&mut owed).insert(name, number);
+        note(&mut owed, number);
         if owed.entries.len() + owed.stamps.len() > MOST_DEBTS {
-            let everything = (envelope::epoch_name(&self.cache), number);
+            let everything = (envelope::epoch_name(&self.cache), (number, Invalidation::Remove));
             (owed.entries, owed.stamps) = (HashMap::new(), HashMap::from([everything]));
         }
         self.debts.exist.store(true, Ordering::Release);
@@ -155,8 +172,14 @@ impl<V> Remote<V> {
         let _one_at_a_time = self.debts.paying.lock().await;
         let paid = lock(&self.debts.owed).clone();
         let entries: Vec<&str> = paid.entries.keys().map(String::as_str).collect();
-        let stamps: Vec<(&str, Stamp)> =
-            paid.stamps.keys().map(|name| (name.as_str(), Stamp::random())).collect();
+        let change = |(name, (_, invalidation)): (&'_ String, &(u64, Invalidation))| {
+            (name.clone(), *invalidation, Stamp::random())
+        };
+        let changes: Vec<_> = paid.stamps.iter().map(change).collect();
+        let stamps: Vec<Restamp<'_>> = changes
+            .iter()
+            .map(|(name, invalidation, stamp)| Restamp { name, invalidation: *invalidation, stamp: *stamp })
+            .collect();
         if !stamps.is_empty() {
             self.call(Kind::Write, self.store.restamp(&stamps)).await?;
         }

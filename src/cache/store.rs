@@ -4,7 +4,7 @@ use std::{fmt, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 
-use super::tags::Stamp;
+use super::tags::{Invalidation, Stamp};
 use crate::Error;
 
 /// A store of bytes that processes share: the remote tier of a [`Cache`](super::Cache).
@@ -37,7 +37,8 @@ pub trait Store: Send + Sync + 'static {
         stamps: &[&str],
     ) -> impl Future<Output = Result<Found, Error>> + Send;
 
-    /// Writes an entry if nothing was written or removed under its name since the fence was read.
+    /// Writes an entry if nothing was written or removed under its name since the fence was read, and tells the
+    /// fence of what it wrote.
     ///
     /// Compare and write are one atomic step.
     fn put_if(&self, put: Put<'_>) -> impl Future<Output = Result<Written, Error>> + Send;
@@ -48,8 +49,11 @@ pub trait Store: Send + Sync + 'static {
     fn remove_many(&self, entries: &[&str], hold: Duration)
     -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Writes new stamps, so that every entry that carries the old ones is dead.
-    fn restamp(&self, stamps: &[(&str, Stamp)]) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Changes stamps, each in one atomic step, so that no entry agrees with them that carries the old ones.
+    ///
+    /// To remove is to write the whole stamp, to expire is to write its second half; [`Stamp::after`] says the same.
+    /// An absent stamp becomes the whole new one in either case.
+    fn restamp(&self, stamps: &[Restamp<'_>]) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Answers if the store can be reached and would take a write.
     fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
@@ -146,8 +150,20 @@ impl<'a> Put<'a> {
 pub enum Written {
     /// Something was written or removed there since the fence was read.
     Refused,
-    /// It is there.
-    Stored,
+    /// It is there, with this fence.
+    Stored(Fence),
+}
+
+/// One change of a stamp.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "implementers of `Store` read it")]
+pub struct Restamp<'a> {
+    /// The name of the stamp.
+    pub name: &'a str,
+    /// How much of it changes.
+    pub invalidation: Invalidation,
+    /// What it becomes, wholly or in its second half.
+    pub stamp: Stamp,
 }
 
 /// A future of a store behind `dyn`.
@@ -158,7 +174,7 @@ pub(crate) trait ErasedStore: Send + Sync {
     fn get_many<'a>(&'a self, entries: &'a [&'a str], stamps: &'a [&'a str]) -> Boxed<'a, Found>;
     fn put_if<'a>(&'a self, put: Put<'a>) -> Boxed<'a, Written>;
     fn remove_many<'a>(&'a self, entries: &'a [&'a str], hold: Duration) -> Boxed<'a, ()>;
-    fn restamp<'a>(&'a self, stamps: &'a [(&'a str, Stamp)]) -> Boxed<'a, ()>;
+    fn restamp<'a>(&'a self, stamps: &'a [Restamp<'a>]) -> Boxed<'a, ()>;
     fn ping(&self) -> Boxed<'_, ()>;
 }
 
@@ -175,7 +191,7 @@ impl<S: Store> ErasedStore for S {
         Box::pin(Store::remove_many(self, entries, hold))
     }
 
-    fn restamp<'a>(&'a self, stamps: &'a [(&'a str, Stamp)]) -> Boxed<'a, ()> {
+    fn restamp<'a>(&'a self, stamps: &'a [Restamp<'a>]) -> Boxed<'a, ()> {
         Box::pin(Store::restamp(self, stamps))
     }
 

@@ -4,7 +4,8 @@
 //! stamps of its tags **before** it reads anything, the entry keeps them, and the entry is valid only
 //! while every stamp is still the one it saw. Equality of nonces, not order of times: no clock of any
 //! machine takes part, two removals in one tick differ, and a stamp that was lost comes back as a new
-//! one, which errs to the safe side.
+//! one, which errs to the safe side. A tag can also be made to *expire*: what carries it is stale then, and
+//! may be served where a stale value may. So a stamp is two nonces, and a version two numbers.
 //!
 //! In the process a stamp is a version, a number in a shared [`Cell`], so a check is one atomic load per tag.
 //! Behind it stands the nonce of the remote tier, as last seen. A version changes when the tag is
@@ -24,33 +25,72 @@ use std::{
 
 use crate::sync::{Mutex, lock};
 
-/// A tag's nonce in the remote tier.
+/// A tag's nonces in the remote tier: one that changes when what carries the tag is removed, and one that changes
+/// when it is only made to expire.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Stamp(u64);
+pub struct Stamp {
+    removed: u64,
+    expired: u64,
+}
+
+/// What an invalidation leaves of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "implementers of `Store` match it")]
+pub enum Invalidation {
+    /// It is stale: to be loaded anew, and to be served only where a stale one would be.
+    Expire,
+    /// Nothing.
+    Remove,
+}
+
+/// Bytes of a [`Stamp`].
+pub(crate) const STAMP: usize = 16;
 
 impl Stamp {
     /// A new one, that no entry carries.
     #[must_use]
     pub fn random() -> Self {
-        Self(fastrand::u64(1..))
+        Self { removed: fastrand::u64(1..), expired: fastrand::u64(1..) }
     }
 
-    /// As written to the remote tier.
+    /// As written to the remote tier: the half that removes, then the half that expires.
     #[must_use]
-    pub fn to_bytes(self) -> [u8; 8] {
-        self.0.to_le_bytes()
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; STAMP];
+        bytes[..8].copy_from_slice(&self.removed.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.expired.to_le_bytes());
+        bytes
     }
 
     /// As read from the remote tier.
     #[must_use]
-    pub fn from_bytes(bytes: [u8; 8]) -> Self {
-        Self(u64::from_le_bytes(bytes))
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [removed, expired] = [0, 8].map(|from| {
+            let mut half = [0; 8];
+            half.copy_from_slice(&bytes[from..from + 8]);
+            u64::from_le_bytes(half)
+        });
+        Self { removed, expired }
+    }
+
+    /// What this stamp becomes by an invalidation with the nonces of `new`.
+    #[must_use]
+    pub fn after(self, invalidation: Invalidation, new: Self) -> Self {
+        match invalidation {
+            Invalidation::Remove => new,
+            Invalidation::Expire => Self { removed: self.removed, expired: new.expired },
+        }
+    }
+
+    /// Whether nothing was removed since `earlier`.
+    pub(crate) fn has_not_removed(self, earlier: Self) -> bool {
+        self.removed == earlier.removed
     }
 }
 
 impl fmt::Debug for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Stamp({:016x})", self.0)
+        write!(f, "Stamp({:016x}, {:016x})", self.removed, self.expired)
     }
 }
 
@@ -58,6 +98,8 @@ impl fmt::Debug for Stamp {
 #[derive(Default)]
 pub(crate) struct Cell {
     version: AtomicU64,
+    /// How many of the versions took values away instead of only expiring them.
+    generation: AtomicU64,
     /// How often it was removed here. Unlike the version it does not change when the remote tier is merely
     /// found to say something else.
     removals: AtomicU64,
@@ -75,17 +117,33 @@ impl Cell {
     }
 
     /// The state to note before a value is read.
-    pub(crate) fn capture(&self) -> (u64, Option<Stamp>) {
+    pub(crate) fn capture(&self) -> (Version, Option<Stamp>) {
         let remote = lock(&self.remote);
-        (self.version(), *remote)
+        (self.versions(), *remote)
     }
 
-    /// Invalidates what depends on the cell; `stamp` is what the remote tier is being told.
-    pub(crate) fn bump(&self, stamp: Option<Stamp>) {
+    /// To be asked under the lock, or by those who look for a difference only.
+    fn versions(&self) -> Version {
+        Version { version: self.version(), generation: self.generation() }
+    }
+
+    /// Invalidates what depends on the cell; `stamp` has the nonces that the remote tier is being told.
+    pub(crate) fn bump(&self, invalidation: Invalidation, stamp: Option<Stamp>) {
         let mut remote = lock(&self.remote);
+        if invalidation == Invalidation::Remove {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
         self.version.fetch_add(1, Ordering::AcqRel);
         self.removals.fetch_add(1, Ordering::AcqRel);
-        *remote = stamp;
+        *remote = match invalidation {
+            Invalidation::Remove => stamp,
+            // Of a half that was never heard nothing can be said.
+            Invalidation::Expire => remote.zip(stamp).map(|(old, new)| old.after(invalidation, new)),
+        };
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     fn removals(&self) -> u64 {
@@ -97,35 +155,58 @@ impl Cell {
     ///
     /// An answer older than a removal of our own is ignored: the load has not begun yet, so the state
     /// after the removal is the right one to note.
-    pub(crate) fn observe(&self, asked_at: u64, answer: Stamp) -> (u64, Option<Stamp>) {
+    pub(crate) fn observe(&self, asked_at: Version, answer: Stamp) -> (Version, Option<Stamp>) {
         let mut remote = lock(&self.remote);
-        if self.version() == asked_at && *remote != Some(answer) {
+        if self.version() == asked_at.version && *remote != Some(answer) {
+            if remote.is_none_or(|known| !answer.has_not_removed(known)) {
+                self.generation.fetch_add(1, Ordering::AcqRel);
+            }
             self.version.fetch_add(1, Ordering::AcqRel);
             *remote = Some(answer);
         }
-        (self.version(), *remote)
+        (self.versions(), *remote)
     }
 }
 
-/// The stamps that a load saw before it read anything.
-#[derive(Clone)]
-pub(crate) struct Seen {
-    epoch: u64,
-    tags: Option<Arc<[Version]>>,
+/// A cell's state as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    version: u64,
+    generation: u64,
 }
 
-/// A tag and the version of it that was seen.
-type Version = (Arc<Cell>, u64);
+/// A tag, and its state as it was seen.
+type Tag = (Arc<Cell>, Version);
+
+/// The states of epoch and tags that a load saw before it read anything.
+#[derive(Clone)]
+pub(crate) struct Seen {
+    epoch: Version,
+    tags: Option<Arc<[Tag]>>,
+}
 
 impl Seen {
-    pub(crate) fn new(epoch: u64, tags: Vec<Version>) -> Self {
+    pub(crate) fn new(epoch: Version, tags: Vec<Tag>) -> Self {
         Self { epoch, tags: (!tags.is_empty()).then(|| tags.into()) }
     }
 
+    /// Whether nothing was invalidated since.
     #[inline]
     pub(crate) fn still_holds(&self, epoch: &Epoch) -> bool {
-        self.epoch == epoch.version()
-            && self.tags.as_ref().is_none_or(|tags| tags.iter().all(|(cell, seen)| cell.version() == *seen))
+        self.epoch.version == epoch.version()
+            && self.tags().all(|(cell, seen)| cell.version() == seen.version)
+    }
+
+    #[cfg(test)]
+    /// Whether nothing was removed since, though it may have been made to expire.
+    pub(crate) fn is_left(&self, epoch: &Epoch) -> bool {
+        self.epoch.generation == epoch.generation()
+            && self.tags().all(|(cell, seen)| cell.generation() == seen.generation)
+    }
+
+    #[inline]
+    fn tags(&self) -> impl Iterator<Item = &Tag> {
+        self.tags.iter().flat_map(|tags| tags.iter())
     }
 }
 
@@ -133,7 +214,7 @@ impl Seen {
 /// removal must not be given what that load returns.
 pub(crate) struct Began {
     epoch: u64,
-    tags: Box<[Version]>,
+    tags: Box<[(Arc<Cell>, u64)]>,
 }
 
 impl Began {
@@ -198,12 +279,27 @@ mod tests {
         let (epoch, cell) = (Epoch::default(), Arc::<Cell>::default());
         let seen = || Seen::new(epoch.capture().0, vec![(Arc::clone(&cell), cell.capture().0)]);
         let (first, second) = (seen(), seen());
-        cell.bump(None);
+        cell.bump(Invalidation::Remove, None);
         assert!(!first.still_holds(&epoch));
         let third = seen();
         assert!(third.still_holds(&epoch) && !second.still_holds(&epoch));
-        epoch.bump(None);
+        epoch.bump(Invalidation::Remove, None);
         assert!(!third.still_holds(&epoch));
+    }
+
+    #[test]
+    fn entry_that_was_made_to_expire_is_left_until_it_is_removed() {
+        let (epoch, cell) = (Epoch::default(), Arc::<Cell>::default());
+        let (one, two) = (Stamp::random(), Stamp::random());
+        cell.observe(cell.capture().0, one);
+        let seen = Seen::new(epoch.capture().0, vec![(Arc::clone(&cell), cell.capture().0)]);
+        cell.bump(Invalidation::Expire, Some(two));
+        assert!(!seen.still_holds(&epoch) && seen.is_left(&epoch));
+        // As the remote tier tells it, when it was expired there as well.
+        cell.observe(cell.capture().0, one.after(Invalidation::Expire, Stamp::random()));
+        assert!(seen.is_left(&epoch));
+        cell.observe(cell.capture().0, two);
+        assert!(!seen.is_left(&epoch));
     }
 
     #[test]
@@ -211,7 +307,7 @@ mod tests {
         let cell = Cell::default();
         let (asked_at, _) = cell.capture();
         let ours = Stamp::random();
-        cell.bump(Some(ours));
+        cell.bump(Invalidation::Remove, Some(ours));
         assert_eq!(cell.observe(asked_at, Stamp::random()).1, Some(ours));
     }
 

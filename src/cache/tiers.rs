@@ -24,7 +24,7 @@ use super::{
     remote::Remote,
     stats::Events,
     store::{Fence, Stored, Written},
-    tags::{Began, Cell, Epoch, Seen, Stamp, Tags},
+    tags::{Began, Cell, Epoch, Seen, Stamp, Tags, Version},
 };
 use crate::{
     Error, ErrorKind,
@@ -57,14 +57,14 @@ pub(super) enum Remembered<V> {
 /// The state of the cache and of an entry's tags, noted before the value is read.
 pub(super) struct Captured {
     at: Instant,
-    epoch: (u64, Option<Stamp>),
+    epoch: (Version, Option<Stamp>),
     tags: Vec<CapturedTag>,
 }
 
 struct CapturedTag {
     name: Box<str>,
     cell: Arc<Cell>,
-    version: u64,
+    version: Version,
     stamp: Option<Stamp>,
 }
 
@@ -391,7 +391,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             self.observe(captured, read.epoch, &read.tags);
             let bytes = self.seal(remote, key, value, captured)?;
             let left = self.left(captured.at, life, remote);
-            if left.is_zero() || remote.put(key, bytes, left, Some(read.slot.fence)).await? == Written::Stored
+            if left.is_zero()
+                || remote.put(key, bytes, left, Some(read.slot.fence)).await? != Written::Refused
             {
                 return Ok(());
             }
@@ -439,7 +440,7 @@ impl Captured {
 }
 
 impl CapturedTag {
-    fn seen(&self) -> (Arc<Cell>, u64) {
+    fn seen(&self) -> (Arc<Cell>, Version) {
         (Arc::clone(&self.cell), self.version)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An entry is one string: 16 bytes that no other write has, then the cache's bytes. A removal leaves a
 //! string of 16 such bytes alone, for as long as a load that began before it may still come to write: the
-//! fence of a name is simply what its string begins with. A stamp is a string of 8 bytes.
+//! fence of a name is simply what its string begins with. A stamp is a string of 16 bytes.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::pool::Pool;
 use crate::{
     Error,
-    cache::{Fence, Found, Put, Slot, Stamp, Store, Stored, Written},
+    cache::{Fence, Found, Invalidation, Put, Restamp, Slot, Stamp, Store, Stored, Written},
 };
 
 /// What an entry's string begins with.
@@ -141,13 +141,15 @@ impl Store for RedisStore {
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
         let name = self.name(put.name);
         let mut bytes = Vec::with_capacity(HEADER + put.bytes.len());
-        bytes.extend_from_slice(&header(ENTRY));
+        let header = header(ENTRY);
+        bytes.extend_from_slice(&header);
         bytes.extend_from_slice(&put.bytes);
+        let stored = Written::Stored(Fence::from_bytes(header));
         let life = milliseconds(put.time_to_live);
         let Some(fence) = put.fence else {
             let mut pipeline = pipe();
             pipeline.pset_ex(name, bytes, life).ignore();
-            return self.run("write", pipeline).await.map(|()| Written::Stored);
+            return self.run("write", pipeline).await.map(|()| stored);
         };
         let mut call = self.put_if.key(name);
         call.arg(&fence.to_bytes()).arg(bytes).arg(life);
@@ -155,7 +157,7 @@ impl Store for RedisStore {
             .pool
             .run("write", call, |mut redis, call| async move { call.invoke_async(&mut redis).await })
             .await?;
-        Ok(if written == 1 { Written::Stored } else { Written::Refused })
+        Ok(if written == 1 { stored } else { Written::Refused })
     }
 
     async fn remove_many(&self, entries: &[&str], hold: Duration) -> Result<(), Error> {
@@ -166,10 +168,18 @@ impl Store for RedisStore {
         self.run("remove", pipeline).await
     }
 
-    async fn restamp(&self, stamps: &[(&str, Stamp)]) -> Result<(), Error> {
+    async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
         let mut pipeline = pipe();
-        for (name, stamp) in stamps {
-            pipeline.pset_ex(self.name(name), &stamp.to_bytes(), milliseconds(STAMP_LIFE)).ignore();
+        pipeline.atomic();
+        for Restamp { name, invalidation, stamp } in stamps {
+            let (name, life) = (self.name(name), milliseconds(STAMP_LIFE));
+            let set = pipeline.cmd("SET").arg(&name).arg(&stamp.to_bytes()).arg("PX").arg(life);
+            if *invalidation == Invalidation::Expire {
+                set.arg("NX").ignore();
+                pipeline.setrange(name, 8, &stamp.to_bytes()[8..]).ignore();
+            } else {
+                set.ignore();
+            }
         }
         self.run("restamp", pipeline).await
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::{
     Error,
-    cache::{Fence, Found, Put, Slot, Stamp, Store, Stored, Written},
+    cache::{Fence, Found, Put, Restamp, Slot, Stamp, Store, Stored, Written},
     clock::{Clock, Instant},
 };
 
@@ -86,8 +86,7 @@ impl Store for MemoryStore {
         if put.fence.is_some_and(|fence| fence != state.slot(put.name, now).fence) {
             return Ok(Written::Refused);
         }
-        state.write(put.name, Some(put.bytes), now.after(put.time_to_live));
-        Ok(Written::Stored)
+        Ok(Written::Stored(state.write(put.name, Some(put.bytes), now.after(put.time_to_live))))
     }
 
     async fn remove_many(&self, entries: &[&str], hold: Duration) -> Result<(), Error> {
@@ -99,10 +98,11 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn restamp(&self, stamps: &[(&str, Stamp)]) -> Result<(), Error> {
+    async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
         let mut state = self.state();
-        for (name, stamp) in stamps {
-            state.stamps.insert((*name).to_owned(), *stamp);
+        for Restamp { name, invalidation, stamp } in stamps {
+            let known = state.stamps.entry((*name).to_owned()).or_insert(*stamp);
+            *known = known.after(*invalidation, *stamp);
         }
         Ok(())
     }
@@ -125,10 +125,11 @@ impl State {
         *self.stamps.entry(name.to_owned()).or_insert_with(Stamp::random)
     }
 
-    fn write(&mut self, name: &str, bytes: Option<Bytes>, dies_at: Instant) {
+    fn write(&mut self, name: &str, bytes: Option<Bytes>, dies_at: Instant) -> Fence {
         self.writes += 1;
         let fence = Fence::from_bytes(self.writes.to_be_bytes());
         self.rows.insert(name.to_owned(), Row { bytes, dies_at, fence });
+        fence
     }
 }
 

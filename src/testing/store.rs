@@ -16,6 +16,7 @@
 #![expect(
     clippy::expect_used,
     clippy::missing_panics_doc,
+    clippy::panic,
     reason = "these are tests: they say so by panicking"
 )]
 #![expect(clippy::future_not_send, reason = "a test awaits them where it is")]
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::cache::{Fence, Put, Slot, Stamp, Store, Written};
+use crate::cache::{Fence, Invalidation, Put, Restamp, Slot, Stamp, Store, Written};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Short, but longer than a slow machine takes for a few calls.
@@ -39,6 +40,8 @@ pub async fn keeps_its_contract<S: Store>(store: &S, pass: impl AsyncFn(Duration
     put_is_refused_after_a_removal_since_the_fence(store).await;
     put_without_a_fence_overwrites_everything(store).await;
     stamps_stay_until_they_are_changed(store).await;
+    stamp_that_expires_keeps_its_first_half(store).await;
+    fence_of_a_write_is_what_is_read_after_it(store).await;
     callers_who_make_a_stamp_at_once_get_the_same(store).await;
     one_of_many_puts_with_one_fence_is_stored(store).await;
     remaining_life_never_grows(store, &pass).await;
@@ -67,7 +70,7 @@ pub async fn what_was_put_is_read<S: Store>(store: &S) {
         [(Bytes::from_static(b"\0\xff\r\n"), Some(fence)), (vec![7; 1 << 20].into(), None)]
     {
         let written = store.put_if(Put { fence, ..Put::new("contract:read", content.clone(), MINUTE) }).await;
-        assert_eq!(written.expect("put_if"), Written::Stored);
+        assert!(is_stored(written.expect("put_if")));
         let slot = read(store, "contract:read").await;
         let entry = slot.entry.expect("what was put");
         assert_eq!(entry.bytes, content);
@@ -83,7 +86,8 @@ pub async fn answers_are_in_the_order_of_the_names<S: Store>(store: &S) {
     put(store, "contract:three", b"3", None).await;
     let names = ["contract:three", "contract:none", "contract:one"];
     let (first, second) = (Stamp::random(), Stamp::random());
-    store.restamp(&[("contract:s1", first), ("contract:s2", second)]).await.expect("restamp");
+    let change = |name, stamp| Restamp { name, invalidation: Invalidation::Remove, stamp };
+    store.restamp(&[change("contract:s1", first), change("contract:s2", second)]).await.expect("restamp");
     let found =
         store.get_many(&names, &["contract:s2", "contract:s3", "contract:s1"]).await.expect("get_many");
     let read: Vec<_> = found.entries.iter().map(bytes).collect();
@@ -94,7 +98,7 @@ pub async fn answers_are_in_the_order_of_the_names<S: Store>(store: &S) {
 /// Whatever was there when the fence was read.
 pub async fn put_is_refused_after_any_write_since_the_fence<S: Store>(store: &S) {
     let absent = read(store, "contract:write").await.fence;
-    assert_eq!(put(store, "contract:write", b"a", Some(absent)).await, Written::Stored);
+    assert!(is_stored(put(store, "contract:write", b"a", Some(absent)).await));
     assert_eq!(put(store, "contract:write", b"b", Some(absent)).await, Written::Refused);
     let present = read(store, "contract:write").await.fence;
     // The same bytes again are another write.
@@ -113,7 +117,7 @@ pub async fn put_is_refused_after_a_removal_since_the_fence<S: Store>(store: &S)
     assert_eq!(put(store, "contract:remove", b"old", Some(removed)).await, Written::Refused);
     let removed = read(store, "contract:remove").await;
     assert!(removed.entry.is_none());
-    assert_eq!(put(store, "contract:remove", b"new", Some(removed.fence)).await, Written::Stored);
+    assert!(is_stored(put(store, "contract:remove", b"new", Some(removed.fence)).await));
     let present = read(store, "contract:remove").await.fence;
     store.remove_many(&["contract:remove"], MINUTE).await.expect("remove_many");
     assert_eq!(put(store, "contract:remove", b"old", Some(present)).await, Written::Refused);
@@ -122,9 +126,9 @@ pub async fn put_is_refused_after_a_removal_since_the_fence<S: Store>(store: &S)
 /// A removal included.
 pub async fn put_without_a_fence_overwrites_everything<S: Store>(store: &S) {
     put(store, "contract:over", b"a", None).await;
-    assert_eq!(put(store, "contract:over", b"b", None).await, Written::Stored);
+    assert!(is_stored(put(store, "contract:over", b"b", None).await));
     store.remove_many(&["contract:over"], MINUTE).await.expect("remove_many");
-    assert_eq!(put(store, "contract:over", b"c", None).await, Written::Stored);
+    assert!(is_stored(put(store, "contract:over", b"c", None).await));
     assert_eq!(bytes(&read(store, "contract:over").await), Some(&b"c"[..]));
 }
 
@@ -134,8 +138,42 @@ pub async fn stamps_stay_until_they_are_changed<S: Store>(store: &S) {
     let made = stamp().await;
     assert_eq!(stamp().await, made);
     let other = Stamp::random();
-    store.restamp(&[("contract:stamp", other)]).await.expect("restamp");
+    restamp(store, "contract:stamp", Invalidation::Remove, other).await;
     assert_eq!(stamp().await, other);
+}
+
+/// And an absent one is made by either change.
+pub async fn stamp_that_expires_keeps_its_first_half<S: Store>(store: &S) {
+    let read = async |name| store.get_many(&[], &[name]).await.expect("get_many").stamps[0];
+    let (one, two, three) = (Stamp::random(), Stamp::random(), Stamp::random());
+    restamp(store, "contract:expire", Invalidation::Expire, one).await;
+    assert_eq!(read("contract:expire").await, one);
+    restamp(store, "contract:expire", Invalidation::Expire, two).await;
+    assert_eq!(read("contract:expire").await, one.after(Invalidation::Expire, two));
+    restamp(store, "contract:expire", Invalidation::Remove, three).await;
+    assert_eq!(read("contract:expire").await, three);
+}
+
+async fn restamp<S: Store>(store: &S, name: &str, invalidation: Invalidation, stamp: Stamp) {
+    store.restamp(&[Restamp { name, invalidation, stamp }]).await.expect("restamp");
+}
+
+/// Who takes a key by a first write can go on from it.
+pub async fn fence_of_a_write_is_what_is_read_after_it<S: Store>(store: &S) {
+    let absent = read(store, "contract:lease").await.fence;
+    let Written::Stored(fence) = put(store, "contract:lease", b"taken", Some(absent)).await else {
+        panic!("refused, though nothing was written since");
+    };
+    assert_eq!(read(store, "contract:lease").await.fence, fence);
+    assert!(is_stored(put(store, "contract:lease", b"filled", Some(fence)).await));
+    let Written::Stored(fence) = put(store, "contract:lease", b"anew", None).await else {
+        panic!("refused, though it has no fence");
+    };
+    assert_eq!(read(store, "contract:lease").await.fence, fence);
+}
+
+fn is_stored(written: Written) -> bool {
+    matches!(written, Written::Stored(_))
 }
 
 /// Or one of them would write entries that are dead at once.
@@ -151,7 +189,7 @@ pub async fn one_of_many_puts_with_one_fence_is_stored<S: Store>(store: &S) {
     let fence = Some(read(store, "contract:race").await.fence);
     let put = || put(store, "contract:race", b"x", fence);
     let (one, two, three, four) = tokio::join!(put(), put(), put(), put());
-    let stored = [one, two, three, four].into_iter().filter(|written| *written == Written::Stored).count();
+    let stored = [one, two, three, four].into_iter().filter(|written| is_stored(*written)).count();
     assert_eq!(stored, 1);
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use mcp_perf::{
     Error,
-    cache::{Found, Put, Stamp, Store, Written},
+    cache::{Found, Put, Restamp, Store, Written},
 };
 use tokio::sync::oneshot;
 
@@ -109,7 +109,7 @@ impl<S: Store> Store for Stepped<S> {
         self.inner.remove_many(entries, hold).await
     }
 
-    async fn restamp(&self, stamps: &[(&str, Stamp)]) -> Result<(), Error> {
+    async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
         self.at(Step::BeforeInvalidation).await;
         self.fails()?;
         self.inner.restamp(stamps).await
