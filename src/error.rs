@@ -33,8 +33,12 @@ pub enum ErrorKind {
     Configuration,
     /// The loader answered with an error, which is the source.
     Load,
+    /// There is no such value, said its loader: an answer rather than a failure.
+    NotFound,
     /// The loader panicked, or the runtime went down under it.
     Panicked,
+    /// A loader asked, directly or by way of others, for the value that it was loading.
+    Recursion,
     /// The other side answered, and refused. Trying again does not help.
     Refused,
     /// Something took longer than its deadline.
@@ -54,6 +58,11 @@ impl Error {
         source: impl Into<BoxError>,
     ) -> Self {
         Self(Arc::new(Inner { kind, message: message.into(), source: Some(source.into()) }))
+    }
+
+    /// The answer of a loader that there is nothing.
+    pub(crate) fn not_found() -> Self {
+        Self::new(ErrorKind::NotFound, "there is no such value")
     }
 
     /// An impossible value of the named setting.

@@ -1,13 +1,15 @@
 //! Making a cache.
 
-use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     Store,
     codec::Codec,
+    freshness::Policy,
     front::Cache,
+    local::Engine,
     remote::{Debts, Remote},
     stats::Events,
     store::ErasedStore,
@@ -20,21 +22,34 @@ pub const MAX_TIME_TO_LIVE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
+/// The longest that a value may be kept for after it was fresh: 7 days.
+const MAX_STALE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// Settings of a cache in the process alone; [`remote`](Self::remote) adds a tier behind it.
 #[must_use = "a builder does nothing until `build`"]
 pub struct CacheBuilder<V> {
-    settings: Settings,
-    value: PhantomData<fn() -> V>,
+    settings: Settings<V>,
 }
 
+/// Tells how many bytes a value takes up.
+type Weigher<V> = Arc<dyn Fn(&V) -> u64 + Send + Sync>;
+/// Tells for which errors a stale value may stand in.
+type MayStandIn = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
+
 /// What both builders set.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
+pub(super) struct Settings<V> {
     pub(super) name: String,
+    pub(super) engine: Engine,
     pub(super) capacity: u64,
-    pub(super) time_to_live: Duration,
+    /// What a value takes up, where the capacity is in bytes.
+    pub(super) weigher: Option<Weigher<V>>,
+    pub(super) policy: Policy,
+    pub(super) time_to_idle: Option<Duration>,
+    pub(super) soft_timeout: Option<Duration>,
     pub(super) load_timeout: Duration,
     pub(super) error_throttle: Duration,
+    /// Which errors a stale value may stand in for; all unless set.
+    pub(super) serve_stale_if: Option<MayStandIn>,
     pub(super) clock: Clock,
 }
 
@@ -42,27 +57,150 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     pub(super) fn new(name: String) -> Self {
         let settings = Settings {
             name,
+            engine: Engine::default(),
             capacity: 10_000,
-            time_to_live: 300 * SECOND,
+            weigher: None,
+            policy: Policy {
+                time_to_live: 300 * SECOND,
+                negative_time_to_live: None,
+                stale_while_revalidate: Duration::ZERO,
+                stale_if_error: Duration::ZERO,
+                stale_throttle: None,
+                jitter: 0.0,
+                refresh_ahead: false,
+            },
+            time_to_idle: None,
+            soft_timeout: None,
             load_timeout: 30 * SECOND,
             error_throttle: Duration::from_millis(100),
+            serve_stale_if: None,
             clock: Clock::system(),
         };
-        Self { settings, value: PhantomData }
+        Self { settings }
     }
 
     /// How many entries fit in memory: 10,000 unless set, at least 1.
     ///
     /// Beyond that the engine keeps those that are asked for more often.
     pub fn capacity(mut self, entries: u64) -> Self {
-        self.settings.capacity = entries;
+        (self.settings.capacity, self.settings.weigher) = (entries, None);
+        self
+    }
+
+    /// How many bytes of entries fit in memory, instead of how many entries; at least 64 KiB.
+    ///
+    /// `weigher` tells what a value takes up, on the heap and besides its own size (for a `String` its capacity);
+    /// its loader may say [otherwise](super::Loaded::cost). The key, the value's own size and about 160 bytes of
+    /// the cache's are added. The engine's tables grow with the number of entries, so the process takes up somewhat
+    /// more. Called under a lock: it must be quick, and must not call the cache.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), mcp_perf::Error> {
+    /// use mcp_perf::cache::Cache;
+    ///
+    /// let pages: Cache<String> =
+    ///     Cache::builder("pages").capacity_bytes(64 << 20, |page: &String| page.capacity() as u64).build()?;
+    /// # let _ = pages; Ok(()) }
+    /// ```
+    pub fn capacity_bytes(mut self, bytes: u64, weigher: impl Fn(&V) -> u64 + Send + Sync + 'static) -> Self {
+        self.settings.capacity = bytes;
+        self.settings.weigher = Some(Arc::new(weigher));
+        self
+    }
+
+    /// What holds the entries in memory: [`Engine::Moka`] unless set.
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.settings.engine = engine;
         self
     }
 
     /// How long an entry may be served, unless its loader says otherwise: 5 minutes unless set, more than
     /// zero and at most [`MAX_TIME_TO_LIVE`].
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
-        self.settings.time_to_live = time_to_live;
+        self.settings.policy.time_to_live = time_to_live;
+        self
+    }
+
+    /// How long the answer that [there is no value](super::Loaded::not_found) may be served: 5 seconds unless set,
+    /// or a tenth of the time to live if that is less; zero does not store it, the most is [`MAX_TIME_TO_LIVE`].
+    pub fn negative_time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.settings.policy.negative_time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// For how long nobody may have asked for an entry before this process forgets it; not at all unless set, more
+    /// than zero if set.
+    ///
+    /// It never lengthens a life: the time to live counts from the load all the same. Otherwise what is asked for
+    /// all the time would never be loaded again. The remote tier knows nothing of it.
+    pub fn time_to_idle(mut self, time_to_idle: Duration) -> Self {
+        self.settings.time_to_idle = Some(time_to_idle);
+        self
+    }
+
+    /// Takes up to this share off every life, differently for each key, so that what was loaded together does not
+    /// expire together: none unless set, at most a half; a tenth is usual.
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.settings.policy.jitter = share;
+        self
+    }
+
+    /// For how long after its time to live a value is still served at once, while one load runs behind it: not at
+    /// all unless set, at most 7 days.
+    ///
+    /// Nobody waits for a value that is asked for often enough. What was [removed](Cache::remove) is never served,
+    /// and what was made to [expire](Cache::expire) is waited for. With a remote tier an answer that this
+    /// process gave [`max_staleness`](RemoteCacheBuilder::max_staleness) ago or before costs a look there.
+    pub fn stale_while_revalidate(mut self, time: Duration) -> Self {
+        self.settings.policy.stale_while_revalidate = time;
+        self
+    }
+
+    /// For how long after its time to live a value is kept to stand in for a load that fails or is slow: not at all
+    /// unless set, at most 7 days.
+    ///
+    /// Callers get it where they would have got the error of a failed load, and no load is tried again for the
+    /// [`stale_throttle`](Self::stale_throttle). With a [`soft_timeout`](Self::soft_timeout) they also get it where
+    /// the load takes longer than that. What was removed is never served, with one limit: if the remote tier does
+    /// not answer either, nobody can tell what another process removed there.
+    pub fn stale_if_error(mut self, time: Duration) -> Self {
+        self.settings.policy.stale_if_error = time;
+        self
+    }
+
+    /// Which failures a stale value may stand in for: all unless set.
+    ///
+    /// A "no" is no failure of the source: a caller who may not see a value any more must not be shown the old one.
+    /// The loader's error is the [source](Error::downcast_source) of the one that is given here.
+    pub fn serve_stale_if(mut self, may: impl Fn(&Error) -> bool + Send + Sync + 'static) -> Self {
+        self.settings.serve_stale_if = Some(Arc::new(may));
+        self
+    }
+
+    /// For how long a stale value is served after a failed load before the next is tried: half the time to live
+    /// unless set, at most 30 seconds; an hour at most if set.
+    pub fn stale_throttle(mut self, throttle: Duration) -> Self {
+        self.settings.policy.stale_throttle = Some(throttle);
+        self
+    }
+
+    /// How long callers wait for a load where there is a stale value to serve instead: for the
+    /// [`load_timeout`](Self::load_timeout) unless set, at most an hour. The load goes on.
+    ///
+    /// It means nothing without [`stale_if_error`](Self::stale_if_error) or
+    /// [`stale_while_revalidate`](Self::stale_while_revalidate).
+    pub fn soft_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.soft_timeout = Some(timeout);
+        self
+    }
+
+    /// Loads a value again before its time is over, behind a hit: in the last tenth of its life, and earlier by
+    /// chance if a load takes long (by the rule known as `XFetch`). Not unless set.
+    ///
+    /// Who asks for it then does not wait for the next load, and of the processes that share it one begins. Nothing
+    /// is loaded that nobody asks for.
+    pub fn refresh_ahead(mut self) -> Self {
+        self.settings.policy.refresh_ahead = true;
         self
     }
 
@@ -93,7 +231,6 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     pub fn remote<S: Store>(self, store: S) -> RemoteCacheBuilder<V> {
         RemoteCacheBuilder {
             local: self.settings,
-            value: PhantomData,
             store: Arc::new(store),
             timeout: Duration::from_millis(250),
             max_staleness: 5 * SECOND,
@@ -113,7 +250,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     }
 }
 
-impl Settings {
+impl<V> Settings<V> {
     fn check(&self) -> Result<(), Error> {
         let fits_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if !(1..=64).contains(&self.name.len()) || !self.name.bytes().all(fits_a_name) {
@@ -122,7 +259,21 @@ impl Settings {
         if self.capacity == 0 {
             return Err(Error::configuration("capacity", "must be at least 1"));
         }
-        within("time_to_live", self.time_to_live, Duration::from_nanos(1), MAX_TIME_TO_LIVE)?;
+        if self.weigher.is_some() && self.capacity < 64 << 10 {
+            return Err(Error::configuration("capacity_bytes", "must be at least 64 KiB"));
+        }
+        if !(0.0..=0.5).contains(&self.policy.jitter) {
+            return Err(Error::configuration("jitter", "must be from 0 to 0.5"));
+        }
+        let least = Duration::from_nanos(1);
+        within("time_to_live", self.policy.time_to_live, least, MAX_TIME_TO_LIVE)?;
+        let negative = self.policy.negative_time_to_live.unwrap_or_default();
+        within("negative_time_to_live", negative, Duration::ZERO, MAX_TIME_TO_LIVE)?;
+        within("time_to_idle", self.time_to_idle.unwrap_or(SECOND), least, MAX_TIME_TO_LIVE)?;
+        within("stale_while_revalidate", self.policy.stale_while_revalidate, Duration::ZERO, MAX_STALE)?;
+        within("stale_if_error", self.policy.stale_if_error, Duration::ZERO, MAX_STALE)?;
+        within("stale_throttle", self.policy.stale_throttle.unwrap_or_default(), Duration::ZERO, HOUR)?;
+        within("soft_timeout", self.soft_timeout.unwrap_or_default(), Duration::ZERO, HOUR)?;
         within("load_timeout", self.load_timeout, Duration::from_nanos(1), HOUR)?;
         within("error_throttle", self.error_throttle, Duration::ZERO, HOUR)
     }
@@ -131,8 +282,7 @@ impl Settings {
 /// Settings of a cache in two tiers.
 #[must_use = "a builder does nothing until `build`"]
 pub struct RemoteCacheBuilder<V> {
-    local: Settings,
-    value: PhantomData<fn() -> V>,
+    local: Settings<V>,
     store: Arc<dyn ErasedStore>,
     timeout: Duration,
     max_staleness: Duration,
@@ -209,6 +359,23 @@ where
             debts: Debts::default(),
         };
         Ok(Cache::new(self.local, events, Some((remote, self.max_staleness))))
+    }
+}
+
+impl<V> fmt::Debug for Settings<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("name", &self.name)
+            .field("engine", &self.engine)
+            .field("capacity", &self.capacity)
+            .field("in_bytes", &self.weigher.is_some())
+            .field("policy", &self.policy)
+            .field("time_to_idle", &self.time_to_idle)
+            .field("soft_timeout", &self.soft_timeout)
+            .field("load_timeout", &self.load_timeout)
+            .field("error_throttle", &self.error_throttle)
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,7 +2,11 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::envelope::Payload;
 use crate::{Error, ErrorKind};
+
+/// What an entry calls this codec.
+pub(crate) const JSON: u8 = 1;
 
 /// JSON, by the type's own `serde` implementation.
 ///
@@ -12,6 +16,16 @@ pub(crate) struct Codec<V> {
     pub(crate) encode: fn(&V) -> Result<Vec<u8>, Error>,
     /// `None` for bytes that are no such value: a miss, since the type may have changed with a release.
     pub(crate) decode: fn(&[u8]) -> Option<V>,
+}
+
+impl<V> Codec<V> {
+    /// The value, if these are bytes of this codec, as they came from it.
+    pub(crate) fn open(&self, payload: &Payload<'_>) -> Option<V> {
+        let Payload { codec, compression, schema, raw_length, bytes } = *payload;
+        let as_made = codec == JSON && compression == 0 && schema.is_none();
+        let whole = usize::try_from(raw_length).is_ok_and(|length| length == bytes.len());
+        if as_made && whole { (self.decode)(bytes) } else { None }
+    }
 }
 
 impl<V: Serialize + DeserializeOwned> Codec<V> {

@@ -14,7 +14,8 @@
 //! when it began ([`Began`]), and who finds that they have been since then fences it and starts anew.
 //!
 //! A load runs in a task of its own, so no caller's cancellation can take it down. Its [`Lead`] lands
-//! on drop: a panicking loader releases every waiter with an error.
+//! on drop: a panicking loader releases every waiter with an error. A flight that has a stale value and takes
+//! long may release its waiters with that ([`Lead::release`]), and goes on.
 
 use std::{
     collections::HashMap,
@@ -53,8 +54,16 @@ struct Stripe<V> {
 pub(crate) struct Flight<V> {
     began: Began,
     fenced: AtomicBool,
+    /// A stale value for those who should not wait for longer.
+    meanwhile: OnceLock<V>,
     outcome: OnceLock<Result<V, Error>>,
     landed: Notify,
+}
+
+/// What a waiter was released with.
+pub(crate) enum Outcome<V> {
+    Landed(Result<V, Error>),
+    Meanwhile(V),
 }
 
 /// What [`Flights::board`] came to.
@@ -97,6 +106,7 @@ impl<V> Flights<V> {
         let flight = Arc::new(Flight {
             began,
             fenced: AtomicBool::new(false),
+            meanwhile: OnceLock::new(),
             outcome: OnceLock::new(),
             landed: Notify::new(),
         });
@@ -128,6 +138,11 @@ impl<V> Flights<V> {
         }
     }
 
+    /// Whether the key is being loaded.
+    pub(crate) fn is_running(&self, key: &Key<'_>) -> bool {
+        lock(self.stripe(key)).running.contains_key(&StoredKey::from(key))
+    }
+
     /// How many loads are running.
     pub(crate) fn len(&self) -> usize {
         self.stripes.iter().map(|stripe| lock(stripe).running.len()).sum()
@@ -142,12 +157,15 @@ impl<V> Flights<V> {
 
 impl<V: Clone + Send + Sync> Flight<V> {
     /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
-    pub(crate) async fn outcome(&self) -> Result<V, Error> {
+    pub(crate) async fn outcome(&self) -> Outcome<V> {
         loop {
             // Before the look: a landing between look and wait is then not missed.
             let landed = self.landed.notified();
             if let Some(outcome) = self.outcome.get() {
-                return outcome.clone();
+                return Outcome::Landed(outcome.clone());
+            }
+            if let Some(value) = self.meanwhile.get() {
+                return Outcome::Meanwhile(value.clone());
             }
             landed.await;
         }
@@ -169,6 +187,12 @@ impl<V> Lead<V> {
 
     pub(crate) fn key(&self) -> Key<'_> {
         self.key.as_key()
+    }
+
+    /// Gives those who wait, and those who come until the landing, a stale value.
+    pub(crate) fn release(&self, value: V) {
+        let _ = self.flight.meanwhile.set(value);
+        self.flight.landed.notify_waiters();
     }
 
     /// Ends the flight: `store` runs unless the flight was fenced, then every waiter gets `outcome`.

@@ -6,14 +6,16 @@ use tracing::Instrument;
 
 use super::{
     builder::{CacheBuilder, Settings},
-    flight::Boarding,
+    explain::Explanation,
+    freshness::Standing,
     key::Key,
-    loaded::Loaded,
-    local::Local,
+    load::Purpose,
+    loaded::{Loaded, Previous, What},
+    local::{Entry, Local},
     remote::Remote,
     stats::{Events, Stats},
     tags::{Cell, Invalidation, Stamp},
-    tiers::{Remembered, Tiers},
+    tiers::{Kept, Remembered, Tiers},
 };
 use crate::{Error, ErrorKind};
 
@@ -23,7 +25,7 @@ use crate::{Error, ErrorKind};
 /// [`Arc`](std::sync::Arc) if that is dear. Its `Clone` and its `Drop` run inside the cache, so they must neither
 /// panic nor call the cache. Methods that may load or write run that in a task of the tokio
 /// runtime they are called in.
-pub struct Cache<V: Clone + Send + Sync + 'static>(Arc<Tiers<V>>);
+pub struct Cache<V: Clone + Send + Sync + 'static>(pub(super) Arc<Tiers<V>>);
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Starts the settings of a cache. The name labels its metrics and, in a remote tier, its entries:
@@ -33,7 +35,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 
     pub(super) fn new(
-        settings: Settings,
+        settings: Settings<V>,
         events: Arc<Events>,
         remote: Option<(Remote<V>, Duration)>,
     ) -> Self {
@@ -46,7 +48,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         &self.0.settings.name
     }
 
-    /// Returns the value from this process's memory, if it is there and may be served.
+    /// Returns the value from this process's memory, if it is there and fresh.
     ///
     /// Neither waits nor allocates.
     #[must_use]
@@ -63,15 +65,15 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     #[inline]
     pub(crate) fn hit(&self, key: &Key<'_>) -> Option<V> {
         match self.0.remembered(key)? {
-            Remembered::Value(value) => {
+            Remembered::Fresh(value) | Remembered::Due(value) => {
                 self.0.events.hits.add();
                 Some(value)
             }
-            Remembered::Failure(_) => None,
+            Remembered::Failure(_) | Remembered::Revalidate(_) | Remembered::Throttled(_) => None,
         }
     }
 
-    /// Returns the value from either tier, if it is there and may be served. Never loads.
+    /// Returns the value from either tier, if it is there and fresh. Never loads.
     ///
     /// A remote tier that fails is a miss.
     ///
@@ -85,9 +87,11 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let remote = self.0.remote.as_ref()?;
         let glimpse = self.0.flights.glimpse(key);
         let mut captured = self.0.capture(&[]);
-        let (value, entry) = self.0.look_in(remote, key, &mut captured).await?.entry?;
+        let entry = self.0.look_in(remote, key, &mut captured).await?.entry?;
+        let is_fresh = matches!(self.0.standing(&entry, self.0.clock.now()), Standing::Fresh | Standing::Due);
+        let value = entry.content.clone().ok().filter(|_| is_fresh);
         self.0.flights.store_unless_changed(key, glimpse, || self.0.local.insert(key.into(), entry));
-        Some(value)
+        value
     }
 
     /// Returns the value, from memory, the remote tier or `loader`, in this order.
@@ -101,7 +105,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///   [`error_throttle`](CacheBuilder::error_throttle) before; its error is the source;
     /// - [`TimedOut`](ErrorKind::TimedOut): it took longer than the
     ///   [`load_timeout`](CacheBuilder::load_timeout);
-    /// - [`Panicked`](ErrorKind::Panicked): it panicked.
+    /// - [`NotFound`](ErrorKind::NotFound): it answered [`Loaded::not_found`], now or a while ago;
+    /// - [`Panicked`](ErrorKind::Panicked): it panicked;
+    /// - [`Recursion`](ErrorKind::Recursion): a loader asked for the value that it was loading.
     ///
     /// A remote tier that fails is no error here.
     ///
@@ -130,11 +136,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        if let Some(remembered) = self.0.remembered(key) {
-            return self.0.recall(remembered);
-        }
-        // Boxed, so that a hit carries no room for the miss.
-        Box::pin(self.load(key, &[], loader)).await
+        self.get_or_load_tagged(key, &[], loader).await
     }
 
     /// As [`get_or_load`](Self::get_or_load), and an entry that is loaded carries `tags`.
@@ -161,39 +163,146 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        if let Some(remembered) = self.0.remembered(key) {
-            return self.0.recall(remembered);
-        }
-        Box::pin(self.load(key, tags, loader)).await
+        self.get_or_revalidate(key, tags, |_| loader()).await
     }
 
-    async fn load<F, R, L, E>(&self, key: &Key<'_>, tags: &[&str], loader: F) -> Result<V, Error>
+    /// As [`get_or_load_tagged`](Self::get_or_load_tagged), with a loader that is told of the value before: it may
+    /// ask its source whether that has changed (HTTP's `If-None-Match`, say), and answer
+    /// [`Loaded::not_modified`].
+    ///
+    /// There is a value to tell of after its time to live where the cache keeps it for longer, by
+    /// [`stale_if_error`](CacheBuilder::stale_if_error) or
+    /// [`stale_while_revalidate`](CacheBuilder::stale_while_revalidate), and before it is over where it is
+    /// [loaded ahead](CacheBuilder::refresh_ahead).
+    ///
+    /// # Errors
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mcp_perf::cache::{Cache, Key, Loaded, Previous};
+    /// use std::{io, time::Duration};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// /// Asks the source, and says by which tag it knows what one has.
+    /// async fn fetch(known: Option<Previous<String>>) -> io::Result<Loaded<String>> {
+    ///     match known.and_then(|known| known.validator).as_deref() {
+    ///         Some("\"v1\"") => Ok(Loaded::not_modified()),
+    ///         _ => Ok(Loaded::new("a long page".to_owned()).validator("\"v1\"")),
+    ///     }
+    /// }
+    ///
+    /// let pages: Cache<String> =
+    ///     Cache::builder("pages").stale_if_error(Duration::from_secs(3600)).build()?;
+    /// let home = Key::public("home");
+    /// assert_eq!(pages.get_or_revalidate(&home, &[], fetch).await?, "a long page");
+    /// pages.expire(&home).await?;
+    /// assert_eq!(pages.get_or_revalidate(&home, &[], fetch).await?, "a long page");
+    /// # Ok(()) }
+    /// ```
+    pub async fn get_or_revalidate<F, R, L, E>(
+        &self,
+        key: &Key<'_>,
+        tags: &[&str],
+        loader: F,
+    ) -> Result<V, Error>
     where
-        F: FnOnce() -> R + Send + 'static,
+        F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
         R: Future<Output = Result<L, E>> + Send + 'static,
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        let tiers = &self.0;
-        // Before boarding, and so before the load: whatever is removed from here on is newer than it.
-        let captured = tiers.capture(tags);
-        let began = tiers.began(&captured);
-        let flight = match tiers.flights.board(key, &tiers.epoch, began, || tiers.remembered(key)) {
-            Boarding::Found(remembered) => return tiers.recall(remembered),
-            Boarding::Join(flight) => {
-                tiers.events.misses.add();
-                tiers.events.joined.add();
-                flight
+        match self.0.remembered(key) {
+            // Boxed, so that a hit carries no room for the miss.
+            None => Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await,
+            Some(remembered) => {
+                if matches!(remembered, Remembered::Due(_) | Remembered::Revalidate(_)) {
+                    self.0.refresh_behind(key, tags, loader);
+                }
+                self.0.recall(remembered)
             }
-            Boarding::Lead(lead) => {
-                tiers.events.misses.add();
-                let flight = lead.flight();
-                let load = Arc::clone(tiers).fly(lead, captured, loader);
-                tokio::spawn(load.in_current_span());
-                flight
-            }
-        };
-        flight.outcome().await
+        }
+    }
+
+    /// Loads the value anew, whatever there is, and stores it in both tiers. Until it is there others get what
+    /// there was.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    pub async fn refresh<F, R, L, E>(&self, key: &Key<'_>, tags: &[&str], loader: F) -> Result<V, Error>
+    where
+        F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
+        R: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>> + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        Box::pin(self.0.need(key, tags, Purpose::Force, loader)).await
+    }
+
+    /// Returns the values of many keys, in their order: from memory; from the remote tier, in one trip; and what is
+    /// missing then from one call of `loader`.
+    ///
+    /// The loader is given the keys that nobody else is loading, and answers with pairs, in any order: what it does
+    /// not mention is [not found](Loaded::not_found), and an error of one key is no error of the others. What others
+    /// are loading is waited for, not loaded twice. All entries that are loaded carry `tags`.
+    ///
+    /// # Errors
+    ///
+    /// One result per key, with the errors of [`get_or_load`](Self::get_or_load). If the loader fails as a whole,
+    /// takes too long or panics, every key that it was given has that error.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mcp_perf::{ErrorKind, cache::{Cache, Key}};
+    /// use std::io;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let names: Cache<String> = Cache::builder("names").build()?;
+    /// let keys = ["1", "2", "3"].map(Key::public);
+    /// // One query for all that are missing, instead of one for each.
+    /// let found = names
+    ///     .get_or_load_many(&keys, &[], |missing| async move {
+    ///         assert_eq!(missing.len(), 3);
+    ///         let rows = [("1", "ada"), ("3", "grace")];
+    ///         Ok::<_, io::Error>(rows.map(|(id, name)| (Key::public(id), Ok(name.to_owned()))))
+    ///     })
+    ///     .await;
+    /// assert_eq!(found[0].as_deref().ok(), Some("ada"));
+    /// assert_eq!(found[1].as_ref().unwrap_err().kind(), ErrorKind::NotFound);
+    /// assert_eq!(names.stats().loads, 1);
+    /// # Ok(()) }
+    /// ```
+    pub async fn get_or_load_many<F, R, I, L, E>(
+        &self,
+        keys: &[Key<'_>],
+        tags: &[&str],
+        loader: F,
+    ) -> Vec<Result<V, Error>>
+    where
+        F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
+        R: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (Key<'static>, Result<L, E>)> + Send + 'static,
+        I::IntoIter: Send,
+        L: Into<Loaded<V>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        Box::pin(self.0.need_many(keys, tags, loader)).await
     }
 
     /// Stores a value, in both tiers.
@@ -228,15 +337,28 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         tags: &[&str],
         value: impl Into<Loaded<V>>,
     ) -> Result<(), Error> {
-        let loaded = value.into();
-        let Some(life) = self.0.life(&loaded) else { return self.remove(key).await };
+        let Loaded { what, time_to_live, validator, cost, store } = value.into();
         let captured = self.0.capture(tags);
+        let policy = &self.0.settings.policy;
+        let (content, fresh) = match what {
+            What::Value(value) => (Ok(value), policy.life(time_to_live, key, captured.at)),
+            What::NotFound => {
+                (Err(Error::not_found()), time_to_live.unwrap_or_else(|| policy.negative_life()))
+            }
+            What::NotModified => {
+                return Err(Error::new(ErrorKind::Refused, "`not_modified` is no value to insert"));
+            }
+        };
+        if !store || fresh.is_zero() {
+            return self.remove(key).await;
+        }
+        let kept = Kept { content, fresh, load_cost: Duration::ZERO, validator, cost };
         if self.0.remote.is_none() {
-            self.0.keep(key, loaded.value, life, &captured);
+            self.0.keep(key, &kept, &captured);
             return Ok(());
         }
         let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
-        detached(async move { tiers.write_through(&key, loaded.value, life, captured).await }).await
+        detached(async move { tiers.write_through(&key, &kept, captured).await }).await
     }
 
     /// Removes the value from both tiers. A load that is running will not store what it read.
@@ -263,6 +385,49 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             removed
         })
         .await
+    }
+
+    /// Makes the value stale, in both tiers: the next to ask waits for a load, and the old value stands in only where
+    /// a stale one may ([`stale_if_error`](CacheBuilder::stale_if_error)). In a cache that keeps nothing stale it is
+    /// as [`remove`](Self::remove). A load that is running will not store what it read.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove`](Self::remove).
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled it is carried out.
+    pub async fn expire(&self, key: &Key<'_>) -> Result<(), Error> {
+        self.expire_local(key);
+        if self.0.remote.is_none() {
+            return Ok(());
+        }
+        let (tiers, key) = (Self(Arc::clone(&self.0)), key.clone().into_owned());
+        detached(async move {
+            let Some(remote) = &tiers.0.remote else { return Ok(()) };
+            let expired = tiers.0.expire_remote(remote, &key).await;
+            // Again, for whatever read the remote tier between the first time and its expiry there.
+            tiers.expire_local(&key);
+            expired
+        })
+        .await
+    }
+
+    fn expire_local(&self, key: &Key<'_>) {
+        let tiers = &self.0;
+        tiers.flights.fence(key, || {
+            let now = tiers.clock.now();
+            let Some(entry) = tiers.local.get(key) else { return };
+            if entry.content.is_err() || tiers.standing(&entry, now) == Standing::Gone {
+                tiers.local.remove(key);
+                return;
+            }
+            let times = entry.times.expired(now);
+            let heard_at = entry.heard_at;
+            let entry: Entry<V> = tiers.again(entry, times, heard_at);
+            tiers.local.insert(key.into(), entry);
+        });
     }
 
     /// Removes every value that carries the tag, from both tiers, in time that does not depend on their
@@ -293,6 +458,35 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     pub async fn remove_by_tag(&self, tag: &str) -> Result<(), Error> {
         let cell = self.0.tags.known(tag);
         self.restamp(cell, Some(tag.to_owned()), Invalidation::Remove).await
+    }
+
+    /// Makes every value stale that carries the tag, as [`expire`](Self::expire) does for one, in time that does not
+    /// depend on their number. Loads that are running will not store what they read.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove`](Self::remove).
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled it is carried out.
+    pub async fn expire_by_tag(&self, tag: &str) -> Result<(), Error> {
+        let cell = self.0.tags.known(tag);
+        self.restamp(cell, Some(tag.to_owned()), Invalidation::Expire).await
+    }
+
+    /// Makes every value of this cache stale; as [`expire_by_tag`](Self::expire_by_tag) for a tag that all of them
+    /// carry.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove`](Self::remove).
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled it is carried out.
+    pub async fn expire_all(&self) -> Result<(), Error> {
+        self.restamp(Some(Arc::clone(&self.0.epoch)), None, Invalidation::Expire).await
     }
 
     /// Removes every value of this cache from both tiers; as [`remove_by_tag`](Self::remove_by_tag) for a
@@ -338,12 +532,35 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         .await
     }
 
+    /// Says what becomes of a look-up of the key, and why: where the value is, how it stands, what is under way.
+    ///
+    /// For people who wonder. It asks the remote tier, counts nothing and changes nothing.
+    ///
+    /// ```
+    /// use mcp_perf::cache::{Cache, Key};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let cache: Cache<u32> = Cache::builder("answers").build()?;
+    /// cache.insert_tagged(&Key::public("a"), &["books"], 42).await?;
+    /// cache.remove_by_tag("books").await?;
+    /// let why = cache.explain(&Key::public("a")).await;
+    /// assert_eq!(why.to_string(), "in memory: removed since (by its tag `books`); no remote tier; no load running");
+    /// # Ok(()) }
+    /// ```
+    pub async fn explain(&self, key: &Key<'_>) -> Explanation {
+        self.0.explain(key).await
+    }
+
     /// What the cache did so far, and holds now.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let Tiers { events, local, flights, .. } = &*self.0;
         Stats {
             hits: events.hits.sum(),
+            stale_hits: events.stale_hits.sum(),
+            negative_hits: events.negative_hits.sum(),
+            saved_load_time: Duration::from_micros(events.saved_micros.sum()),
+            refreshes: events.refreshes.sum(),
             misses: events.misses.sum(),
             joined: events.joined.sum(),
             throttled: events.throttled.sum(),
@@ -354,6 +571,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             remote_misses: events.remote_misses.sum(),
             remote_failures: events.remote_failures.sum(),
             len: local.len(),
+            weight: local.weight(),
             loading: flights.len(),
         }
     }

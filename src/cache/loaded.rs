@@ -1,10 +1,10 @@
-//! What a loader returns.
+//! What a loader returns, and what it is told.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-/// A loaded value and how it is to be kept.
+/// What a loader found out, and how it is to be kept.
 ///
-/// A loader that has nothing to say about that returns the value itself.
+/// A loader that has a value and nothing to say about it returns the value itself.
 ///
 /// ```
 /// use mcp_perf::cache::{Cache, Key, Loaded};
@@ -16,7 +16,11 @@ use std::time::Duration;
 ///     .get_or_load(&Key::public("db"), || async {
 ///         let status = "degraded";
 ///         // The worse it is, the sooner it is looked at again.
-///         let life = if status == "healthy" { 300 } else { 30 };
+///         let life = match status {
+///             "healthy" => 300,
+///             "degraded" => 60,
+///             _ => 30,
+///         };
 ///         Ok::<_, std::io::Error>(Loaded::new(status).time_to_live(Duration::from_secs(life)))
 ///     })
 ///     .await?;
@@ -25,22 +29,54 @@ use std::time::Duration;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Loaded<V> {
-    pub(super) value: V,
+    pub(super) what: What<V>,
     pub(super) time_to_live: Option<Duration>,
+    pub(super) validator: Option<Arc<str>>,
+    pub(super) cost: Option<u32>,
     pub(super) store: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum What<V> {
+    Value(V),
+    NotFound,
+    NotModified,
 }
 
 impl<V> Loaded<V> {
     /// A value to be kept for the cache's own time to live.
     #[must_use]
     pub fn new(value: V) -> Self {
-        Self { value, time_to_live: None, store: true }
+        Self::of(What::Value(value), true)
     }
 
     /// A value for the callers that wait for it and for nobody after them.
     #[must_use]
     pub fn do_not_store(value: V) -> Self {
-        Self { value, time_to_live: None, store: false }
+        Self::of(What::Value(value), false)
+    }
+
+    /// There is no such value, which is worth remembering too: for the cache's
+    /// [`negative_time_to_live`](super::CacheBuilder::negative_time_to_live), unless
+    /// [`time_to_live`](Self::time_to_live) says otherwise.
+    ///
+    /// The callers get an error of kind [`NotFound`](crate::ErrorKind::NotFound). A stale value is not served
+    /// instead.
+    #[must_use]
+    pub fn not_found() -> Self {
+        Self::of(What::NotFound, true)
+    }
+
+    /// The value that the loader was [told of](Previous) is still right: it lives anew.
+    ///
+    /// From a loader that was told of none it is an error of kind [`Load`](crate::ErrorKind::Load).
+    #[must_use]
+    pub fn not_modified() -> Self {
+        Self::of(What::NotModified, true)
+    }
+
+    fn of(what: What<V>, store: bool) -> Self {
+        Self { what, time_to_live: None, validator: None, cost: None, store }
     }
 
     /// How long this value may be served, instead of the cache's
@@ -51,10 +87,39 @@ impl<V> Loaded<V> {
         self.time_to_live = Some(time_to_live);
         self
     }
+
+    /// What the source knows this very value by, an HTTP `ETag` say: the next load is told of it, and may answer
+    /// [`not_modified`](Self::not_modified).
+    #[must_use]
+    pub fn validator(mut self, validator: impl Into<Arc<str>>) -> Self {
+        self.validator = Some(validator.into());
+        self
+    }
+
+    /// What the value takes up in memory, in bytes, where the capacity is
+    /// [in bytes](super::CacheBuilder::capacity_bytes): instead of what the cache estimates. The key and the
+    /// cache's own share are added to it.
+    #[must_use]
+    pub fn cost(mut self, bytes: u32) -> Self {
+        self.cost = Some(bytes);
+        self
+    }
 }
 
 impl<V> From<V> for Loaded<V> {
     fn from(value: V) -> Self {
         Self::new(value)
     }
+}
+
+/// The value that is about to be replaced, as a loader is told of it.
+///
+/// It is no longer fresh, and may be long out of date; it was not removed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Previous<V> {
+    /// The value.
+    pub value: V,
+    /// What its load gave as its [`validator`](Loaded::validator).
+    pub validator: Option<Arc<str>>,
 }

@@ -21,7 +21,7 @@ use super::{
     envelope,
     key::Key,
     stats::Events,
-    store::{ErasedStore, Found, Put, Restamp, Slot, Written},
+    store::{ErasedStore, Put, Restamp, Slot, Written},
     tags::{Invalidation, Stamp},
 };
 use crate::{
@@ -75,16 +75,25 @@ pub(super) struct Read {
 impl<V> Remote<V> {
     /// Reads an entry with the stamps of `tags`, in one trip.
     pub(super) async fn read(&self, key: &Key<'_>, tags: &[&str]) -> Result<Read, Error> {
-        let name = envelope::entry_name(&self.cache, key);
+        let mut reads = self.read_many(std::slice::from_ref(key), tags).await?;
+        reads.pop().ok_or_else(short_answer)
+    }
+
+    /// Reads many entries that stand or fall with the same tags, in one trip. As many answers as keys, in their
+    /// order.
+    pub(super) async fn read_many(&self, keys: &[Key<'_>], tags: &[&str]) -> Result<Vec<Read>, Error> {
+        let names: Vec<String> = keys.iter().map(|key| envelope::entry_name(&self.cache, key)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let stamps = self.stamp_names(tags);
         let stamps: Vec<&str> = stamps.iter().map(String::as_str).collect();
         self.pay().await?;
-        let found = self.call(Kind::Read, self.store.get_many(&[&name], &stamps)).await?;
-        let Found { mut entries, stamps } = found;
-        let (Some(slot), Some((&epoch, tags))) = (entries.pop(), stamps.split_first()) else {
+        let found = self.call(Kind::Read, self.store.get_many(&names, &stamps)).await?;
+        if found.entries.len() != names.len() || found.stamps.len() != stamps.len() {
             return Err(short_answer());
-        };
-        Ok(Read { slot, epoch, tags: tags.to_vec() })
+        }
+        let Some((&epoch, tags)) = found.stamps.split_first() else { return Err(short_answer()) };
+        let read = |slot| Read { slot, epoch, tags: tags.to_vec() };
+        Ok(found.entries.into_iter().map(read).collect())
     }
 
     /// Reads the stamps of `tags`, and that of the whole cache first.

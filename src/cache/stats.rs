@@ -1,5 +1,7 @@
 //! What a cache counts.
 
+use std::time::Duration;
+
 use metrics::{Label, counter};
 
 use crate::stripe::Counter;
@@ -10,6 +12,11 @@ use crate::stripe::Counter;
 pub struct Stats {
     /// Answered from the process's own memory.
     pub hits: u64,
+    /// Answered with a stale value, because the load was slow or had failed, or runs behind the answer. Not among
+    /// the hits.
+    pub stale_hits: u64,
+    /// Answered from memory with "there is no such value".
+    pub negative_hits: u64,
     /// Not in memory. Each became a remote hit, a load, a wait for somebody else's, or nothing.
     pub misses: u64,
     /// Misses that waited for a load that was running already.
@@ -18,8 +25,13 @@ pub struct Stats {
     pub throttled: u64,
     /// Loaders that ran.
     pub loads: u64,
+    /// Loads, among those, that nobody waited for: a value was loaded again ahead of its end, or behind a stale
+    /// answer.
+    pub refreshes: u64,
     /// Loaders that failed, panicked or took too long.
     pub load_failures: u64,
+    /// What loading all that was answered from memory would have taken, by how long each value's load had taken.
+    pub saved_load_time: Duration,
     /// Loaded values that were not stored, because the key was invalidated meanwhile.
     pub fenced: u64,
     /// Answered by the remote tier.
@@ -30,6 +42,8 @@ pub struct Stats {
     pub remote_failures: u64,
     /// Entries in memory, those counted that died and are not yet gone.
     pub len: u64,
+    /// What the entries in memory take up: bytes where the capacity is in bytes, else as `len`.
+    pub weight: u64,
     /// Loads running now.
     pub loading: usize,
 }
@@ -39,8 +53,9 @@ impl Stats {
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
     pub fn hit_rate(&self) -> Option<f64> {
-        let looked_up = self.hits + self.misses;
-        (looked_up > 0).then(|| (self.hits + self.remote_hits) as f64 / looked_up as f64)
+        let answered = self.hits + self.stale_hits + self.negative_hits;
+        let looked_up = answered + self.misses;
+        (looked_up > 0).then(|| (answered + self.remote_hits) as f64 / looked_up as f64)
     }
 }
 
@@ -58,8 +73,13 @@ impl Event {
 
     #[inline]
     pub(super) fn add(&self) {
-        self.count.add(1);
-        self.exported.increment(1);
+        self.add_many(1);
+    }
+
+    #[inline]
+    pub(super) fn add_many(&self, count: u64) {
+        self.count.add(count);
+        self.exported.increment(count);
     }
 
     pub(super) fn sum(&self) -> u64 {
@@ -70,10 +90,14 @@ impl Event {
 /// The events of one cache.
 pub(super) struct Events {
     pub(super) hits: Event,
+    pub(super) stale_hits: Event,
+    pub(super) negative_hits: Event,
+    pub(super) saved_micros: Event,
     pub(super) misses: Event,
     pub(super) joined: Event,
     pub(super) throttled: Event,
     pub(super) loads: Event,
+    pub(super) refreshes: Event,
     pub(super) load_failures: Event,
     pub(super) fenced: Event,
     pub(super) remote_hits: Event,
@@ -87,10 +111,14 @@ impl Events {
         let event = |name: &'static str| Event::new(counter!(name, labels.clone()));
         Self {
             hits: event("mcp_perf_cache_hits_total"),
+            stale_hits: event("mcp_perf_cache_stale_hits_total"),
+            negative_hits: event("mcp_perf_cache_negative_hits_total"),
+            saved_micros: event("mcp_perf_cache_saved_load_microseconds_total"),
             misses: event("mcp_perf_cache_misses_total"),
             joined: event("mcp_perf_cache_joined_total"),
             throttled: event("mcp_perf_cache_throttled_total"),
             loads: event("mcp_perf_cache_loads_total"),
+            refreshes: event("mcp_perf_cache_refreshes_total"),
             load_failures: event("mcp_perf_cache_load_failures_total"),
             fenced: event("mcp_perf_cache_fenced_total"),
             remote_hits: event("mcp_perf_cache_remote_hits_total"),

@@ -197,11 +197,15 @@ impl Seen {
             && self.tags().all(|(cell, seen)| cell.version() == seen.version)
     }
 
-    #[cfg(test)]
     /// Whether nothing was removed since, though it may have been made to expire.
     pub(crate) fn is_left(&self, epoch: &Epoch) -> bool {
         self.epoch.generation == epoch.generation()
             && self.tags().all(|(cell, seen)| cell.generation() == seen.generation)
+    }
+
+    /// The tag that was removed since, if it was one.
+    pub(crate) fn removed_tag(&self) -> Option<&Arc<Cell>> {
+        self.tags().find(|(cell, seen)| cell.generation() != seen.generation).map(|(cell, _)| cell)
     }
 
     #[inline]
@@ -262,6 +266,12 @@ impl Tags {
     /// The cell of a tag if anything may depend on it.
     pub(crate) fn known(&self, tag: &str) -> Option<Arc<Cell>> {
         lock(&self.0).cells.get(tag).cloned()
+    }
+
+    /// What the tag is called.
+    pub(crate) fn name_of(&self, cell: &Arc<Cell>) -> Option<String> {
+        let table = lock(&self.0);
+        table.cells.iter().find(|(_, known)| Arc::ptr_eq(known, cell)).map(|(name, _)| name.to_string())
     }
 
     #[cfg(test)]

@@ -9,19 +9,25 @@
 //! 5. land (under the lock: store in memory unless fenced), releasing the waiters;
 //! 6. write to the remote tier if the fence of step 3 still holds there; if not, another process
 //!    invalidated meanwhile, and what step 5 stored is dropped.
+//!
+//! This file has the state and the steps that touch a tier; `load` strings them together.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
 use super::{
-    builder::{MAX_TIME_TO_LIVE, Settings},
-    envelope::Envelope,
-    flight::{Flights, Lead},
+    builder::Settings,
+    codec,
+    envelope::{Envelope, Payload},
+    flight::Flights,
+    freshness::{Standing, Times},
     key::Key,
-    loaded::Loaded,
-    local::{Entry, Local, MokaLocal},
-    remote::Remote,
+    local::{AnyLocal, Entry, Local},
+    remote::{Read, Remote},
     stats::Events,
     store::{Fence, Stored, Written},
     tags::{Began, Cell, Epoch, Seen, Stamp, Tags, Version},
@@ -33,36 +39,47 @@ use crate::{
 
 /// How often an insertion is begun anew because somebody else wrote the key in between.
 const WRITE_TRIES: usize = 3;
+/// What an entry takes up in memory besides its key and its value, about: the entry itself, the engine's node and
+/// its share of the engine's tables.
+const OVERHEAD: usize = 160;
 
 /// Everything that the clones of a cache share.
 pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
-    pub(super) local: MokaLocal<V>,
+    pub(super) local: AnyLocal<V>,
     pub(super) epoch: Epoch,
-    clock: Clock,
+    pub(super) clock: Clock,
     pub(super) events: Arc<Events>,
     pub(super) flights: Arc<Flights<V>>,
     pub(super) tags: Tags,
     pub(super) remote: Option<Remote<V>>,
     /// The longest that memory may answer without asking the remote tier.
     max_local_life: Duration,
-    pub(super) settings: Settings,
+    pub(super) settings: Settings<V>,
 }
 
 /// What memory says about a key.
 pub(super) enum Remembered<V> {
     Failure(Error),
-    Value(V),
+    Fresh(V),
+    /// Fresh, and worth a new load.
+    Due(V),
+    /// Stale, to be served while a load runs.
+    Revalidate(V),
+    /// Stale, to be served without a load.
+    Throttled(V),
 }
 
 /// The state of the cache and of an entry's tags, noted before the value is read.
+#[derive(Clone)]
 pub(super) struct Captured {
-    at: Instant,
+    pub(super) at: Instant,
     epoch: (Version, Option<Stamp>),
     tags: Vec<CapturedTag>,
 }
 
+#[derive(Clone)]
 struct CapturedTag {
-    name: Box<str>,
+    name: Arc<str>,
     cell: Arc<Cell>,
     version: Version,
     stamp: Option<Stamp>,
@@ -70,27 +87,36 @@ struct CapturedTag {
 
 /// What a look into the remote tier came to.
 pub(super) struct Looked<V> {
-    /// The value, and the entry to keep of it.
-    pub(super) entry: Option<(V, Entry<V>)>,
-    fence: Fence,
+    pub(super) entry: Option<Entry<V>>,
+    pub(super) fence: Fence,
+}
+
+/// What is to be stored, in memory and in the remote tier.
+pub(super) struct Kept<V> {
+    pub(super) content: Result<V, Error>,
+    pub(super) fresh: Duration,
+    pub(super) load_cost: Duration,
+    pub(super) validator: Option<Arc<str>>,
+    pub(super) cost: Option<u32>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     pub(super) fn new(
-        settings: Settings,
+        settings: Settings<V>,
         events: Arc<Events>,
         remote: Option<(Remote<V>, Duration)>,
     ) -> Self {
         let (remote, max_local_life) = remote.unzip();
         Self {
-            local: MokaLocal::new(settings.capacity),
+            local: AnyLocal::new(settings.engine, settings.capacity, settings.weigher.is_some()),
             epoch: Epoch::default(),
             clock: settings.clock.clone(),
             events,
             flights: Arc::new(Flights::new()),
             tags: Tags::default(),
             remote,
-            max_local_life: max_local_life.unwrap_or(MAX_TIME_TO_LIVE),
+            // Nobody else writes what is in no remote tier.
+            max_local_life: max_local_life.unwrap_or(Duration::MAX),
             settings,
         }
     }
@@ -98,24 +124,70 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     #[inline]
     pub(super) fn remembered(&self, key: &Key<'_>) -> Option<Remembered<V>> {
         let entry = self.local.get(key)?;
-        if !entry.is_valid(self.clock.now(), &self.epoch) {
-            return None;
+        let now = self.clock.now();
+        if !entry.is_calm(now, &self.epoch) {
+            return self.reconsider(entry, now);
         }
         Some(match entry.content {
-            Ok(value) => Remembered::Value(value),
+            Ok(value) => {
+                self.events.saved_micros.add_many(entry.times.load_cost.into());
+                Remembered::Fresh(value)
+            }
             Err(error) => Remembered::Failure(error),
         })
     }
 
+    /// What to make of an entry that is not to be served without a second thought.
+    #[inline(never)]
+    fn reconsider(&self, entry: Entry<V>, now: Instant) -> Option<Remembered<V>> {
+        if self.settings.time_to_idle.is_some_and(|idle| entry.touch(now) >= idle) {
+            return None;
+        }
+        let served: fn(V) -> Remembered<V> = match self.standing(&entry, now) {
+            Standing::Fresh => Remembered::Fresh,
+            Standing::Due => Remembered::Due,
+            Standing::Revalidate => Remembered::Revalidate,
+            Standing::Throttled => Remembered::Throttled,
+            Standing::Stale | Standing::Gone => return None,
+        };
+        Some(entry.content.map_or_else(Remembered::Failure, served))
+    }
+
+    pub(super) fn standing(&self, entry: &Entry<V>, now: Instant) -> Standing {
+        if !entry.seen.is_left(&self.epoch) {
+            Standing::Gone
+        } else if !self.is_confirmed(entry, now) {
+            // Another process may have removed it: nothing to serve, and all there is if nobody can tell.
+            entry.times.standing_of_unconfirmed(now)
+        } else if entry.seen.still_holds(&self.epoch) {
+            entry.times.standing(now, || 1.0 - fastrand::f64())
+        } else {
+            entry.times.standing_of_expired(now)
+        }
+    }
+
+    /// Whether no other process can have invalidated it unknown to us, for longer than is allowed.
+    pub(super) fn is_confirmed(&self, entry: &Entry<V>, now: Instant) -> bool {
+        now < entry.heard_at.after(self.max_local_life)
+    }
+
+    /// Counts what is answered from memory.
     #[inline]
     pub(super) fn recall(&self, remembered: Remembered<V>) -> Result<V, Error> {
         match remembered {
-            Remembered::Value(value) => {
+            Remembered::Fresh(value) | Remembered::Due(value) => {
                 self.events.hits.add();
                 Ok(value)
             }
+            Remembered::Revalidate(value) | Remembered::Throttled(value) => {
+                self.events.stale_hits.add();
+                Ok(value)
+            }
             Remembered::Failure(error) => {
-                self.events.throttled.add();
+                match error.kind() {
+                    ErrorKind::NotFound => self.events.negative_hits.add(),
+                    _ => self.events.throttled.add(),
+                }
                 Err(error)
             }
         }
@@ -135,120 +207,72 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         Began::now(&self.epoch, captured.tags.iter().map(|tag| &tag.cell))
     }
 
-    /// How long a loaded value lives; `None` if it is not to be stored.
-    pub(super) fn life(&self, loaded: &Loaded<V>) -> Option<Duration> {
-        let life = loaded.time_to_live.unwrap_or(self.settings.time_to_live).min(MAX_TIME_TO_LIVE);
-        (loaded.store && !life.is_zero()).then_some(life)
+    /// The entry of a value that was made at `from`, and of which other processes were last heard at `heard_at`.
+    pub(super) fn entry(
+        &self,
+        key: &Key<'_>,
+        kept: &Kept<V>,
+        from: Instant,
+        heard_at: Instant,
+        seen: Seen,
+    ) -> Entry<V> {
+        let times = match &kept.content {
+            Ok(_) => self.settings.policy.times(from, kept.fresh, kept.load_cost),
+            Err(_) => Times::mortal(from, kept.fresh),
+        };
+        self.entry_of(key, kept, times, heard_at, seen)
+    }
+
+    fn entry_of(
+        &self,
+        key: &Key<'_>,
+        kept: &Kept<V>,
+        times: Times,
+        heard_at: Instant,
+        seen: Seen,
+    ) -> Entry<V> {
+        let calm_until = times.ahead_from.min(heard_at.after(self.max_local_life));
+        let idles = self.settings.time_to_idle.is_some();
+        Entry {
+            calm_until: if idles { Instant::default() } else { calm_until },
+            heard_at,
+            times,
+            seen,
+            validator: kept.validator.clone(),
+            touched: idles.then(|| Arc::new(AtomicU64::new(self.clock.now().as_nanos()))),
+            weight: self.weight(key, kept),
+            content: kept.content.clone(),
+        }
+    }
+
+    /// An entry with other times, and heard of at another time.
+    pub(super) fn again(&self, entry: Entry<V>, times: Times, heard_at: Instant) -> Entry<V> {
+        let calm_until = times.ahead_from.min(heard_at.after(self.max_local_life)).min(entry.calm_until);
+        Entry { times, heard_at, calm_until, ..entry }
+    }
+
+    fn weight(&self, key: &Key<'_>, kept: &Kept<V>) -> u32 {
+        let Some(weigher) = &self.settings.weigher else { return 1 };
+        let value = match (&kept.content, kept.cost) {
+            (_, Some(cost)) => u64::from(cost),
+            (Ok(value), None) => weigher(value),
+            (Err(_), None) => 64,
+        };
+        let own = (size_of::<Entry<V>>() + OVERHEAD + key.bytes().len()) as u64;
+        u32::try_from(value.saturating_add(own)).unwrap_or(u32::MAX)
     }
 
     /// Stores a value in memory, in the place of whatever a running load will bring.
-    pub(super) fn keep(&self, key: &Key<'_>, value: V, life: Duration, captured: &Captured) {
+    pub(super) fn keep(&self, key: &Key<'_>, kept: &Kept<V>, captured: &Captured) {
         // From when it was given, not from when the remote tier has it: no life is gained on the way there.
-        let entry = self.entry(Ok(value), captured.at, captured.at, life, captured.seen());
+        let entry = self.entry(key, kept, captured.at, captured.at, captured.seen());
         self.flights.fence(key, || self.local.insert(key.into(), entry));
-    }
-
-    /// An entry that lives from `from`, and of which other processes were last heard at `heard_at`.
-    fn entry(
-        &self,
-        content: Result<V, Error>,
-        from: Instant,
-        heard_at: Instant,
-        life: Duration,
-        seen: Seen,
-    ) -> Entry<V> {
-        let fresh_until = from.after(life).min(heard_at.after(self.max_local_life));
-        Entry { content, fresh_until, seen }
-    }
-
-    /// The load: remote tier, then loader, then memory, then the waiters, then the remote tier.
-    pub(super) async fn fly<F, R, L, E>(self: Arc<Self>, lead: Lead<V>, mut captured: Captured, loader: F)
-    where
-        F: FnOnce() -> R + Send + 'static,
-        R: Future<Output = Result<L, E>> + Send + 'static,
-        L: Into<Loaded<V>> + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
-    {
-        let mut lead = lead;
-        let mut fence = None;
-        let asked_at = self.clock.now();
-        if let Some(remote) = &self.remote
-            && let Some(looked) = self.look_in(remote, &lead.key(), &mut captured).await
-        {
-            fence = Some(looked.fence);
-            if let Some((value, entry)) = looked.entry {
-                // It may carry tags that this flight does not name, so who came after the removal of one of them
-                // may be waiting here: to them it must not be given.
-                let seen = entry.seen.clone();
-                let holds = || seen.still_holds(&self.epoch);
-                match lead.land_if(holds, Ok(value), |key| self.local.insert(key, entry)) {
-                    Ok(_) => return,
-                    Err(back) => lead = back,
-                }
-            }
-        }
-        let loaded = self.run(loader).await;
-        let now = self.clock.now();
-        let heard_at = if self.remote.is_some() { asked_at } else { now };
-        let (life, value) = match loaded {
-            Ok(loaded) => (self.life(&loaded), loaded.value),
-            Err(error) => {
-                let throttle = self.settings.error_throttle;
-                let entry = self.entry(Err(error.clone()), now, heard_at, throttle, captured.seen());
-                lead.land(Err(error), |key| {
-                    if !throttle.is_zero() {
-                        self.local.insert(key, entry);
-                    }
-                });
-                return;
-            }
-        };
-        let Some(life) = life else {
-            lead.land(Ok(value), |_| ());
-            return;
-        };
-        let key = lead.key().into_owned();
-        let entry = self.entry(Ok(value.clone()), now, heard_at, life, captured.seen());
-        if !lead.land(Ok(value.clone()), |key| self.local.insert(key, entry)) {
-            self.events.fenced.add();
-            return;
-        }
-        if let (Some(remote), Some(fence)) = (&self.remote, fence) {
-            let left = self.left(now, life, remote);
-            // A loader that blocks its thread may run for longer than its time-out: the store need not
-            // remember a removal for that long, so its fence proves nothing any more.
-            if self.clock.now().since(asked_at) + remote.timeout >= remote.hold {
-                self.events.fenced.add();
-                return;
-            }
-            self.share(remote, &key, &value, left, &captured, fence).await;
-        }
     }
 
     /// What is left of a life that began at `from`, once it is in the remote tier: that counts from when a write
     /// arrives, which may be as late as the time-out.
     fn left(&self, from: Instant, life: Duration, remote: &Remote<V>) -> Duration {
         life.saturating_sub(self.clock.now().since(from)).saturating_sub(remote.timeout)
-    }
-
-    async fn run<F, R, L, E>(&self, loader: F) -> Result<Loaded<V>, Error>
-    where
-        F: FnOnce() -> R + Send + 'static,
-        R: Future<Output = Result<L, E>> + Send + 'static,
-        L: Into<Loaded<V>> + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
-    {
-        self.events.loads.add();
-        let loaded = match tokio::time::timeout(self.settings.load_timeout, loader()).await {
-            Ok(Ok(loaded)) => return Ok(loaded.into()),
-            Ok(Err(error)) => Error::with_source(ErrorKind::Load, "the loader failed", error),
-            Err(elapsed) => {
-                let problem = "the loader took longer than the load timeout";
-                Error::with_source(ErrorKind::TimedOut, problem, elapsed)
-            }
-        };
-        self.events.load_failures.add();
-        Err(loaded)
     }
 
     /// Asks the remote tier for an entry, and brings `captured` up to date with the stamps there. `None` if
@@ -262,6 +286,18 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // Before the question: the life that is left counts from some moment after this one.
         let asked_at = self.clock.now();
         let read = remote.read(key, &captured.names()).await.ok()?;
+        Some(self.take(remote, key, captured, read, asked_at).await)
+    }
+
+    /// What to make of an answer of the remote tier to a question of `asked_at`.
+    pub(super) async fn take(
+        &self,
+        remote: &Remote<V>,
+        key: &Key<'_>,
+        captured: &mut Captured,
+        read: Read,
+        asked_at: Instant,
+    ) -> Looked<V> {
         let agrees = self.observe(captured, read.epoch, &read.tags);
         let entry = match read.slot.entry {
             Some(stored) if agrees => self.open(remote, key, captured, stored, asked_at).await,
@@ -271,10 +307,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             Some(_) => self.events.remote_hits.add(),
             None => self.events.remote_misses.add(),
         }
-        Some(Looked { entry, fence: read.slot.fence })
+        Looked { entry, fence: read.slot.fence }
     }
 
-    /// The value in the bytes, if it may be served.
+    /// The entry in the bytes, if it may be served or at least be fallen back on.
     async fn open(
         &self,
         remote: &Remote<V>,
@@ -282,7 +318,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         captured: &Captured,
         stored: Stored,
         asked_at: Instant,
-    ) -> Option<(V, Entry<V>)> {
+    ) -> Option<Entry<V>> {
         let envelope = Envelope::open(&stored.bytes, key)?;
         let asked_for = |tag: &str| captured.tags.iter().find(|captured| &*captured.name == tag);
         let more: Vec<&str> =
@@ -298,18 +334,42 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
         let named =
             |tag: &str| asked_for(tag).or_else(|| others.tags.iter().find(|captured| &*captured.name == tag));
-        let holds = captured.epoch.1 == Some(envelope.epoch)
-            && envelope
-                .tags
-                .iter()
-                .all(|(tag, stamp)| named(tag).is_some_and(|now| now.stamp == Some(*stamp)));
-        if !holds || stored.remaining.is_zero() {
+        let carried = envelope.tags.iter().map(|(tag, stamp)| (named(tag).and_then(|now| now.stamp), stamp));
+        let carried = std::iter::once((captured.epoch.1, &envelope.epoch)).chain(carried);
+        let (mut is_left, mut still_holds) = (!stored.remaining.is_zero(), true);
+        for (now, then) in carried {
+            is_left &= now.is_some_and(|now| now.has_not_removed(*then));
+            still_holds &= now == Some(*then);
+        }
+        if !is_left {
             return None;
         }
-        let value = (remote.codec.decode)(envelope.payload)?;
+        let remaining = stored.remaining.min(envelope.life);
+        let fresh = envelope.fresh.saturating_sub(envelope.life - remaining);
+        let content = match envelope.negative {
+            true => Err(Error::not_found()),
+            false => Ok(remote.codec.open(&envelope.payload)?),
+        };
+        let times = match &content {
+            Ok(_) => {
+                let (whole, cost) = (envelope.fresh, envelope.load_cost);
+                self.settings.policy.times_of_kept(asked_at, fresh, whole, remaining, cost)
+            }
+            Err(_) => Times::mortal(asked_at, fresh.min(remaining)),
+        };
+        // Nothing is written that is not fresh, except by `expire`.
+        let was_expired = envelope.fresh.is_zero() || !still_holds;
+        let times = if was_expired { times.expired(asked_at) } else { times };
+        let kept = Kept {
+            content,
+            fresh,
+            load_cost: envelope.load_cost,
+            validator: envelope.validator.map(Arc::from),
+            cost: None,
+        };
         let tags = captured.tags.iter().chain(&others.tags);
         let seen = Seen::new(captured.epoch.0, tags.map(CapturedTag::seen).collect());
-        Some((value.clone(), self.entry(Ok(value), asked_at, asked_at, stored.remaining, seen)))
+        Some(self.entry_of(key, &kept, times, asked_at, seen))
     }
 
     /// Returns whether what is noted now is what the answer says. If not, another answer or a removal of our
@@ -326,24 +386,22 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// Offers a loaded value to the other processes, unless one of them invalidated it meanwhile.
-    async fn share(
+    pub(super) async fn share(
         &self,
         remote: &Remote<V>,
         key: &Key<'_>,
-        value: &V,
-        life: Duration,
+        kept: &Kept<V>,
+        loaded_at: Instant,
         captured: &Captured,
         fence: Fence,
     ) {
-        if life.is_zero() {
-            return;
-        }
-        let bytes = match self.seal(remote, key, value, captured) {
-            Ok(bytes) => bytes,
-            Err(error) => {
+        let Some((bytes, life)) =
+            self.seal(remote, key, kept, loaded_at, captured).await.unwrap_or_else(|error| {
                 tracing::warn!(cache = %self.settings.name, "not stored in the remote tier: {error}");
-                return;
-            }
+                None
+            })
+        else {
+            return;
         };
         if let Ok(Written::Refused) = remote.put(key, bytes, life, Some(fence)).await {
             self.events.fenced.add();
@@ -355,19 +413,18 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     pub(super) async fn write_through(
         &self,
         key: &Key<'_>,
-        value: V,
-        life: Duration,
+        kept: &Kept<V>,
         mut captured: Captured,
     ) -> Result<(), Error> {
         let Some(remote) = &self.remote else { return Ok(()) };
         let glimpse = self.flights.glimpse(key);
-        let written = self.write(remote, key, &value, life, &mut captured).await;
+        let written = self.write(remote, key, kept, &mut captured).await;
         if written.is_err() {
             // What is there is older than what was to be put there.
             remote.owe_removal(key);
         }
         if self.flights.glimpse(key) == glimpse {
-            self.keep(key, value, life, &captured);
+            self.keep(key, kept, &captured);
         } else {
             // A removal that came meanwhile may have reached the remote tier before or after us. Let the
             // remote tier say which, by having nothing in memory.
@@ -380,8 +437,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         &self,
         remote: &Remote<V>,
         key: &Key<'_>,
-        value: &V,
-        life: Duration,
+        kept: &Kept<V>,
         captured: &mut Captured,
     ) -> Result<(), Error> {
         // With a fence, though it overwrites whatever is there: a write that was given up may still arrive, and
@@ -389,11 +445,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         for _ in 0..WRITE_TRIES {
             let read = remote.read(key, &captured.names()).await?;
             self.observe(captured, read.epoch, &read.tags);
-            let bytes = self.seal(remote, key, value, captured)?;
-            let left = self.left(captured.at, life, remote);
-            if left.is_zero()
-                || remote.put(key, bytes, left, Some(read.slot.fence)).await? != Written::Refused
-            {
+            let Some((bytes, life)) = self.seal(remote, key, kept, captured.at, captured).await? else {
+                return Ok(());
+            };
+            if remote.put(key, bytes, life, Some(read.slot.fence)).await? != Written::Refused {
                 return Ok(());
             }
         }
@@ -403,14 +458,56 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         ))
     }
 
-    fn seal(
+    /// Makes what is stored under the key expire, in the remote tier.
+    pub(super) async fn expire_remote(&self, remote: &Remote<V>, key: &Key<'_>) -> Result<(), Error> {
+        let expired = self.write_expired(remote, key).await;
+        if expired.is_err() {
+            remote.owe_removal(key);
+        }
+        expired
+    }
+
+    async fn write_expired(&self, remote: &Remote<V>, key: &Key<'_>) -> Result<(), Error> {
+        for _ in 0..WRITE_TRIES {
+            let read = remote.read(key, &[]).await?;
+            let stale = read.slot.entry.as_ref().and_then(|stored| {
+                let mut envelope = Envelope::open(&stored.bytes, key)?;
+                let left = stored.remaining.saturating_sub(remote.timeout);
+                let is_worth_it = !envelope.negative && envelope.fresh < envelope.life && !left.is_zero();
+                (envelope.fresh, envelope.life) = (Duration::ZERO, left);
+                is_worth_it.then(|| Some((envelope.seal(key)?, left)))?
+            });
+            // What was never to be stale is removed, and so is what is not there: a load that is running
+            // elsewhere must not store what it read.
+            let Some((bytes, life)) = stale else { return remote.remove(key).await };
+            if remote.put(key, bytes, life, Some(read.slot.fence)).await? != Written::Refused {
+                return Ok(());
+            }
+        }
+        remote.remove(key).await
+    }
+
+    /// The bytes of an entry that was made at `from`, and how long they are to live; `None` if there is not enough
+    /// life left to be worth it.
+    async fn seal(
         &self,
         remote: &Remote<V>,
         key: &Key<'_>,
-        value: &V,
+        kept: &Kept<V>,
+        from: Instant,
         captured: &Captured,
-    ) -> Result<Bytes, Error> {
-        let payload = (remote.codec.encode)(value)?;
+    ) -> Result<Option<(Bytes, Duration)>, Error> {
+        let (fresh, afterlife) = match &kept.content {
+            Ok(_) => (self.left(from, kept.fresh, remote), self.settings.policy.afterlife()),
+            Err(_) => (self.left(from, kept.fresh, remote), Duration::ZERO),
+        };
+        if fresh.is_zero() {
+            return Ok(None);
+        }
+        let bytes = match &kept.content {
+            Ok(value) => (remote.codec.encode)(value)?,
+            Err(_) => Vec::new(),
+        };
         let too_long =
             || Error::new(ErrorKind::Codec, "the value, its key or a tag is too long to be stored");
         let (epoch, tags) = captured.stamps().ok_or_else(|| {
@@ -419,16 +516,32 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 "the remote tier has not told the stamps to store the value with",
             )
         })?;
-        Envelope { epoch, tags, payload: &payload }.seal(key).ok_or_else(too_long)
+        let raw_length = u32::try_from(bytes.len()).map_err(|_| too_long())?;
+        let payload = match &kept.content {
+            Ok(_) => Payload { codec: codec::JSON, compression: 0, schema: None, raw_length, bytes: &bytes },
+            Err(_) => Payload::EMPTY,
+        };
+        let envelope = Envelope {
+            epoch,
+            tags,
+            fresh,
+            life: fresh + afterlife,
+            load_cost: kept.load_cost,
+            validator: kept.validator.as_deref(),
+            negative: kept.content.is_err(),
+            lease: false,
+            payload,
+        };
+        Ok(Some((envelope.seal(key).ok_or_else(too_long)?, fresh + afterlife)))
     }
 }
 
 impl Captured {
-    fn seen(&self) -> Seen {
+    pub(super) fn seen(&self) -> Seen {
         Seen::new(self.epoch.0, self.tags.iter().map(CapturedTag::seen).collect())
     }
 
-    fn names(&self) -> Vec<&str> {
+    pub(super) fn names(&self) -> Vec<&str> {
         self.tags.iter().map(|tag| &*tag.name).collect()
     }
 

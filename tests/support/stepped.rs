@@ -30,6 +30,7 @@ pub struct Stepped<S> {
     inner: S,
     hold: Arc<Mutex<Option<Hold>>>,
     failures: Arc<AtomicUsize>,
+    read_failures: Arc<AtomicUsize>,
 }
 
 struct Hold {
@@ -46,7 +47,7 @@ pub struct Held {
 
 impl<S: Sync> Stepped<S> {
     pub fn new(inner: S) -> Self {
-        Self { inner, hold: Arc::default(), failures: Arc::default() }
+        Self { inner, hold: Arc::default(), failures: Arc::default(), read_failures: Arc::default() }
     }
 
     /// The next so many writes and invalidations fail.
@@ -54,9 +55,19 @@ impl<S: Sync> Stepped<S> {
         self.failures.store(count, Ordering::SeqCst);
     }
 
+    /// The next so many reads fail.
+    #[allow(dead_code, reason = "not every test file needs it")]
+    pub fn fail_reads(&self, count: usize) {
+        self.read_failures.store(count, Ordering::SeqCst);
+    }
+
     fn fails(&self) -> Result<(), Error> {
+        Self::count_down(&self.failures)
+    }
+
+    fn count_down(failures: &AtomicUsize) -> Result<(), Error> {
         let less = |left: usize| left.checked_sub(1);
-        match self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
+        match failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
             Ok(_) => {
                 Err(Error::unavailable("the test's store fails", std::io::Error::other("as it was told")))
             }
@@ -92,6 +103,7 @@ impl Held {
 
 impl<S: Store> Store for Stepped<S> {
     async fn get_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        Self::count_down(&self.read_failures)?;
         let found = self.inner.get_many(entries, stamps).await;
         self.at(Step::ReadAnswered).await;
         found

@@ -1,0 +1,600 @@
+//! How a missing value comes: the flights, from boarding to landing.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tracing::Instrument;
+
+use super::{
+    flight::{Boarding, Flight, Lead, Outcome},
+    freshness::Standing,
+    key::{Key, StoredKey},
+    loaded::{Loaded, Previous, What},
+    local::{Entry, Local},
+    remote::Read,
+    store::Fence,
+    tiers::{Captured, Kept, Remembered, Tiers},
+};
+use crate::{Error, ErrorKind, clock::Instant, error::BoxError};
+
+/// Why a value is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Somebody waits for it.
+    Need,
+    /// Somebody was answered, and it is time for the next.
+    Refresh,
+    /// Somebody wants a new one, whatever there is.
+    Force,
+}
+
+/// A flight under way, and what is known by now.
+struct Flying<V> {
+    lead: Lead<V>,
+    captured: Captured,
+    purpose: Purpose,
+    began_at: Instant,
+    /// The remote tier was asked, and answered.
+    fence: Option<Fence>,
+    /// What there was in memory or, once that was asked, in the remote tier: told to the loader, and fallen back
+    /// on if it fails.
+    previous: Option<Entry<V>>,
+}
+
+tokio::task_local! {
+    /// The loads that the current task runs inside of.
+    static LOADING: Option<Arc<Chain>>;
+}
+
+/// A load, and the one whose loader asked for it.
+struct Chain {
+    cache: usize,
+    key: StoredKey,
+    outer: Option<Arc<Self>>,
+}
+
+impl<V: Clone + Send + Sync + 'static> Tiers<V> {
+    /// The value, by a flight that is running or by one of our own.
+    pub(super) async fn need<F, R, L, E>(
+        self: &Arc<Self>,
+        key: &Key<'_>,
+        tags: &[&str],
+        purpose: Purpose,
+        loader: F,
+    ) -> Result<V, Error>
+    where
+        F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
+        R: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>> + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.forbid_recursion(key)?;
+        // Before boarding, and so before the load: whatever is removed from here on is newer than it.
+        let captured = self.capture(tags);
+        let flight = match self.board(key, purpose, captured) {
+            Boarded::Found(remembered) => return self.recall(remembered),
+            Boarded::Join(flight) => flight,
+            Boarded::Lead(flying) => {
+                let flight = flying.lead.flight();
+                self.take_off(*flying, loader);
+                flight
+            }
+        };
+        self.await_outcome(&flight).await
+    }
+
+    /// Starts a flight that nobody waits for, unless there is one.
+    pub(super) fn refresh_behind<F, R, L, E>(self: &Arc<Self>, key: &Key<'_>, tags: &[&str], loader: F)
+    where
+        F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
+        R: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>> + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        if self.forbid_recursion(key).is_err() {
+            return;
+        }
+        let captured = self.capture(tags);
+        if let Boarded::Lead(flying) = self.board(key, Purpose::Refresh, captured) {
+            self.events.refreshes.add();
+            self.take_off(*flying, loader);
+        }
+    }
+
+    pub(super) async fn await_outcome(&self, flight: &Flight<V>) -> Result<V, Error> {
+        match flight.outcome().await {
+            Outcome::Landed(outcome) => outcome,
+            Outcome::Meanwhile(value) => {
+                self.events.stale_hits.add();
+                Ok(value)
+            }
+        }
+    }
+
+    fn board(self: &Arc<Self>, key: &Key<'_>, purpose: Purpose, captured: Captured) -> Boarded<V> {
+        let began = self.began(&captured);
+        let counts = purpose != Purpose::Refresh;
+        let found = || match (purpose, self.remembered(key)?) {
+            (Purpose::Refresh, Remembered::Due(_) | Remembered::Revalidate(_)) | (Purpose::Force, _) => None,
+            (_, remembered) => Some(remembered),
+        };
+        if purpose == Purpose::Force {
+            // Whoever loads now may have read before this was asked for.
+            self.flights.fence(key, || ());
+        }
+        match self.flights.board(key, &self.epoch, began, found) {
+            Boarding::Found(remembered) => Boarded::Found(remembered),
+            Boarding::Join(flight) => {
+                if counts {
+                    self.events.misses.add();
+                    self.events.joined.add();
+                }
+                Boarded::Join(flight)
+            }
+            Boarding::Lead(lead) => {
+                if counts {
+                    self.events.misses.add();
+                }
+                let began_at = self.clock.now();
+                let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
+                let previous = self.local.get(key).filter(left);
+                Boarded::Lead(Box::new(Flying { lead, captured, purpose, began_at, fence: None, previous }))
+            }
+        }
+    }
+
+    fn take_off<F, R, L, E>(self: &Arc<Self>, flying: Flying<V>, loader: F)
+    where
+        F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
+        R: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>> + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        let inside = self.chain(&flying.lead.key());
+        let load = Arc::clone(self).fly(flying, loader);
+        tokio::spawn(LOADING.scope(inside, load).in_current_span());
+    }
+
+    /// The load: remote tier, then loader, then memory, then the waiters, then the remote tier.
+    async fn fly<F, R, L, E>(self: Arc<Self>, flying: Flying<V>, loader: F)
+    where
+        F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
+        R: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>> + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        let Some(flying) = self.look(flying).await else { return };
+        self.release_at_once(&flying);
+        let load = loader(flying.previous());
+        let load = async { load.await.map(Into::into).map_err(loader_failed) };
+        let (loaded, cost) = self.run(load, std::slice::from_ref(&flying)).await;
+        if let Some(shared) = self.settle(flying, loaded, cost) {
+            shared.with(&self).await;
+        }
+    }
+
+    /// Asks the remote tier; `None` if that was the end of the flight.
+    async fn look(&self, mut flying: Flying<V>) -> Option<Flying<V>> {
+        let Some(remote) = &self.remote else { return self.spare(flying) };
+        let asked_at = self.clock.now();
+        let read = remote.read(&flying.lead.key(), &flying.captured.names()).await;
+        match read {
+            Ok(read) => self.heard(flying, read, asked_at).await,
+            Err(_) => {
+                // Nobody can tell whether what is in memory was removed elsewhere. It is what there is.
+                flying.fence = None;
+                self.spare(flying)
+            }
+        }
+    }
+
+    /// What the remote tier's answer means for a flight.
+    async fn heard(&self, mut flying: Flying<V>, read: Read, asked_at: Instant) -> Option<Flying<V>> {
+        let Some(remote) = &self.remote else { return Some(flying) };
+        let Flying { lead, captured, .. } = &mut flying;
+        let looked = self.take(remote, &lead.key(), captured, read, asked_at).await;
+        flying.fence = Some(looked.fence);
+        let previous = std::mem::replace(&mut flying.previous, looked.entry);
+        let Some(entry) = &flying.previous else { return Some(flying) };
+        let serves = match (flying.purpose, self.standing(entry, self.clock.now())) {
+            (Purpose::Force, _) => false,
+            (Purpose::Need, Standing::Fresh | Standing::Due) => true,
+            // Another process was earlier, and there is nothing left to do.
+            (Purpose::Refresh, Standing::Fresh | Standing::Due) => {
+                previous.is_none_or(|previous| previous.times.fresh_until < entry.times.fresh_until)
+            }
+            (_, _) => {
+                // That the attempt before this one failed, a moment ago, is known in memory alone.
+                if let (Some(previous), Some(entry)) = (previous, &mut flying.previous) {
+                    entry.times.throttled_until = previous.times.throttled_until;
+                }
+                return self.spare(flying);
+            }
+        };
+        if !serves {
+            return Some(flying);
+        }
+        // It may carry tags that this flight does not name, so who came after the removal of one of them
+        // may be waiting here: to them it must not be given.
+        self.land_previous(flying, |entry| entry)
+    }
+
+    /// Ends a flight whose last attempt failed a moment ago, if there is something to serve instead.
+    fn spare(&self, flying: Flying<V>) -> Option<Flying<V>> {
+        let now = self.clock.now();
+        let is_throttled = |entry: &Entry<V>| {
+            now < entry.times.throttled_until.min(entry.times.dies_at) && entry.content.is_ok()
+        };
+        match &flying.previous {
+            Some(entry) if flying.purpose == Purpose::Need && is_throttled(entry) => {
+                self.events.stale_hits.add();
+                self.land_previous(flying, |entry| entry)
+            }
+            _ => Some(flying),
+        }
+    }
+
+    /// Lands with what there was, unless it was removed in the meantime; then the flight goes on.
+    fn land_previous(
+        &self,
+        mut flying: Flying<V>,
+        change: impl FnOnce(Entry<V>) -> Entry<V>,
+    ) -> Option<Flying<V>> {
+        let entry = change(flying.previous.take()?);
+        let (seen, content) = (entry.seen.clone(), entry.content.clone());
+        let is_left = || seen.is_left(&self.epoch);
+        match flying.lead.land_if(is_left, content, |key| self.local.insert(key, entry)) {
+            Ok(_) => None,
+            Err(lead) => Some(Flying { lead, previous: None, ..flying }),
+        }
+    }
+
+    /// Lets nobody wait where a stale value is to be served while a load runs.
+    fn release_at_once(&self, flying: &Flying<V>) {
+        let now = self.clock.now();
+        if flying.purpose == Purpose::Need
+            && let Some(entry) = &flying.previous
+            && let Ok(value) = &entry.content
+            && self.standing(entry, now) == Standing::Revalidate
+        {
+            flying.lead.release(value.clone());
+        }
+    }
+
+    /// Runs a loader, and lets those wait no longer who have a stale value when it becomes slow.
+    async fn run<L>(
+        &self,
+        load: impl Future<Output = Result<L, Error>>,
+        flights: &[Flying<V>],
+    ) -> (Result<L, Error>, Duration) {
+        self.events.loads.add();
+        let began = self.clock.now();
+        let load = tokio::time::timeout(self.settings.load_timeout, load);
+        let loaded = match self.settings.soft_timeout {
+            Some(soft) if flights.iter().any(|flying| flying.fallback().is_some()) => {
+                let mut load = std::pin::pin!(load);
+                tokio::select! {
+                    biased;
+                    loaded = &mut load => loaded,
+                    () = tokio::time::sleep(soft) => {
+                        for flying in flights {
+                            if let Some(value) = self.fallback(flying) {
+                                flying.lead.release(value);
+                            }
+                        }
+                        load.await
+                    }
+                }
+            }
+            _ => load.await,
+        };
+        let cost = self.clock.now().since(began);
+        let error = match loaded {
+            Ok(Ok(loaded)) => return (Ok(loaded), cost),
+            Ok(Err(error)) => error,
+            Err(elapsed) => {
+                let problem = "the loader took longer than the load timeout";
+                Error::with_source(ErrorKind::TimedOut, problem, elapsed)
+            }
+        };
+        self.events.load_failures.add();
+        (Err(error), cost)
+    }
+
+    /// The value to serve instead of a new one.
+    fn fallback(&self, flying: &Flying<V>) -> Option<V> {
+        let entry = flying.previous.as_ref()?;
+        let stands = self.standing(entry, self.clock.now()) != Standing::Gone;
+        flying.fallback().filter(|_| stands).cloned()
+    }
+
+    /// Lands with what the loader returned, and returns what is to be offered to other processes.
+    fn settle(
+        &self,
+        flying: Flying<V>,
+        loaded: Result<Loaded<V>, Error>,
+        load_cost: Duration,
+    ) -> Option<Shared<V>> {
+        let now = self.clock.now();
+        let key = flying.lead.key().into_owned();
+        let Loaded { what, time_to_live, mut validator, cost, store } = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                self.fail(flying, error, now);
+                return None;
+            }
+        };
+        let policy = &self.settings.policy;
+        let (content, fresh) = match what {
+            What::Value(value) => (Ok(value), policy.life(time_to_live, &key, now)),
+            What::NotFound => {
+                (Err(Error::not_found()), time_to_live.unwrap_or_else(|| policy.negative_life()))
+            }
+            What::NotModified => {
+                match flying.previous.as_ref().map(|entry| (&entry.content, &entry.validator)) {
+                    Some((Ok(value), known)) => {
+                        validator = validator.or_else(|| known.clone());
+                        (Ok(value.clone()), policy.life(time_to_live, &key, now))
+                    }
+                    _ => {
+                        let problem = "the loader answered `not_modified`, and had not been told of a value";
+                        self.fail(flying, Error::new(ErrorKind::Load, problem), now);
+                        return None;
+                    }
+                }
+            }
+        };
+        if !store || fresh.is_zero() {
+            flying.lead.land(content, |_| ());
+            return None;
+        }
+        let kept = Kept { content: content.clone(), fresh, load_cost, validator, cost };
+        let heard_at = if self.remote.is_some() { flying.began_at } else { now };
+        let entry = self.entry(&key, &kept, now, heard_at, flying.captured.seen());
+        if !flying.lead.land(content, |key| self.local.insert(key, entry)) {
+            self.events.fenced.add();
+            return None;
+        }
+        let fence = flying.fence?;
+        // A loader that blocks its thread may run for longer than its time-out: the store need not
+        // remember a removal for that long, so its fence proves nothing any more.
+        let remote = self.remote.as_ref()?;
+        if self.clock.now().since(flying.began_at) + remote.timeout >= remote.hold {
+            self.events.fenced.add();
+            return None;
+        }
+        Some(Shared { key, kept, loaded_at: now, captured: flying.captured, fence })
+    }
+
+    /// Lands with a stale value if there is one that may stand in for the failure, else with the error.
+    fn fail(&self, mut flying: Flying<V>, error: Error, now: Instant) {
+        let throttle = self.settings.policy.throttle();
+        let may_stand_in = self.settings.serve_stale_if.as_ref().is_none_or(|may| may(&error));
+        if may_stand_in && self.fallback(&flying).is_some() {
+            tracing::debug!(cache = %self.settings.name, "a stale value stands in for a load that failed: {error}");
+            self.events.stale_hits.add();
+            let again = |entry: Entry<V>| {
+                let times = entry.times.after_failure(now, throttle);
+                let heard_at = entry.heard_at;
+                self.again(entry, times, heard_at)
+            };
+            match self.land_previous(flying, again) {
+                None => return,
+                Some(goes_on) => flying = goes_on,
+            }
+        }
+        let throttle = self.settings.error_throttle;
+        let heard_at = if self.remote.is_some() { flying.began_at } else { now };
+        let kept = Kept {
+            content: Err(error.clone()),
+            fresh: throttle,
+            load_cost: Duration::ZERO,
+            validator: None,
+            cost: None,
+        };
+        let entry = self.entry(&flying.lead.key(), &kept, now, heard_at, flying.captured.seen());
+        // A value that is good for some time yet is worth more than the news that there is no newer one.
+        let keeps = flying.previous.as_ref().is_some_and(|entry| self.standing(entry, now) == Standing::Due);
+        flying.lead.land(Err(error), |key| {
+            if !throttle.is_zero() && !keeps {
+                self.local.insert(key, entry);
+            }
+        });
+    }
+
+    /// Values for many keys, by flights that are running, and one load for all that are missing.
+    pub(super) async fn need_many<F, R, I, L, E>(
+        self: &Arc<Self>,
+        keys: &[Key<'_>],
+        tags: &[&str],
+        loader: F,
+    ) -> Vec<Result<V, Error>>
+    where
+        F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
+        R: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (Key<'static>, Result<L, E>)> + Send + 'static,
+        I::IntoIter: Send,
+        L: Into<Loaded<V>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
+    {
+        let captured = self.capture(tags);
+        let (mut waits, mut leads) = (Vec::with_capacity(keys.len()), Vec::new());
+        for key in keys {
+            if let Err(error) = self.forbid_recursion(key) {
+                waits.push(Err(Err(error)));
+                continue;
+            }
+            // The second of two equal keys joins the flight of the first.
+            waits.push(match self.board(key, Purpose::Need, captured.clone()) {
+                Boarded::Found(remembered) => Err(self.recall(remembered)),
+                Boarded::Join(flight) => Ok(flight),
+                Boarded::Lead(flying) => {
+                    let flight = flying.lead.flight();
+                    leads.push(*flying);
+                    Ok(flight)
+                }
+            });
+        }
+        if !leads.is_empty() {
+            let inside = leads.iter().fold(outer(), |outer, flying| {
+                Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(&flying.lead.key()), outer }))
+            });
+            let load = Arc::clone(self).fly_many(leads, loader);
+            tokio::spawn(LOADING.scope(inside, load).in_current_span());
+        }
+        let mut values = Vec::with_capacity(keys.len());
+        for wait in waits {
+            values.push(match wait {
+                Ok(flight) => self.await_outcome(&flight).await,
+                Err(found) => found,
+            });
+        }
+        values
+    }
+
+    async fn fly_many<F, R, I, L, E>(self: Arc<Self>, leads: Vec<Flying<V>>, loader: F)
+    where
+        F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
+        R: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (Key<'static>, Result<L, E>)> + Send + 'static,
+        I::IntoIter: Send,
+        L: Into<Loaded<V>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
+    {
+        let missing = self.look_many(leads).await;
+        if missing.is_empty() {
+            return;
+        }
+        for flying in &missing {
+            self.release_at_once(flying);
+        }
+        let load = loader(missing.iter().map(|flying| flying.lead.key().into_owned()).collect());
+        let load = async { load.await.map_err(loader_failed) };
+        let (loaded, cost) = self.run(load, &missing).await;
+        let mut shares = Vec::new();
+        match loaded {
+            Ok(loaded) => {
+                let mut loaded: HashMap<Key<'static>, Result<L, E>> = loaded.into_iter().collect();
+                for flying in missing {
+                    let key = flying.lead.key().into_owned();
+                    let loaded = match loaded.remove(&key) {
+                        Some(Ok(loaded)) => Ok(loaded.into()),
+                        Some(Err(error)) => {
+                            self.events.load_failures.add();
+                            Err(loader_failed(error))
+                        }
+                        None => Ok(Loaded::not_found()),
+                    };
+                    shares.extend(self.settle(flying, loaded, cost));
+                }
+            }
+            Err(error) => {
+                for flying in missing {
+                    self.settle(flying, Err(error.clone()), cost);
+                }
+            }
+        }
+        // At once, so that a store that gathers calls makes few trips of them.
+        let mut writes = tokio::task::JoinSet::new();
+        for shared in shares {
+            let tiers = Arc::clone(&self);
+            writes.spawn(async move { shared.with(&tiers).await });
+        }
+        writes.join_all().await;
+    }
+
+    /// Asks the remote tier for many, in one trip; returns the flights that go on.
+    async fn look_many(&self, leads: Vec<Flying<V>>) -> Vec<Flying<V>> {
+        let mut missing = Vec::new();
+        let Some(remote) = &self.remote else {
+            missing.extend(leads.into_iter().filter_map(|flying| self.spare(flying)));
+            return missing;
+        };
+        let asked_at = self.clock.now();
+        let keys: Vec<Key<'_>> = leads.iter().map(|flying| flying.lead.key()).collect();
+        let names = leads.first().map(|flying| flying.captured.names()).unwrap_or_default();
+        match remote.read_many(&keys, &names).await {
+            Ok(reads) => {
+                drop((keys, names));
+                for (flying, read) in leads.into_iter().zip(reads) {
+                    missing.extend(self.heard(flying, read, asked_at).await);
+                }
+            }
+            Err(_) => {
+                drop((keys, names));
+                missing.extend(leads.into_iter().filter_map(|flying| self.spare(flying)));
+            }
+        }
+        missing
+    }
+
+    fn id(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
+    fn chain(self: &Arc<Self>, key: &Key<'_>) -> Option<Arc<Chain>> {
+        Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(key), outer: outer() }))
+    }
+
+    /// A loader that waits for its own load would wait for ever.
+    fn forbid_recursion(self: &Arc<Self>, key: &Key<'_>) -> Result<(), Error> {
+        let mut outer = outer();
+        while let Some(chain) = outer {
+            if chain.cache == self.id() && chain.key.as_key() == *key {
+                let problem = "the loader of a value asked for that value";
+                return Err(Error::new(ErrorKind::Recursion, problem));
+            }
+            outer = chain.outer.clone();
+        }
+        Ok(())
+    }
+}
+
+/// The load that the current task runs inside of.
+fn outer() -> Option<Arc<Chain>> {
+    LOADING.try_with(Clone::clone).ok().flatten()
+}
+
+fn loader_failed(error: impl Into<BoxError>) -> Error {
+    let error = error.into();
+    // What a loader got from another cache of this crate is passed on as what it is.
+    match error.downcast::<Error>() {
+        Ok(error) if error.kind() == ErrorKind::Recursion => *error,
+        Ok(error) => Error::with_source(ErrorKind::Load, "the loader failed", error as BoxError),
+        Err(error) => Error::with_source(ErrorKind::Load, "the loader failed", error),
+    }
+}
+
+enum Boarded<V> {
+    Found(Remembered<V>),
+    Join(Arc<Flight<V>>),
+    Lead(Box<Flying<V>>),
+}
+
+impl<V: Clone> Flying<V> {
+    fn fallback(&self) -> Option<&V> {
+        self.previous.as_ref()?.content.as_ref().ok()
+    }
+
+    fn previous(&self) -> Option<Previous<V>> {
+        let entry = self.previous.as_ref()?;
+        let value = entry.content.as_ref().ok()?.clone();
+        Some(Previous { value, validator: entry.validator.clone() })
+    }
+}
+
+/// A loaded value on its way to the other processes.
+struct Shared<V> {
+    key: Key<'static>,
+    kept: Kept<V>,
+    loaded_at: Instant,
+    captured: Captured,
+    fence: Fence,
+}
+
+impl<V: Clone + Send + Sync + 'static> Shared<V> {
+    async fn with(self, tiers: &Tiers<V>) {
+        let Some(remote) = &tiers.remote else { return };
+        let Self { key, kept, loaded_at, captured, fence } = self;
+        tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await;
+    }
+}

@@ -1,0 +1,736 @@
+//! Values past their time to live: who is served what, when it is loaded again, and that nothing removed comes back.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says what is wrong by panicking")]
+
+mod support;
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use mcp_perf::{
+    Error, ErrorKind,
+    cache::{Cache, CacheBuilder, Key, Loaded, Previous},
+    clock::Clock,
+    testing::MemoryStore,
+};
+use support::stepped::Stepped;
+use tokio::sync::oneshot;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The default of `max_staleness`.
+const STALENESS: Duration = Duration::from_secs(5);
+
+type Texts = Cache<String>;
+
+fn key() -> Key<'static> {
+    Key::public("key")
+}
+
+/// Fresh for 100 s, served at once for 20 more, kept for 1,000 s after that.
+fn settings(clock: &Clock) -> CacheBuilder<String> {
+    Cache::builder("test")
+        .clock(clock.clone())
+        .time_to_live(100 * SECOND)
+        .stale_while_revalidate(20 * SECOND)
+        .stale_if_error(1_000 * SECOND)
+}
+
+fn local(clock: &Clock) -> Texts {
+    settings(clock).build().unwrap()
+}
+
+async fn node(clock: &Clock, store: &MemoryStore) -> Texts {
+    settings(clock).remote(store.clone()).build().await.unwrap()
+}
+
+async fn load(cache: &Texts, value: &'static str) -> Result<String, Error> {
+    cache.get_or_load(&key(), move || async move { Ok::<_, io::Error>(value.to_owned()) }).await
+}
+
+async fn fail(cache: &Texts) -> Result<String, Error> {
+    cache.get_or_load(&key(), || async { Err::<String, _>(io::Error::other("the source is down")) }).await
+}
+
+/// Lets every task that can run do so, until none can.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn stale_value_is_served_at_once_while_one_load_runs_behind_it() {
+    let clock = Clock::manual();
+    let cache = local(&clock);
+    load(&cache, "old").await.unwrap();
+    clock.advance(110 * SECOND);
+    let loads = Arc::new(AtomicUsize::new(0));
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let may_go_on = Arc::new(tokio::sync::Mutex::new(Some(may_go_on)));
+    for _ in 0..100 {
+        let (loads, may_go_on) = (Arc::clone(&loads), Arc::clone(&may_go_on));
+        let value = cache
+            .get_or_load(&key(), move || async move {
+                loads.fetch_add(1, Ordering::SeqCst);
+                let waits = may_go_on.lock().await.take().unwrap();
+                waits.await.unwrap();
+                Ok::<_, io::Error>("new".to_owned())
+            })
+            .await;
+        assert_eq!(value.unwrap(), "old");
+        settle().await;
+    }
+    go_on.send(()).unwrap();
+    settle().await;
+    assert_eq!(cache.get_local(&key()).as_deref(), Some("new"));
+    let stats = cache.stats();
+    assert_eq!(
+        (loads.load(Ordering::SeqCst), stats.stale_hits, stats.refreshes, stats.misses),
+        (1, 100, 1, 1)
+    );
+}
+
+#[tokio::test]
+async fn value_beyond_the_window_of_revalidation_is_waited_for() {
+    let clock = Clock::manual();
+    let cache = local(&clock);
+    load(&cache, "old").await.unwrap();
+    clock.advance(120 * SECOND);
+    assert_eq!(load(&cache, "new").await.unwrap(), "new");
+}
+
+#[tokio::test]
+async fn stale_value_stands_in_for_a_failed_load_until_its_own_end() {
+    let clock = Clock::manual();
+    let cache = local(&clock);
+    load(&cache, "old").await.unwrap();
+    clock.advance(150 * SECOND);
+    assert_eq!(fail(&cache).await.unwrap(), "old");
+    // The source is left alone for a while: 30 s, half the time to live at most.
+    let loads = cache.stats().loads;
+    clock.advance(29 * SECOND);
+    assert_eq!(load(&cache, "new").await.unwrap(), "old");
+    assert_eq!(cache.stats().loads, loads);
+    clock.advance(SECOND);
+    assert_eq!(load(&cache, "new").await.unwrap(), "new");
+
+    clock.advance(1_100 * SECOND);
+    assert_eq!(fail(&cache).await.unwrap_err().kind(), ErrorKind::Load);
+}
+
+#[tokio::test]
+async fn stale_value_does_not_stand_in_for_a_refusal() {
+    let clock = Clock::manual();
+    let is_down = |error: &Error| {
+        error
+            .downcast_source::<io::Error>()
+            .is_some_and(|error| error.kind() != io::ErrorKind::PermissionDenied)
+    };
+    let cache = settings(&clock).serve_stale_if(is_down).build().unwrap();
+    load(&cache, "old").await.unwrap();
+    clock.advance(150 * SECOND);
+    assert_eq!(fail(&cache).await.unwrap(), "old");
+    clock.advance(30 * SECOND);
+    let denied = || async { Err::<String, _>(io::Error::from(io::ErrorKind::PermissionDenied)) };
+    assert_eq!(cache.get_or_load(&key(), denied).await.unwrap_err().kind(), ErrorKind::Load);
+    // And not afterwards either.
+    clock.advance(SECOND);
+    assert_eq!(fail(&cache).await.unwrap_err().kind(), ErrorKind::Load);
+}
+
+#[tokio::test]
+async fn removed_value_stands_in_for_nothing() {
+    let clock = Clock::manual();
+    for how in 0..3 {
+        let cache = local(&clock);
+        cache.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+        clock.advance(150 * SECOND);
+        match how {
+            0 => cache.remove(&key()).await.unwrap(),
+            1 => cache.remove_by_tag("tag").await.unwrap(),
+            _ => cache.clear().await.unwrap(),
+        }
+        assert_eq!(fail(&cache).await.unwrap_err().kind(), ErrorKind::Load, "removed by way {how}");
+    }
+}
+
+#[tokio::test]
+async fn value_removed_while_its_load_runs_does_not_stand_in_when_the_load_fails() {
+    let clock = Clock::manual();
+    let cache = local(&clock);
+    cache.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+    clock.advance(150 * SECOND);
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move {
+            let load = || async {
+                may_go_on.await.unwrap();
+                Err::<String, _>(io::Error::other("down"))
+            };
+            cache.get_or_load_tagged(&key(), &["tag"], load).await
+        }
+    });
+    settle().await;
+    cache.remove_by_tag("tag").await.unwrap();
+    go_on.send(()).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Load);
+    clock.advance(SECOND);
+    assert_eq!(fail(&cache).await.unwrap_err().kind(), ErrorKind::Load);
+}
+
+#[tokio::test]
+async fn expired_value_is_loaded_anew_and_stands_in_when_that_fails() {
+    let clock = Clock::manual();
+    for how in 0..3 {
+        let cache = local(&clock);
+        cache.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+        match how {
+            0 => cache.expire(&key()).await.unwrap(),
+            1 => cache.expire_by_tag("tag").await.unwrap(),
+            _ => cache.expire_all().await.unwrap(),
+        }
+        assert_eq!(cache.get(&key()).await, None, "expired by way {how}");
+        assert_eq!(fail(&cache).await.unwrap(), "old", "expired by way {how}");
+        clock.advance(30 * SECOND);
+        assert_eq!(load(&cache, "new").await.unwrap(), "new", "expired by way {how}");
+        assert_eq!(cache.get(&key()).await.as_deref(), Some("new"));
+    }
+}
+
+#[tokio::test]
+async fn load_that_ran_while_its_key_was_made_to_expire_is_not_stored() {
+    let clock = Clock::manual();
+    for how in 0..3 {
+        let cache = local(&clock);
+        let (go_on, may_go_on) = oneshot::channel::<()>();
+        let loading = tokio::spawn({
+            let cache = cache.clone();
+            async move {
+                let load = || async {
+                    may_go_on.await.unwrap();
+                    Ok::<_, io::Error>("old".to_owned())
+                };
+                cache.get_or_load_tagged(&key(), &["tag"], load).await
+            }
+        });
+        settle().await;
+        match how {
+            0 => cache.expire(&key()).await.unwrap(),
+            1 => cache.expire_by_tag("tag").await.unwrap(),
+            _ => cache.expire_all().await.unwrap(),
+        }
+        go_on.send(()).unwrap();
+        assert_eq!(loading.await.unwrap().unwrap(), "old");
+        assert_eq!(cache.get(&key()).await, None, "expired by way {how}");
+        assert_eq!(load(&cache, "new").await.unwrap(), "new");
+    }
+}
+
+#[tokio::test]
+async fn expiry_reaches_the_other_node_and_leaves_it_a_value_to_stand_in() {
+    let clock = Clock::manual();
+    for how in 0..3 {
+        let store = MemoryStore::new(clock.clone());
+        let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+        one.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+        assert_eq!(two.get(&key()).await.as_deref(), Some("old"));
+        match how {
+            0 => one.expire(&key()).await.unwrap(),
+            1 => one.expire_by_tag("tag").await.unwrap(),
+            _ => one.expire_all().await.unwrap(),
+        }
+        clock.advance(STALENESS);
+        assert_eq!(two.get(&key()).await, None, "expired by way {how}");
+        assert_eq!(fail(&two).await.unwrap(), "old", "expired by way {how}");
+        clock.advance(30 * SECOND);
+        assert_eq!(load(&two, "new").await.unwrap(), "new", "expired by way {how}");
+        assert_eq!(load(&one, "unused").await.unwrap(), "new", "expired by way {how}");
+    }
+}
+
+#[tokio::test]
+async fn value_removed_on_another_node_does_not_stand_in_here() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    one.insert(&key(), "old".to_owned()).await.unwrap();
+    assert_eq!(two.get(&key()).await.as_deref(), Some("old"));
+    one.remove(&key()).await.unwrap();
+    clock.advance(STALENESS);
+    assert_eq!(fail(&two).await.unwrap_err().kind(), ErrorKind::Load);
+}
+
+#[tokio::test]
+async fn stale_value_of_the_remote_tier_stands_in_where_memory_has_none() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let one = node(&clock, &store).await;
+    one.insert(&key(), "old".to_owned()).await.unwrap();
+    clock.advance(150 * SECOND);
+    let two = node(&clock, &store).await;
+    assert_eq!(two.get(&key()).await, None);
+    assert_eq!(fail(&two).await.unwrap(), "old");
+    // Within the window of revalidation it is served at once.
+    one.insert(&key(), "newer".to_owned()).await.unwrap();
+    clock.advance(110 * SECOND);
+    let three = node(&clock, &store).await;
+    let slow = || async {
+        tokio::task::yield_now().await;
+        Ok::<_, io::Error>("newest".to_owned())
+    };
+    assert_eq!(three.get_or_load(&key(), slow).await.unwrap(), "newer");
+    settle().await;
+    assert_eq!(load(&three, "unused").await.unwrap(), "newest");
+}
+
+#[tokio::test]
+async fn source_that_fails_is_left_alone_though_memory_is_to_be_confirmed_meanwhile() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let one = node(&clock, &store).await;
+    one.insert(&key(), "old".to_owned()).await.unwrap();
+    clock.advance(150 * SECOND);
+    assert_eq!(fail(&one).await.unwrap(), "old");
+    let loads = one.stats().loads;
+    for _ in 0..4 {
+        clock.advance(STALENESS);
+        assert_eq!(fail(&one).await.unwrap(), "old");
+    }
+    assert_eq!(one.stats().loads, loads);
+}
+
+#[tokio::test]
+async fn stale_value_stands_in_when_source_and_remote_tier_are_away() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let cache = settings(&clock).remote(store.clone()).build().await.unwrap();
+    load(&cache, "old").await.unwrap();
+    settle().await;
+    store.fail_reads(usize::MAX);
+    clock.advance(50 * SECOND);
+    assert_eq!(fail(&cache).await.unwrap(), "old", "still fresh, but nobody confirms it");
+    clock.advance(100 * SECOND);
+    assert_eq!(fail(&cache).await.unwrap(), "old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_wait_for_the_soft_timeout_and_the_load_goes_on() {
+    let clock = Clock::manual();
+    let cache = settings(&clock).soft_timeout(Duration::from_millis(20)).build().unwrap();
+    load(&cache, "old").await.unwrap();
+    clock.advance(150 * SECOND);
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let slow = || async {
+        may_go_on.await.unwrap();
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(cache.get_or_load(&key(), slow).await.unwrap(), "old");
+    // Who comes while it goes on waits no longer than those before.
+    assert_eq!(load(&cache, "unused").await.unwrap(), "old");
+    go_on.send(()).unwrap();
+    settle().await;
+    assert_eq!(load(&cache, "unused").await.unwrap(), "new");
+    // Without anything to serve instead there is nothing to do but wait.
+    let slow = || async {
+        tokio::time::sleep(SECOND).await;
+        Ok::<_, io::Error>("other".to_owned())
+    };
+    assert_eq!(cache.get_or_load(&Key::public("other"), slow).await.unwrap(), "other");
+}
+
+#[tokio::test]
+async fn value_is_loaded_ahead_of_its_end_behind_a_hit() {
+    let clock = Clock::manual();
+    let cache = settings(&clock).refresh_ahead().build().unwrap();
+    load(&cache, "one").await.unwrap();
+    clock.advance(89 * SECOND);
+    assert_eq!(load(&cache, "too early").await.unwrap(), "one");
+    settle().await;
+    clock.advance(SECOND);
+    assert_eq!(load(&cache, "two").await.unwrap(), "one");
+    settle().await;
+    assert_eq!(load(&cache, "unused").await.unwrap(), "two");
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.stale_hits, stats.misses, stats.loads, stats.refreshes), (3, 0, 1, 2, 1));
+}
+
+#[tokio::test]
+async fn load_ahead_that_fails_costs_nobody_the_value_and_is_not_repeated_at_once() {
+    let clock = Clock::manual();
+    let cache = settings(&clock).refresh_ahead().build().unwrap();
+    load(&cache, "one").await.unwrap();
+    clock.advance(91 * SECOND);
+    for _ in 0..10 {
+        assert_eq!(fail(&cache).await.unwrap(), "one");
+        settle().await;
+    }
+    assert_eq!(cache.stats().loads, 2);
+}
+
+#[tokio::test]
+async fn one_of_two_nodes_loads_ahead_and_the_other_takes_what_that_stored() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let node = async || settings(&clock).refresh_ahead().remote(store.clone()).build().await.unwrap();
+    let (one, two) = (node().await, node().await);
+    load(&one, "one").await.unwrap();
+    settle().await;
+    load(&two, "unused").await.unwrap();
+    clock.advance(91 * SECOND);
+    // Both have to look there first, since neither was told of the other for so long.
+    for cache in [&one, &two] {
+        assert_eq!(load(cache, "unused").await.unwrap(), "one");
+    }
+    load(&one, "two").await.unwrap();
+    settle().await;
+    load(&two, "three").await.unwrap();
+    settle().await;
+    assert_eq!(load(&two, "unused").await.unwrap(), "two");
+    assert_eq!((one.stats().loads, two.stats().loads), (2, 0));
+}
+
+#[tokio::test]
+async fn answer_that_there_is_nothing_is_remembered_for_a_while_on_every_node() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    let nothing = || async { Ok::<_, io::Error>(Loaded::<String>::not_found()) };
+    let error = one.get_or_load(&key(), nothing).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    settle().await;
+    assert_eq!(load(&one, "unused").await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(load(&two, "unused").await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!((one.get(&key()).await, one.stats().negative_hits, two.stats().loads), (None, 1, 0));
+    clock.advance(5 * SECOND);
+    assert_eq!(load(&two, "there").await.unwrap(), "there");
+}
+
+#[tokio::test]
+async fn answer_that_there_is_nothing_is_not_covered_up_by_a_stale_value() {
+    let clock = Clock::manual();
+    let cache = local(&clock);
+    load(&cache, "old").await.unwrap();
+    clock.advance(150 * SECOND);
+    let nothing = || async { Ok::<_, io::Error>(Loaded::<String>::not_found()) };
+    assert_eq!(cache.get_or_load(&key(), nothing).await.unwrap_err().kind(), ErrorKind::NotFound);
+    clock.advance(6 * SECOND);
+    assert_eq!(fail(&cache).await.unwrap_err().kind(), ErrorKind::Load);
+}
+
+#[tokio::test]
+async fn loader_is_told_of_the_value_before_and_its_validator_by_either_tier() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let one = node(&clock, &store).await;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let loader = || {
+        let told = Arc::clone(&told);
+        move |previous: Option<Previous<String>>| async move {
+            let answer = match &previous {
+                None => Loaded::new("value".to_owned()).validator("v1"),
+                Some(_) => Loaded::not_modified(),
+            };
+            told.lock().unwrap().push(previous.map(|previous| (previous.value, previous.validator)));
+            Ok::<_, io::Error>(answer)
+        }
+    };
+    let ask = async |cache: &Texts| cache.get_or_revalidate(&key(), &[], loader()).await.unwrap();
+    assert_eq!(ask(&one).await, "value");
+    settle().await;
+    for _ in 0..3 {
+        clock.advance(150 * SECOND);
+        assert_eq!(ask(&one).await, "value");
+        settle().await;
+        assert_eq!(ask(&one).await, "value", "and it lives anew");
+    }
+    clock.advance(150 * SECOND);
+    let two = node(&clock, &store).await;
+    assert_eq!(ask(&two).await, "value");
+    let known = Some(("value".to_owned(), Some(Arc::from("v1"))));
+    assert_eq!(*told.lock().unwrap(), [None, known.clone(), known.clone(), known.clone(), known]);
+}
+
+#[tokio::test]
+async fn not_modified_without_a_value_before_is_an_error() {
+    let cache = local(&Clock::manual());
+    let loader = |_| async { Ok::<_, io::Error>(Loaded::<String>::not_modified()) };
+    let error = cache.get_or_revalidate(&key(), &[], loader).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Load);
+    let error = cache.insert(&key(), Loaded::not_modified()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+}
+
+#[tokio::test]
+async fn refresh_loads_whatever_there_is_and_bars_a_load_from_before() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    load(&one, "one").await.unwrap();
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    one.remove(&key()).await.unwrap();
+    let early = tokio::spawn({
+        let one = one.clone();
+        async move {
+            let load = || async {
+                may_go_on.await.unwrap();
+                Ok::<_, io::Error>("early".to_owned())
+            };
+            one.get_or_load(&key(), load).await
+        }
+    });
+    settle().await;
+    let refreshed = one.refresh(&key(), &[], |_| async { Ok::<_, io::Error>("two".to_owned()) }).await;
+    assert_eq!(refreshed.unwrap(), "two");
+    go_on.send(()).unwrap();
+    early.await.unwrap().unwrap();
+    settle().await;
+    assert_eq!(one.get(&key()).await.as_deref(), Some("two"));
+    assert_eq!(two.get(&key()).await.as_deref(), Some("two"));
+}
+
+#[tokio::test]
+async fn entry_that_nobody_asks_for_is_forgotten_and_one_that_is_asked_for_still_dies() {
+    let clock = Clock::manual();
+    let cache: Texts = Cache::builder("test")
+        .clock(clock.clone())
+        .time_to_live(100 * SECOND)
+        .time_to_idle(10 * SECOND)
+        .build()
+        .unwrap();
+    load(&cache, "one").await.unwrap();
+    for _ in 0..11 {
+        clock.advance(9 * SECOND);
+        assert_eq!(cache.get_local(&key()).as_deref(), Some("one"));
+    }
+    clock.advance(SECOND);
+    assert_eq!(cache.get_local(&key()), None, "its time to live is over");
+    load(&cache, "two").await.unwrap();
+    clock.advance(10 * SECOND);
+    assert_eq!(cache.get_local(&key()), None, "nobody asked for it");
+}
+
+#[tokio::test]
+async fn loader_that_asks_for_its_own_key_gets_an_error_instead_of_waiting() {
+    let cache = local(&Clock::manual());
+    let (inner, outer) = (cache.clone(), Key::public("outer"));
+    let load = move || async move {
+        // Over another key, which is fine, and back.
+        let again = inner.clone();
+        let between = move || async move {
+            let load = || async { Ok::<_, io::Error>(String::new()) };
+            again.get_or_load(&Key::public("outer"), load).await
+        };
+        inner.get_or_load(&Key::public("between"), between).await
+    };
+    let error = cache.get_or_load(&outer, load).await.unwrap_err();
+    let mut kinds = vec![error.kind()];
+    let mut source = std::error::Error::source(&error);
+    while let Some(error) = source {
+        kinds.extend(error.downcast_ref::<Error>().map(Error::kind));
+        source = error.source();
+    }
+    assert_eq!(kinds.last(), Some(&ErrorKind::Recursion), "{kinds:?}");
+    assert_eq!(load_of(&cache, "outer", "fine").await, "fine");
+}
+
+async fn load_of(cache: &Texts, name: &str, value: &'static str) -> String {
+    cache.insert(&Key::public(name), value.to_owned()).await.unwrap();
+    cache.get(&Key::public(name)).await.unwrap()
+}
+
+#[tokio::test]
+async fn many_are_answered_by_memory_the_remote_tier_others_and_one_load() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    let name = |index: usize| index.to_string();
+    one.insert(&Key::public("0"), "in memory".to_owned()).await.unwrap();
+    two.insert(&Key::public("1"), "remote".to_owned()).await.unwrap();
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let other = tokio::spawn({
+        let one = one.clone();
+        async move {
+            let load = || async {
+                may_go_on.await.unwrap();
+                Ok::<_, io::Error>("by another".to_owned())
+            };
+            one.get_or_load(&Key::public("2"), load).await
+        }
+    });
+    settle().await;
+    let names: Vec<String> = (0..7).map(name).chain([name(3)]).collect();
+    let keys: Vec<Key<'_>> = names.iter().map(Key::public).collect();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let many = one.get_or_load_many(&keys, &["tag"], {
+        let asked = Arc::clone(&asked);
+        move |missing| async move {
+            *asked.lock().unwrap() = missing.clone();
+            go_on.send(()).unwrap();
+            // In any order; one that nobody asked for, one that fails, one that is not there.
+            Ok::<_, io::Error>(vec![
+                (Key::public("6"), Ok("loaded 6".to_owned())),
+                (Key::public("9"), Ok("unasked".to_owned())),
+                (Key::public("4"), Err(io::Error::other("no"))),
+                (Key::public("3"), Ok("loaded 3".to_owned())),
+            ])
+        }
+    });
+    let values: Vec<_> = many.await.into_iter().map(|value| value.map_err(|error| error.kind())).collect();
+    let text = |text: &str| Ok(text.to_owned());
+    assert_eq!(
+        values,
+        [
+            text("in memory"),
+            text("remote"),
+            text("by another"),
+            text("loaded 3"),
+            Err(ErrorKind::Load),
+            Err(ErrorKind::NotFound),
+            text("loaded 6"),
+            text("loaded 3"),
+        ]
+    );
+    let wanted: Vec<Key<'_>> = ["3", "4", "5", "6"].map(Key::public).into();
+    assert_eq!(*asked.lock().unwrap(), wanted);
+    other.await.unwrap().unwrap();
+    assert_eq!(one.stats().loads, 2);
+    settle().await;
+    assert_eq!(two.get(&Key::public("6")).await.as_deref(), Some("loaded 6"));
+    two.remove_by_tag("tag").await.unwrap();
+    assert_eq!(two.get(&Key::public("6")).await, None);
+}
+
+#[tokio::test]
+async fn load_of_many_that_fails_or_panics_releases_every_caller() {
+    let cache = settings(&Clock::manual()).error_throttle(Duration::ZERO).build().unwrap();
+    let keys = ["a", "b"].map(Key::public);
+    type Rows = Vec<(Key<'static>, Result<String, io::Error>)>;
+    let failed =
+        cache.get_or_load_many(&keys, &[], |_| async { Err::<Rows, _>(io::Error::other("no")) }).await;
+    assert!(failed.iter().all(|value| value.as_ref().unwrap_err().kind() == ErrorKind::Load));
+    let panics = |_| async { if true { panic!("in a loader") } else { Ok::<Rows, io::Error>(Vec::new()) } };
+    let failed = cache.get_or_load_many(&keys, &[], panics).await;
+    assert!(failed.iter().all(|value| value.as_ref().unwrap_err().kind() == ErrorKind::Panicked));
+    assert_eq!(cache.stats().loading, 0);
+    assert!(
+        cache.get_or_load_many(&[], &[], |_| async { Ok::<Rows, io::Error>(Vec::new()) }).await.is_empty()
+    );
+}
+
+#[tokio::test]
+async fn many_that_were_removed_while_they_were_loaded_are_not_stored() {
+    let cache = local(&Clock::manual());
+    let keys = ["a", "b"].map(Key::public);
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let loading = tokio::spawn({
+        let cache = cache.clone();
+        async move {
+            let load = |missing: Vec<Key<'static>>| async {
+                may_go_on.await.unwrap();
+                Ok::<_, io::Error>(
+                    missing.into_iter().map(|key| (key, Ok("old".to_owned()))).collect::<Vec<_>>(),
+                )
+            };
+            cache.get_or_load_many(&["a", "b"].map(Key::public), &[], load).await
+        }
+    });
+    settle().await;
+    cache.remove(&keys[0]).await.unwrap();
+    go_on.send(()).unwrap();
+    loading.await.unwrap();
+    assert_eq!(cache.get_local(&keys[0]), None);
+    assert_eq!(cache.get_local(&keys[1]).as_deref(), Some("old"));
+}
+
+#[tokio::test]
+async fn memory_is_bounded_in_bytes_by_either_engine() {
+    use mcp_perf::cache::Engine;
+    for engine in [Engine::Moka, Engine::QuickCache] {
+        let bytes = 1 << 20;
+        let cache: Texts = Cache::builder("test")
+            .engine(engine)
+            .capacity_bytes(bytes, |value: &String| value.capacity() as u64)
+            .build()
+            .unwrap();
+        for index in 0..2_000 {
+            let value = "x".repeat(index % 4_096);
+            cache.insert(&Key::public(&index.to_string()), value).await.unwrap();
+        }
+        let stats = cache.stats();
+        assert!(stats.weight <= bytes && stats.weight > bytes / 2, "{engine:?}: {}", stats.weight);
+        assert!(stats.len > 100, "{engine:?}: {}", stats.len);
+        // And it is right in the other ways.
+        cache.insert(&key(), "value".to_owned()).await.unwrap();
+        cache.remove(&key()).await.unwrap();
+        assert_eq!(cache.get_local(&key()), None);
+        cache.insert(&key(), "value".to_owned()).await.unwrap();
+        cache.clear().await.unwrap();
+        assert_eq!((cache.get_local(&key()), cache.stats().weight), (None, 0), "{engine:?}");
+    }
+}
+
+#[tokio::test]
+async fn life_of_a_stale_value_does_not_grow_on_its_way_through_the_tiers() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let one = node(&clock, &store).await;
+    load(&one, "old").await.unwrap();
+    settle().await;
+    // Over node after node, each of which reads what the last one has read.
+    for _ in 0..10 {
+        clock.advance(10 * SECOND);
+        let next = node(&clock, &store).await;
+        next.get(&key()).await;
+    }
+    let last = node(&clock, &store).await;
+    assert_eq!(last.get(&key()).await, None, "fresh for 100 s");
+    clock.advance(1_000 * SECOND);
+    assert_eq!(fail(&last).await.unwrap_err().kind(), ErrorKind::Load, "kept for 1,000 s after that");
+}
+
+#[tokio::test]
+async fn impossible_settings_are_errors_that_name_the_field() {
+    let build = |change: fn(CacheBuilder<String>) -> CacheBuilder<String>| {
+        change(Cache::builder("test")).build().unwrap_err().to_string()
+    };
+    for (field, change) in [
+        ("jitter", (|b| b.jitter(0.6)) as fn(CacheBuilder<String>) -> CacheBuilder<String>),
+        ("jitter", |b| b.jitter(f64::NAN)),
+        ("stale_if_error", |b| b.stale_if_error(Duration::from_secs(8 * 24 * 3600))),
+        ("stale_while_revalidate", |b| b.stale_while_revalidate(Duration::MAX)),
+        ("time_to_idle", |b| b.time_to_idle(Duration::ZERO)),
+        ("soft_timeout", |b| b.soft_timeout(Duration::from_secs(3_601))),
+        ("stale_throttle", |b| b.stale_throttle(Duration::from_secs(3_601))),
+        ("negative_time_to_live", |b| b.negative_time_to_live(Duration::MAX)),
+        ("capacity_bytes", |b| b.capacity_bytes(1_000, |_| 1)),
+    ] {
+        assert!(build(change).starts_with(field), "{field}: {}", build(change));
+    }
+}
+
+#[tokio::test]
+async fn explanation_tells_every_state() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    let why = async |cache: &Texts| cache.explain(&key()).await.to_string();
+    assert_eq!(why(&one).await, "in memory: nothing; nothing in the remote tier; no load running");
+    one.insert_tagged(&key(), &["tag"], "value".to_owned()).await.unwrap();
+    let fresh = why(&one).await;
+    assert!(fresh.starts_with("in memory: fresh for 100.0s; in the remote tier fresh for"), "{fresh}");
+    clock.advance(STALENESS);
+    assert!(why(&one).await.starts_with("in memory: to be confirmed by the remote tier"));
+    two.remove_by_tag("tag").await.unwrap();
+    assert!(why(&one).await.contains("invalidated in the remote tier"));
+    one.remove_by_tag("tag").await.unwrap();
+    assert!(why(&one).await.starts_with("in memory: removed since (by its tag `tag`)"));
+    store.overwrite_all(b"garbage");
+    assert!(why(&one).await.contains("bytes of somebody else in the remote tier"));
+}
