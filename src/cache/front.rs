@@ -590,7 +590,9 @@ impl<V: Clone + Send + Sync + 'static> fmt::Debug for Cache<V> {
 }
 
 /// Runs a write in a task of its own, so that a caller that goes away does not leave the tiers apart.
-async fn detached(write: impl Future<Output = Result<(), Error>> + Send + 'static) -> Result<(), Error> {
+pub(super) async fn detached(
+    write: impl Future<Output = Result<(), Error>> + Send + 'static,
+) -> Result<(), Error> {
     tokio::spawn(write.in_current_span()).await.unwrap_or_else(|gone| {
         Err(Error::with_source(ErrorKind::Panicked, "the runtime shut down under a write", gone))
     })

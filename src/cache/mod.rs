@@ -73,6 +73,7 @@
 //! ```
 
 mod availability;
+mod batch;
 mod builder;
 mod codec;
 mod envelope;
@@ -84,18 +85,23 @@ mod key;
 mod load;
 mod loaded;
 mod local;
+mod memoize;
 mod remote;
 mod stats;
 mod store;
 mod tags;
 mod tiers;
+mod write;
 
+pub use batch::{BatchLoader, Warmed};
 pub use builder::{CacheBuilder, MAX_TIME_TO_LIVE, RemoteCacheBuilder};
 pub use explain::{Explanation, LocalState, RemoteState};
 pub use front::Cache;
 pub use key::Key;
 pub use loaded::{Loaded, Previous};
 pub use local::Engine;
+pub use memoize::{Argument, Memoized};
 pub use stats::Stats;
 pub use store::{Fence, Found, Put, Restamp, Slot, Store, Stored, Written};
 pub use tags::{Invalidation, Stamp};
+pub use write::WriteBehind;

@@ -489,7 +489,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// The bytes of an entry that was made at `from`, and how long they are to live; `None` if there is not enough
     /// life left to be worth it.
-    async fn seal(
+    pub(super) async fn seal(
         &self,
         remote: &Remote<V>,
         key: &Key<'_>,
