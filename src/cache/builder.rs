@@ -14,7 +14,7 @@ use super::{
     stats::Events,
     store::ErasedStore,
 };
-use crate::{Error, clock::Clock, sync::Mutex};
+use crate::{Error, clock::Clock};
 
 /// The longest time to live: 30 days. What has to live longer is data, not a cached copy of it.
 pub const MAX_TIME_TO_LIVE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -355,7 +355,7 @@ where
             hold: self.local.load_timeout + 4 * self.timeout + 5 * SECOND,
             clock: self.local.clock.clone(),
             events: Arc::clone(&events),
-            availability: Mutex::default(),
+            availability: Arc::default(),
             debts: Debts::default(),
         };
         Ok(Cache::new(self.local, events, Some((remote, self.max_staleness))))

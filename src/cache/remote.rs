@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    availability::{Availability, Passage, Turn},
+    availability::{Availability, Failure, Passage, Round, Turn},
     codec::Codec,
     envelope,
     key::Key,
@@ -40,9 +40,12 @@ pub(super) struct Remote<V> {
     pub(super) hold: Duration,
     pub(super) clock: Clock,
     pub(super) events: Arc<Events>,
-    pub(super) availability: Mutex<Availability>,
+    pub(super) availability: Arc<Mutex<Availability>>,
     pub(super) debts: Debts,
 }
+
+/// A tier that was hung when it was asked is asked again soon, however patient its calls are.
+const LONGEST_PROBE: Duration = Duration::from_secs(1);
 
 /// Beyond this many debts the whole cache is invalidated instead.
 const MOST_DEBTS: usize = 10_000;
@@ -209,19 +212,22 @@ impl<V> Remote<V> {
 
     /// One call, if the tier is not known to be away, with its deadline.
     async fn call<T>(&self, kind: Kind, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        if lock(&self.availability).passage(self.clock.now()) == Passage::Skip {
-            self.events.remote_failures.add();
-            return Err(Error::new(ErrorKind::Unavailable, "the remote tier is away and left alone for now"));
-        }
-        let result = tokio::time::timeout(self.timeout, call).await.unwrap_or_else(|elapsed| {
-            Err(Error::with_source(ErrorKind::TimedOut, "the remote tier did not answer in time", elapsed))
-        });
-        let turn = match &result {
-            Ok(_) => lock(&self.availability).succeeded(),
-            // It is there, and can be read: full, say.
-            Err(error) if kind == Kind::Write && error.kind() == ErrorKind::Refused => None,
-            Err(_) => lock(&self.availability).failed(self.clock.now()),
+        let passage = lock(&self.availability).passage(self.clock.now());
+        let round = match passage {
+            Passage::Ask(round) => round,
+            Passage::Probe(_) | Passage::Skip => {
+                if let Passage::Probe(round) = passage {
+                    self.probe(round);
+                }
+                self.events.remote_failures.add();
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the remote tier is away and left alone for now",
+                ));
+            }
         };
+        let result = within(self.timeout, call).await;
+        note(&self.availability, round, &result, &self.clock, &self.cache);
         if let Err(error) = &result {
             self.events.remote_failures.add();
             tracing::debug!(cache = %self.cache, kind = ?error.kind(), "call to the remote tier failed: {error}");
@@ -229,16 +235,19 @@ impl<V> Remote<V> {
         if kind == Kind::Write {
             self.tell_refusals(&result);
         }
-        match turn {
-            Some(Turn::WentAway) => {
-                let cause = result.as_ref().err().map(tracing::field::display);
-                let message = "remote tier is away: going on from memory and loader";
-                tracing::warn!(cache = %self.cache, cause, "{message}");
-            }
-            Some(Turn::CameBack) => tracing::info!(cache = %self.cache, "remote tier is back"),
-            None => {}
-        }
         result
+    }
+
+    /// Finds out whether the tier is back, in a task of its own: a tier that hangs takes the whole deadline to show
+    /// it, and no caller has to wait for that.
+    fn probe(&self, round: Round) {
+        let (store, availability) = (Arc::clone(&self.store), Arc::clone(&self.availability));
+        let (clock, cache) = (self.clock.clone(), self.cache.clone());
+        let timeout = self.timeout.min(LONGEST_PROBE);
+        tokio::spawn(async move {
+            let result = within(timeout, store.ping()).await;
+            note(&availability, round, &result, &clock, &cache);
+        });
     }
 
     /// One line when it begins to refuse writes, one when it takes them again.
@@ -252,6 +261,43 @@ impl<V> Remote<V> {
             Err(error) => tracing::warn!(cache = %self.cache, cause = %error, "remote tier refuses writes"),
             Ok(_) => tracing::info!(cache = %self.cache, "remote tier takes writes again"),
         }
+    }
+}
+
+/// The call's own result, or that it took too long.
+async fn within<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(timeout, call).await.unwrap_or_else(|elapsed| {
+        Err(Error::with_source(ErrorKind::TimedOut, "the remote tier did not answer in time", elapsed))
+    })
+}
+
+/// Tells the gate how a call went, and the operator if it moved.
+fn note<T>(
+    availability: &Mutex<Availability>,
+    round: Round,
+    result: &Result<T, Error>,
+    clock: &Clock,
+    cache: &str,
+) {
+    let now = clock.now();
+    let turn = match result {
+        Ok(_) => lock(availability).answered(round, now),
+        Err(error) => {
+            let how = match error.kind() {
+                ErrorKind::TimedOut => Failure::Slow,
+                ErrorKind::Unavailable => Failure::Dead,
+                _ => Failure::Refused,
+            };
+            lock(availability).failed(round, how, now, fastrand::f64())
+        }
+    };
+    match turn {
+        Some(Turn::WentAway) => {
+            let cause = result.as_ref().err().map(tracing::field::display);
+            tracing::warn!(cache, cause, "remote tier is away: going on from memory and loader");
+        }
+        Some(Turn::CameBack) => tracing::info!(cache, "remote tier is back"),
+        None => {}
     }
 }
 
