@@ -7,7 +7,8 @@
 //! The system clock reads the processor's counter where that is fit for it (by way of `quanta`), in a third of
 //! the time that the operating system takes. Counters may start anew when a machine wakes up or is moved, so every
 //! 20 ms of use the counter is held against the system's clock, and given up for good if the two disagree. With
-//! feature `test-util` there is also [`Clock::manual`], which moves only when told.
+//! feature `test-util` there are also [`Clock::manual`], which moves only when told, and [`Clock::tokio`], which moves
+//! as tokio's does.
 
 use std::{
     fmt,
@@ -34,12 +35,18 @@ enum Source {
     System(Arc<Watched>),
     #[cfg_attr(not(any(test, feature = "test-util")), expect(dead_code, reason = "made by `manual` only"))]
     Manual(Arc<Moved>),
+    #[cfg(any(test, feature = "test-util"))]
+    Tokio(tokio::time::Instant),
 }
 
 struct Moved {
     nanos: AtomicU64,
     wall_at_zero: SystemTime,
 }
+
+/// The wall time at which the clocks of tests begin.
+#[cfg(any(test, feature = "test-util"))]
+const WALL_AT_ZERO: Duration = Duration::from_secs(1_800_000_000);
 
 /// How long the counter is believed without a look at the system's clock, in nanoseconds: as far as a counter that
 /// jumped may lead astray.
@@ -93,12 +100,33 @@ impl Clock {
     #[cfg(any(test, feature = "test-util"))]
     #[must_use]
     pub fn manual() -> Self {
-        let wall_at_zero = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let wall_at_zero = SystemTime::UNIX_EPOCH + WALL_AT_ZERO;
         Self(Source::Manual(Arc::new(Moved { nanos: AtomicU64::new(0), wall_at_zero })))
     }
 
+    /// A clock that follows tokio's: where a test pauses that, lives, deadlines and delays move together, and a
+    /// wait costs nothing.
+    ///
+    /// ```
+    /// use mcp_perf::clock::Clock;
+    /// use std::time::Duration;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+    /// let clock = Clock::tokio();
+    /// let start = clock.now();
+    /// tokio::time::sleep(Duration::from_secs(3_600)).await; // returns at once: `tokio::test(start_paused = true)`
+    /// assert!(clock.now().since(start) >= Duration::from_secs(3_600));
+    /// # });
+    /// ```
+    #[cfg(any(test, feature = "test-util"))]
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the door that everybody else has to use")]
+    pub fn tokio() -> Self {
+        Self(Source::Tokio(tokio::time::Instant::now()))
+    }
+
     /// Moves a [`manual`](Self::manual) clock forward, monotonic and wall time alike; does nothing to
-    /// the system's.
+    /// those of the system and of tokio.
     #[cfg(any(test, feature = "test-util"))]
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(moved) = &self.0 {
@@ -113,6 +141,8 @@ impl Clock {
         match &self.0 {
             Source::System(watched) => Instant(watched.now()),
             Source::Manual(moved) => Instant(moved.nanos.load(Ordering::SeqCst)),
+            #[cfg(any(test, feature = "test-util"))]
+            Source::Tokio(origin) => Instant(nanos(origin.elapsed())),
         }
     }
 
@@ -125,6 +155,8 @@ impl Clock {
             Source::Manual(moved) => {
                 moved.wall_at_zero + Duration::from_nanos(moved.nanos.load(Ordering::SeqCst))
             }
+            #[cfg(any(test, feature = "test-util"))]
+            Source::Tokio(origin) => SystemTime::UNIX_EPOCH + WALL_AT_ZERO + origin.elapsed(),
         }
     }
 }
@@ -228,6 +260,8 @@ impl fmt::Debug for Clock {
         let source = match self.0 {
             Source::System(_) => "system",
             Source::Manual(_) => "manual",
+            #[cfg(any(test, feature = "test-util"))]
+            Source::Tokio(_) => "tokio",
         };
         f.debug_tuple("Clock").field(&source).finish()
     }

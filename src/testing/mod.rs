@@ -1,6 +1,8 @@
-//! For tests: a store in memory, and what every store has to keep.
+//! For tests: a store in memory, what every store has to keep, stores and connections that go wrong, and a checker
+//! that finds what should not have been read.
 //!
-//! Feature `test-util`. [`Clock::manual`](crate::clock::Clock::manual) moves time.
+//! Feature `test-util`. [`Clock::manual`](crate::clock::Clock::manual) moves time, and
+//! [`Clock::tokio`](crate::clock::Clock::tokio) lets tokio move it.
 //!
 //! ```
 //! use mcp_perf::{cache::{Cache, Key}, clock::Clock, testing::MemoryStore};
@@ -22,7 +24,11 @@
 //! # Ok(()) }
 //! ```
 
+mod faults;
 mod memory;
+mod proxy;
 pub mod store;
 
+pub use faults::{Calls, Fault, FaultStore};
 pub use memory::MemoryStore;
+pub use proxy::{FaultProxy, Weather};
