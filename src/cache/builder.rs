@@ -7,6 +7,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     Store,
     codec::Codec,
+    compress::Compression,
+    format::Format,
     freshness::Policy,
     front::Cache,
     local::Engine,
@@ -18,6 +20,9 @@ use crate::{Error, clock::Clock};
 
 /// The longest time to live: 30 days. What has to live longer is data, not a cached copy of it.
 pub const MAX_TIME_TO_LIVE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// The largest [`max_value`](RemoteCacheBuilder::max_value): 512 MiB, more than which Redis does not take.
+pub const MAX_VALUE: usize = 512 << 20;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -227,10 +232,24 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         self
     }
 
-    /// Puts a store behind the memory, which other processes share.
-    pub fn remote<S: Store>(self, store: S) -> RemoteCacheBuilder<V> {
+    /// Puts a store behind the memory, which other processes share. Values travel as JSON, by their `serde`
+    /// implementation.
+    pub fn remote<S: Store>(self, store: S) -> RemoteCacheBuilder<V>
+    where
+        V: Serialize + DeserializeOwned,
+    {
+        self.remote_with(store, Codec::json())
+    }
+
+    /// As [`remote`](Self::remote), with values in the form that `codec` gives them; [`Codec`] says which to
+    /// choose when.
+    pub fn remote_with<S: Store>(self, store: S, codec: Codec<V>) -> RemoteCacheBuilder<V> {
         RemoteCacheBuilder {
             local: self.settings,
+            codec,
+            compression: Compression::default(),
+            schema: None,
+            max_value: 8 << 20,
             store: Arc::new(store),
             timeout: Duration::from_millis(250),
             max_staleness: 5 * SECOND,
@@ -283,16 +302,58 @@ impl<V> Settings<V> {
 #[must_use = "a builder does nothing until `build`"]
 pub struct RemoteCacheBuilder<V> {
     local: Settings<V>,
+    codec: Codec<V>,
+    compression: Compression,
+    schema: Option<u64>,
+    max_value: usize,
     store: Arc<dyn ErasedStore>,
     timeout: Duration,
     max_staleness: Duration,
     optional: bool,
 }
 
-impl<V> RemoteCacheBuilder<V>
-where
-    V: Clone + Serialize + DeserializeOwned + Send + Sync + 'static,
-{
+impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
+    /// How much is done to make values smaller in the store: [`Compression::Balanced`] unless set.
+    ///
+    /// Values that take long, above 64 KiB, are compressed, decompressed and read by threads apart from those
+    /// that serve requests.
+    ///
+    /// ```
+    /// use mcp_perf::{cache::{Cache, Compression}, clock::Clock, testing::MemoryStore};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let store = MemoryStore::new(Clock::system());
+    /// let cache: Cache<String> =
+    ///     Cache::builder("pages").remote(store).compression(Compression::Light).build().await?;
+    /// # let _ = cache;
+    /// # Ok(()) }
+    /// ```
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// What the shape and the meaning of the values are called: nothing unless set.
+    ///
+    /// An entry of another schema is a miss, and is overwritten by what is loaded then. For a change of the type
+    /// that the codec would not notice: a field whose unit changed, say. Processes of both schemas take entries
+    /// from each other while they run side by side, which costs loads, never a wrong value.
+    pub fn schema(mut self, schema: u64) -> Self {
+        self.schema = Some(schema);
+        self
+    }
+
+    /// How many bytes a value may have in the store, before it is compressed: 8 MiB unless set, which is room for
+    /// what a server answers; at least 1 and at most [`MAX_VALUE`].
+    ///
+    /// A larger one is kept in memory only, which is logged once; to [`insert`](Cache::insert) it is an error.
+    /// It bounds what reading one entry may cost as well, whoever wrote it: one that declares more is a miss. So
+    /// processes that share a store should have it alike.
+    pub fn max_value(mut self, bytes: usize) -> Self {
+        self.max_value = bytes;
+        self
+    }
+
     /// How long one call to the store may take before the cache goes on without it: 250 ms unless set, more
     /// than zero and at most a minute.
     pub fn remote_timeout(mut self, timeout: Duration) -> Self {
@@ -320,14 +381,16 @@ where
 
     /// Makes the cache, after asking the store for a sign of life, for which it has 5 seconds.
     ///
-    /// Values travel as JSON, by their `serde` implementation.
-    ///
     /// # Errors
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration), naming the setting that is out of its range; the
     /// store's error if it does not answer and is not [optional](Self::remote_optional).
     pub async fn build(self) -> Result<Cache<V>, Error> {
         self.local.check()?;
+        self.codec.check()?;
+        if !(1..=MAX_VALUE).contains(&self.max_value) {
+            return Err(Error::configuration("max_value", "must be 1 byte to 512 MiB"));
+        }
         within("remote_timeout", self.timeout, Duration::from_nanos(1), 60 * SECOND)?;
         within("max_staleness", self.max_staleness, Duration::from_nanos(1), MAX_TIME_TO_LIVE)?;
         let ping = tokio::time::timeout(self.timeout.max(5 * SECOND), self.store.ping()).await;
@@ -348,7 +411,7 @@ where
         let events = Arc::new(Events::new(&self.local.name));
         let remote = Remote {
             store: self.store,
-            codec: Codec::json(),
+            format: Format::new(&self.local.name, self.codec, self.compression, self.schema, self.max_value),
             cache: self.local.name.as_str().into(),
             timeout: self.timeout,
             // A load may begin just before the removal, read for `timeout`, run, and write for `timeout`.
@@ -389,6 +452,10 @@ impl<V> fmt::Debug for RemoteCacheBuilder<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RemoteCacheBuilder")
             .field("local", &self.local)
+            .field("codec", &self.codec)
+            .field("compression", &self.compression)
+            .field("schema", &self.schema)
+            .field("max_value", &self.max_value)
             .field("remote_timeout", &self.timeout)
             .field("max_staleness", &self.max_staleness)
             .field("remote_optional", &self.optional)

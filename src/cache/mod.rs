@@ -76,11 +76,15 @@ mod availability;
 mod batch;
 mod builder;
 mod codec;
+mod compress;
 mod envelope;
 mod explain;
 mod flight;
+mod format;
 mod freshness;
 mod front;
+#[cfg(test)]
+mod hostile;
 mod key;
 mod load;
 mod loaded;
@@ -94,7 +98,9 @@ mod tiers;
 mod write;
 
 pub use batch::{BatchLoader, Warmed};
-pub use builder::{CacheBuilder, MAX_TIME_TO_LIVE, RemoteCacheBuilder};
+pub use builder::{CacheBuilder, MAX_TIME_TO_LIVE, MAX_VALUE, RemoteCacheBuilder};
+pub use codec::Codec;
+pub use compress::Compression;
 pub use explain::{Explanation, LocalState, RemoteState};
 pub use front::Cache;
 pub use key::Key;

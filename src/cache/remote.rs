@@ -17,8 +17,8 @@ use bytes::Bytes;
 
 use super::{
     availability::{Availability, Failure, Passage, Round, Turn},
-    codec::Codec,
     envelope,
+    format::Format,
     key::Key,
     stats::Events,
     store::{ErasedStore, Put, Restamp, Slot, Written},
@@ -33,7 +33,7 @@ use crate::{
 /// The remote tier of one cache.
 pub(super) struct Remote<V> {
     pub(super) store: Arc<dyn ErasedStore>,
-    pub(super) codec: Codec<V>,
+    pub(super) format: Format<V>,
     pub(super) cache: Box<str>,
     pub(super) timeout: Duration,
     /// How long the store has to remember a removal: longer than any load that may have begun before it.

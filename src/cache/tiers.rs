@@ -21,9 +21,9 @@ use bytes::Bytes;
 
 use super::{
     builder::Settings,
-    codec,
     envelope::{Envelope, Payload},
     flight::Flights,
+    format::Encoded,
     freshness::{Standing, Times},
     key::Key,
     local::{AnyLocal, Entry, Local},
@@ -348,7 +348,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let fresh = envelope.fresh.saturating_sub(envelope.life - remaining);
         let content = match envelope.negative {
             true => Err(Error::not_found()),
-            false => Ok(remote.codec.open(&envelope.payload)?),
+            false => Ok(remote.format.decode(&stored.bytes, &envelope.payload).await?),
         };
         let times = match &content {
             Ok(_) => {
@@ -395,13 +395,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         captured: &Captured,
         fence: Fence,
     ) {
-        let Some((bytes, life)) =
-            self.seal(remote, key, kept, loaded_at, captured).await.unwrap_or_else(|error| {
+        let (bytes, life) = match self.seal(remote, key, kept, loaded_at, captured).await {
+            Ok(Some(sealed)) => sealed,
+            Ok(None) => return,
+            // Told by the format, and once.
+            Err(error) if error.kind() == ErrorKind::Codec => return,
+            Err(error) => {
                 tracing::warn!(cache = %self.settings.name, "not stored in the remote tier: {error}");
-                None
-            })
-        else {
-            return;
+                return;
+            }
         };
         if let Ok(Written::Refused) = remote.put(key, bytes, life, Some(fence)).await {
             self.events.fenced.add();
@@ -504,23 +506,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if fresh.is_zero() {
             return Ok(None);
         }
-        let bytes = match &kept.content {
-            Ok(value) => (remote.codec.encode)(value)?,
-            Err(_) => Vec::new(),
+        let encoded = match &kept.content {
+            Ok(value) => Some(remote.format.encode(value).await?),
+            Err(_) => None,
         };
-        let too_long =
-            || Error::new(ErrorKind::Codec, "the value, its key or a tag is too long to be stored");
+        let too_long = || Error::new(ErrorKind::Refused, "the key or a tag is too long to be stored");
         let (epoch, tags) = captured.stamps().ok_or_else(|| {
             Error::new(
                 ErrorKind::Unavailable,
                 "the remote tier has not told the stamps to store the value with",
             )
         })?;
-        let raw_length = u32::try_from(bytes.len()).map_err(|_| too_long())?;
-        let payload = match &kept.content {
-            Ok(_) => Payload { codec: codec::JSON, compression: 0, schema: None, raw_length, bytes: &bytes },
-            Err(_) => Payload::EMPTY,
-        };
         let envelope = Envelope {
             epoch,
             tags,
@@ -530,7 +526,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             validator: kept.validator.as_deref(),
             negative: kept.content.is_err(),
             lease: false,
-            payload,
+            payload: encoded.as_ref().map_or(Payload::EMPTY, Encoded::payload),
         };
         Ok(Some((envelope.seal(key).ok_or_else(too_long)?, fresh + afterlife)))
     }
