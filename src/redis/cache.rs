@@ -1,17 +1,39 @@
 //! The remote tier of a cache in Redis.
 //!
-//! An entry is one string: 16 bytes that no other write has, then the cache's bytes. A removal leaves a
-//! string of 16 such bytes alone, for as long as a load that began before it may still come to write: the
-//! fence of a name is simply what its string begins with. A stamp is a string of 16 bytes.
+//! # What lies where
+//!
+//! ```text
+//! entry     'E', 15 bytes | dies at, 16 digits | lives, 16 digits | the cache's bytes
+//! absent    'A', 15 bytes
+//! removed   'X', 15 bytes
+//! stamp     16 bytes
+//! ```
+//!
+//! The first 16 bytes are such as no other write has, and are the fence of the name. A removal leaves a string of them
+//! alone, for as long as a load that began before it may still come to write. When an entry dies is written by the
+//! server, in milliseconds of its own clock, so that one `MGET` and the server's `TIME` tell what is left; how long it
+//! lives bounds that, however the clock is set. All names of a store have one hash tag, `{prefix}`, and so lie in one
+//! slot of a cluster, where commands and scripts may span them.
+//!
+//! # Trips
+//!
+//! A read is one trip, of entries and stamps at once, and reads that are made at the same time share it. Only what turned
+//! out to be absent takes a second one, which writes a nonce in its place and reads again. A write is one call of a
+//! script.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::LazyLock, time::Duration};
 
-use ::redis::{FromRedisValue, Pipeline, RedisError, Script, Value, aio::MultiplexedConnection, pipe};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
-use super::pool::Pool;
+use super::{
+    address::Address,
+    batch::{Names, Values},
+    connection::Connection,
+    pool::{Pool, Script, Size},
+    wire::{self, Commands, LARGE, Token, unsigned},
+};
 use crate::{
-    Error,
+    Error, ErrorKind,
     cache::{Fence, Found, Invalidation, Put, Restamp, Slot, Stamp, Store, Stored, Written},
 };
 
@@ -24,38 +46,89 @@ const ABSENT: u8 = b'A';
 const ABSENT_LIFE: Duration = Duration::from_secs(2 * 60);
 /// What the string of a removed entry begins with.
 const REMOVED: u8 = b'X';
-const HEADER: usize = 16;
+const FENCE: usize = 16;
+const DIGITS: usize = 16;
+const HEADER: usize = FENCE + 2 * DIGITS;
 /// Longer than any entry lives. A stamp that is in use is given this life again from time to time; one that was
 /// forgotten comes back as another, and what depended on it is a miss.
 const STAMP_LIFE: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 /// One read of a stamp in so many prolongs its life.
 const PROLONG: u32 = 1_000;
+/// A hundred years: what Redis can add to its clock, and 16 digits can hold.
+const LONGEST_LIFE: u64 = 100 * 365 * 24 * 60 * 60 * 1_000;
+/// Beyond this many names a read is made in pieces, so that no single command holds the server up.
+const MOST_NAMES: usize = 1_000;
 
-/// Compare what the string begins with, and write.
-const PUT_IF: &str = r"
-local now = redis.call('GETRANGE', KEYS[1], 0, 15)
-if #now == 0 or now .. string.rep('\0', 16 - #now) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+/// Compare what the string begins with, and write. An error of a command is returned, not raised: the server puts
+/// words before a raised one that hide its kind.
+static PUT: LazyLock<Text> = LazyLock::new(|| {
+    Text::new(
+        r"
+if ARGV[1] ~= '' then
+  local now = redis.pcall('GETRANGE', KEYS[1], 0, 15)
+  if type(now) == 'table' then
+    if string.find(now.err, 'WRONGTYPE', 1, true) then return 0 end
+    return now
+  end
+  if #now == 0 or now .. string.rep('\0', 16 - #now) ~= ARGV[1] then return 0 end
+end
+local time = redis.call('TIME')
+local dies = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]
+local life = string.format('%016.0f%016.0f', dies, ARGV[3])
+return redis.pcall('SET', KEYS[1], ARGV[2] .. life .. ARGV[4], 'PX', ARGV[3])
+",
+    )
+});
+
+/// Write stamps, or the second halves of those that are there.
+static RESTAMP: LazyLock<Text> = LazyLock::new(|| {
+    Text::new(
+        r"
+for index, name in ipairs(KEYS) do
+  local stamp = ARGV[2 * index + 1]
+  if ARGV[2 * index] == 'E' then
+    local now = redis.pcall('GETRANGE', name, 0, -1)
+    if type(now) == 'string' and #now == 16 then
+      stamp = string.sub(now, 1, 8) .. string.sub(stamp, 9, 16)
+    end
+  end
+  local written = redis.pcall('SET', name, stamp, 'PX', ARGV[1])
+  if written.err then return written end
+end
 return 1
-";
+",
+    )
+});
+
+/// A script, and what the server knows it by.
+struct Text {
+    text: &'static str,
+    digest: String,
+}
 
 /// A [`Store`] in Redis. Connects when it is first used.
+///
+/// Clones share its connections, and so do all caches that are given one of them: what they ask for at the same time
+/// travels together.
 #[derive(Clone)]
 pub struct RedisStore {
     pool: Pool,
-    prefix: String,
-    put_if: Script,
+    prefix: Box<str>,
+    /// What every name begins with: the prefix as a hash tag.
+    tag: Box<str>,
 }
 
 impl RedisStore {
-    /// A store at `redis://[user:password@]host[:port][/db]`.
+    /// A store at `redis://[user:password@]host[:port][/database]`, or `redis+unix:///path[?db=…&user=…&pass=…]`.
+    ///
+    /// `rediss://` is TLS, with the feature `redis-tls`. User and password are percent-encoded where they have to be.
     ///
     /// # Errors
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration) if the URL is not of that form. Whether there is a
     /// server shows when the cache is built.
     pub fn new(url: &str) -> Result<Self, Error> {
-        Ok(Self { pool: Pool::new(url)?, prefix: "mcp-perf".to_owned(), put_if: Script::new(PUT_IF) })
+        Self { pool: Pool::new(Address::parse(url)?), prefix: "".into(), tag: "".into() }.prefix("mcp-perf")
     }
 
     /// What every name in Redis begins with: `mcp-perf` unless set. Programs that share a Redis and not their
@@ -66,128 +139,202 @@ impl RedisStore {
     /// [`Configuration`](crate::ErrorKind::Configuration) unless it is 1 to 64 letters, digits, `-`, `_`, `.` or
     /// `:`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Result<Self, Error> {
-        self.prefix = prefix.into();
+        let prefix = prefix.into();
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-        if (1..=64).contains(&self.prefix.len()) && self.prefix.bytes().all(fits) {
+        if (1..=64).contains(&prefix.len()) && prefix.bytes().all(fits) {
+            self.tag = format!("{{{prefix}}}:").into();
+            self.prefix = prefix.into();
             Ok(self)
         } else {
             Err(Error::configuration("prefix", "1 to 64 letters, digits, `-`, `_`, `.` or `:`"))
         }
     }
 
-    fn name(&self, name: &str) -> String {
-        format!("{}:{name}", self.prefix)
-    }
-
-    /// Reads stamps that were not there, after writing random ones where there still are none.
-    async fn make_stamps(&self, names: &[String]) -> Result<Vec<Stamp>, Error> {
-        let mut pipeline = pipe();
-        for name in names {
-            let fresh = Stamp::random().to_bytes();
-            pipeline
-                .cmd("SET")
-                .arg(name)
-                .arg(&fresh)
-                .arg("NX")
-                .arg("PX")
-                .arg(milliseconds(STAMP_LIFE))
-                .ignore();
-            pipeline.get(name);
+    /// What the server calls these connections in its `CLIENT LIST`: nothing unless set.
+    ///
+    /// A server that does not want to know is not asked again. To be said before the store is first used: connections
+    /// that are open keep theirs, and this store makes its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) unless it is 1 to 64 printable ASCII characters, and no
+    /// space.
+    pub fn client_name(mut self, name: &str) -> Result<Self, Error> {
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Error::configuration("client_name", "1 to 64 printable ASCII characters, and no space"));
         }
-        let stamps: Vec<Option<Vec<u8>>> = self.pool.run("make stamps", pipeline, query).await?;
-        // What is no stamp was not written by us, and equals nothing.
-        Ok(stamps.into_iter().map(|bytes| stamp(bytes.as_deref()).unwrap_or_else(Stamp::random)).collect())
+        let mut address = self.pool.address().clone();
+        address.client_name = Some(name.into());
+        self.pool = Pool::new(address);
+        Ok(self)
     }
 
-    async fn run(&self, operation: &'static str, pipeline: Pipeline) -> Result<(), Error> {
-        self.pool.run(operation, pipeline, query::<()>).await
+    /// Whom to trust with `rediss://`: the certificates in this PEM, and no others. Unless set, the authorities that
+    /// the system trusts.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
+    #[cfg(feature = "redis-tls")]
+    pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
+        let mut address = self.pool.address().clone();
+        if address.tls.is_none() {
+            return Err(Error::configuration("certificate_authority", "the URL is not one of rediss://"));
+        }
+        address.tls = Some(super::tls::Tls::trusting(pem.as_ref())?);
+        self.pool = Pool::new(address);
+        Ok(self)
+    }
+
+    /// Reads everything in one trip, after running other commands.
+    async fn read(&self, size: Size, entries: &[&str], stamps: &[&str], before: &Commands) -> Result<Values, Error> {
+        let send = |connection: &Connection, _| {
+            let mut names = Names::with_capacity(entries.len() + stamps.len());
+            for name in entries.iter().chain(stamps) {
+                names.add(&[&self.tag, name]);
+            }
+            connection.read(names, before.clone())
+        };
+        self.pool.call("read", size, send).await
+    }
+
+    /// Runs a script on names and arguments.
+    async fn run_script(
+        &self,
+        operation: &'static str,
+        size: Size,
+        text: &Text,
+        names: &[&str],
+        arguments: &[&[u8]],
+    ) -> Result<Token, Error> {
+        let send = |connection: &Connection, script| {
+            let commands = match script {
+                Script::ByDigest => self.script(b"EVALSHA", text.digest.as_bytes(), names, arguments),
+                Script::InFull => self.script(b"EVAL", text.text.as_bytes(), names, arguments),
+            };
+            connection.run(commands)
+        };
+        let mut answers = self.pool.call(operation, size, send).await?;
+        answers.pop().ok_or_else(|| Error::new(ErrorKind::Refused, "redis gave no answer"))
+    }
+
+    fn script(&self, command: &[u8], script: &[u8], names: &[&str], arguments: &[&[u8]]) -> Commands {
+        let size: usize = arguments.iter().map(|argument| argument.len() + 16).sum();
+        let mut bytes = Vec::with_capacity(128 + script.len() + 128 * names.len() + size);
+        wire::head(&mut bytes, 3 + names.len() + arguments.len());
+        wire::bulk(&mut bytes, command);
+        wire::bulk(&mut bytes, script);
+        wire::bulk(&mut bytes, names.len().to_string().as_bytes());
+        for name in names {
+            wire::joined(&mut bytes, &[&self.tag, name]);
+        }
+        for argument in arguments {
+            wire::bulk(&mut bytes, argument);
+        }
+        Commands { bytes, count: 1 }
+    }
+
+    async fn run(&self, operation: &'static str, commands: &Commands) -> Result<(), Error> {
+        let send = |connection: &Connection, _| connection.run(commands.clone());
+        self.pool.call(operation, Size::Small, send).await.map(drop)
+    }
+
+    async fn get_some(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        let is_large = entries.iter().any(|name| self.pool.likely_size(name) == Size::Large);
+        let size = if is_large { Size::Large } else { Size::Small };
+        let mut before = Commands::default();
+        if !stamps.is_empty() && fastrand::u32(..PROLONG) == 0 {
+            for name in stamps {
+                before.add_named(b"PEXPIRE", &[&self.tag, name], &[&milliseconds(STAMP_LIFE)]);
+            }
+        }
+        let mut found = self.read(size, entries, stamps, &before).await?;
+        let is_absent = |place: usize| matches!(found.values.get(place), Some(None));
+        let mut before = Commands::default();
+        let life = milliseconds(ABSENT_LIFE);
+        for (_, name) in entries.iter().enumerate().filter(|(place, _)| is_absent(*place)) {
+            let nonce = header(ABSENT);
+            before.add_named(b"SET", &[&self.tag, name], &[&nonce, b"NX", b"PX", &life]);
+        }
+        let life = milliseconds(STAMP_LIFE);
+        for (_, name) in stamps.iter().enumerate().filter(|(place, _)| is_absent(entries.len() + place)) {
+            let stamp = Stamp::random().to_bytes();
+            before.add_named(b"SET", &[&self.tag, name], &[&stamp, b"NX", b"PX", &life]);
+        }
+        if before.count > 0 {
+            // A server that is full or a replica refuses to note an absence, and can be read all the same.
+            found = self.read(size, entries, stamps, &before).await?;
+        }
+        let mut values = found.values.into_iter();
+        let slots = entries.iter().zip(&mut values).map(|(name, value)| {
+            let is_large = value.as_ref().is_some_and(|value| value.len() >= LARGE);
+            if is_large || size == Size::Large {
+                self.pool.note_size(name, if is_large { Size::Large } else { Size::Small });
+            }
+            slot(value, found.time)
+        });
+        let entries = slots.collect();
+        // What is no stamp was not written by us, and equals nothing.
+        let stamps = values.map(|value| stamp(value.as_deref()).unwrap_or_else(Stamp::random)).collect();
+        Ok(Found { entries, stamps })
     }
 }
 
 impl Store for RedisStore {
     async fn get_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
-        let mut pipeline = pipe();
-        for entry in entries {
-            let name = self.name(entry);
-            let absent = header(ABSENT);
-            pipeline.cmd("SET").arg(&name).arg(&absent).arg("NX").arg("PX").arg(milliseconds(ABSENT_LIFE));
-            pipeline.get(&name).pttl(name);
+        if entries.len() + stamps.len() <= MOST_NAMES {
+            return self.get_some(entries, stamps).await;
         }
-        let stamps: Vec<String> = stamps.iter().map(|stamp| self.name(stamp)).collect();
-        let prolongs = fastrand::u32(..PROLONG) == 0;
-        for stamp in &stamps {
-            if prolongs {
-                pipeline.cmd("GETEX").arg(stamp).arg("PX").arg(milliseconds(STAMP_LIFE));
-            } else {
-                pipeline.get(stamp);
-            }
+        let mut found = Found::default();
+        for stamps in stamps.chunks(MOST_NAMES) {
+            found.stamps.extend(self.get_some(&[], stamps).await?.stamps);
         }
-        // A server that is full or a replica refuses to note an absence, and can be read all the same.
-        pipeline.ignore_errors();
-        let answers: Vec<Value> = self.pool.run("read", pipeline, query).await?;
-        let (of_entries, of_stamps) = answers.split_at_checked(3 * entries.len()).unwrap_or_default();
-        let slots = of_entries.chunks_exact(3).map(|answer| slot(&answer[1], &answer[2])).collect();
-        let mut found: Vec<Option<Stamp>> = of_stamps.iter().map(|answer| stamp(bytes(answer))).collect();
-        let missing: Vec<usize> = (0..found.len()).filter(|index| found[*index].is_none()).collect();
-        if !missing.is_empty() {
-            let names: Vec<String> = missing.iter().map(|index| stamps[*index].clone()).collect();
-            for (index, made) in missing.iter().zip(self.make_stamps(&names).await?) {
-                found[*index] = Some(made);
-            }
+        for entries in entries.chunks(MOST_NAMES) {
+            found.entries.extend(self.get_some(entries, &[]).await?.entries);
         }
-        Ok(Found { entries: slots, stamps: found.into_iter().flatten().collect() })
+        Ok(found)
     }
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
-        let name = self.name(put.name);
-        let mut bytes = Vec::with_capacity(HEADER + put.bytes.len());
+        let size = if put.bytes.len() >= LARGE { Size::Large } else { Size::Small };
+        let fence = put.fence.map(Fence::to_bytes);
+        let fence = fence.as_ref().map_or(&[][..], |fence| fence);
         let header = header(ENTRY);
-        bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(&put.bytes);
-        let stored = Written::Stored(Fence::from_bytes(header));
         let life = milliseconds(put.time_to_live);
-        let Some(fence) = put.fence else {
-            let mut pipeline = pipe();
-            pipeline.pset_ex(name, bytes, life).ignore();
-            return self.run("write", pipeline).await.map(|()| stored);
-        };
-        let mut call = self.put_if.key(name);
-        call.arg(&fence.to_bytes()).arg(bytes).arg(life);
-        let written: i64 = self
-            .pool
-            .run("write", call, |mut redis, call| async move { call.invoke_async(&mut redis).await })
-            .await?;
-        Ok(if written == 1 { stored } else { Written::Refused })
+        let arguments: [&[u8]; 4] = [fence, &header, &life, &put.bytes];
+        let written = self.run_script("write", size, &PUT, &[put.name], &arguments).await?;
+        if written != Token::Status {
+            return Ok(Written::Refused);
+        }
+        self.pool.note_size(put.name, size);
+        Ok(Written::Stored(Fence::from_bytes(header)))
     }
 
     async fn remove_many(&self, entries: &[&str], hold: Duration) -> Result<(), Error> {
-        let mut pipeline = pipe();
-        for entry in entries {
-            pipeline.pset_ex(self.name(entry), &header(REMOVED), milliseconds(hold)).ignore();
+        let life = milliseconds(hold);
+        let mut commands = Commands::default();
+        for name in entries {
+            commands.add_named(b"PSETEX", &[&self.tag, name], &[&life, &header(REMOVED)]);
         }
-        self.run("remove", pipeline).await
+        self.run("remove", &commands).await
     }
 
     async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
-        let mut pipeline = pipe();
-        pipeline.atomic();
-        for Restamp { name, invalidation, stamp } in stamps {
-            let (name, life) = (self.name(name), milliseconds(STAMP_LIFE));
-            let set = pipeline.cmd("SET").arg(&name).arg(&stamp.to_bytes()).arg("PX").arg(life);
-            if *invalidation == Invalidation::Expire {
-                set.arg("NX").ignore();
-                pipeline.setrange(name, 8, &stamp.to_bytes()[8..]).ignore();
-            } else {
-                set.ignore();
-            }
+        let names: Vec<&str> = stamps.iter().map(|change| change.name).collect();
+        let contents: Vec<[u8; 16]> = stamps.iter().map(|change| change.stamp.to_bytes()).collect();
+        let life = milliseconds(STAMP_LIFE);
+        let mut arguments: Vec<&[u8]> = vec![&life];
+        for (change, content) in stamps.iter().zip(&contents) {
+            let kind: &[u8] = if change.invalidation == Invalidation::Expire { b"E" } else { b"R" };
+            arguments.extend([kind, content]);
         }
-        self.run("restamp", pipeline).await
+        self.run_script("restamp", Size::Small, &RESTAMP, &names, &arguments).await.map(drop)
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        let mut pipeline = pipe();
-        pipeline.ping().ignore();
-        self.run("ping", pipeline).await
+        let mut commands = Commands::default();
+        commands.add(&[b"PING"]);
+        self.run("ping", &commands).await
     }
 }
 
@@ -200,49 +347,97 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-async fn query<T: FromRedisValue>(
-    mut redis: MultiplexedConnection,
-    pipeline: Arc<Pipeline>,
-) -> Result<T, RedisError> {
-    pipeline.query_async(&mut redis).await
+impl Text {
+    fn new(text: &'static str) -> Self {
+        Self { text, digest: ::redis::Script::new(text).get_hash().to_owned() }
+    }
 }
 
 /// 16 bytes that no other write begins with.
-fn header(kind: u8) -> [u8; HEADER] {
+fn header(kind: u8) -> [u8; FENCE] {
     let mut header = fastrand::u128(..).to_be_bytes();
     header[0] = kind;
     header
 }
 
-fn slot(content: &Value, remaining: &Value) -> Slot {
-    let content = bytes(content).unwrap_or_default();
-    let mut fence = [0; HEADER];
-    let begins = content.len().min(HEADER);
+fn slot(content: Option<Bytes>, now: u64) -> Slot {
+    let mut content = content.unwrap_or_default();
+    let mut fence = [0; FENCE];
+    let begins = content.len().min(FENCE);
     fence[..begins].copy_from_slice(&content[..begins]);
     if content.is_empty() {
         fence = header(ABSENT); // equals nothing
     }
-    let remaining = match remaining {
-        Value::Int(milliseconds) => Duration::from_millis(u64::try_from(*milliseconds).unwrap_or(0)),
-        _ => Duration::ZERO,
-    };
-    let entry = (content.len() >= HEADER && content[0] == ENTRY && !remaining.is_zero())
-        .then(|| Stored { bytes: Bytes::copy_from_slice(&content[HEADER..]), remaining });
+    let remaining = remaining(&content, now).unwrap_or_default();
+    let entry = (!remaining.is_zero()).then(|| {
+        content.advance(HEADER);
+        Stored { bytes: content, remaining }
+    });
     Slot { entry, fence: Fence::from_bytes(fence) }
+}
+
+/// What is left of the life of an entry, if it is one.
+fn remaining(content: &[u8], now: u64) -> Option<Duration> {
+    let header = content.first_chunk::<HEADER>().filter(|header| header[0] == ENTRY)?;
+    let (dies, life) = header[FENCE..].split_at(DIGITS);
+    // No more than was asked for, even if the server's clock was set back since.
+    let left = unsigned(dies)?.saturating_sub(now).min(unsigned(life)?);
+    Some(Duration::from_millis(left))
 }
 
 fn stamp(bytes: Option<&[u8]>) -> Option<Stamp> {
     bytes?.try_into().ok().map(Stamp::from_bytes)
 }
 
-fn bytes(answer: &Value) -> Option<&[u8]> {
-    match answer {
-        Value::BulkString(bytes) => Some(bytes),
-        _ => None,
-    }
+/// The digits of a number of milliseconds. Rounded down, so that no life grows; but zero, which Redis refuses, becomes
+/// the least.
+fn milliseconds(duration: Duration) -> Vec<u8> {
+    let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, LONGEST_LIFE);
+    milliseconds.to_string().into_bytes()
 }
 
-/// Rounded down, so that no life grows; but zero, which Redis refuses, becomes the least.
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(dies: &str, life: &str) -> Vec<u8> {
+        [&header(ENTRY)[..], dies.as_bytes(), life.as_bytes(), b"bytes"].concat()
+    }
+
+    fn left(dies: &str, life: &str, now: u64) -> Option<u64> {
+        let slot = slot(Some(entry(dies, life).into()), now);
+        slot.entry.map(|entry| u64::try_from(entry.remaining.as_millis()).unwrap())
+    }
+
+    #[test]
+    fn life_that_is_left_is_by_the_clock_of_the_server_and_no_more_than_was_asked_for() {
+        let (dies, life) = ("0000000000005000", "0000000000002000");
+        assert_eq!(left(dies, life, 3_000), Some(2_000));
+        assert_eq!(left(dies, life, 4_999), Some(1));
+        assert_eq!(left(dies, life, 5_000), None);
+        assert_eq!(left(dies, life, u64::MAX), None);
+        assert_eq!(left(dies, life, 0), Some(2_000), "the clock was set back");
+    }
+
+    #[test]
+    fn string_that_is_no_entry_is_a_miss_with_a_fence() {
+        let digits = "0000000000005000";
+        let whole = entry(digits, digits);
+        for length in 0..HEADER {
+            assert!(slot(Some(whole[..length].to_vec().into()), 0).entry.is_none(), "cut to {length}");
+        }
+        for garbage in [entry("00000000000x5000", digits), entry(digits, "-000000000005000")] {
+            assert!(slot(Some(garbage.into()), 0).entry.is_none());
+        }
+        let mut removed = whole.clone();
+        removed[0] = REMOVED;
+        let slot = slot(Some(removed.clone().into()), 0);
+        assert!(slot.entry.is_none());
+        assert_eq!(slot.fence.to_bytes(), removed[..FENCE]);
+    }
+
+    #[test]
+    fn fence_of_what_could_not_be_noted_equals_nothing() {
+        assert_ne!(slot(None, 0).fence, slot(None, 0).fence);
+    }
 }

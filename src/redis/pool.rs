@@ -1,211 +1,274 @@
-//! Shared connections with a health of their own.
+//! The connections of one store: two that everybody shares, and how they are replaced.
+//!
+//! What is large, or is likely to be, goes over a connection of its own, so that small answers do not wait behind it.
+//! bb8 makes the connections, keeps them, and throws the broken ones away; callers share what it keeps, and check
+//! nothing out.
 
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use ::redis::{ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection};
-use bb8::{ManageConnection, QueueStrategy};
-use bb8_redis::RedisConnectionManager;
-use tokio::sync::Mutex;
+use arc_swap::ArcSwapOption;
+use bb8::ManageConnection;
+use tokio::sync::oneshot;
+use xxhash_rust::xxh3::xxh3_64;
 
-use super::sorted;
-use crate::{Error, ErrorKind as Kind};
+use super::{
+    address::{Address, CONNECT_TIMEOUT},
+    connection::Connection,
+    fault::{Fault, Lost},
+    wire::Refusal,
+};
+use crate::{
+    Error,
+    sync::{Mutex, lock},
+};
 
-/// Enough to keep one big answer from holding up every small one.
-const CONNECTIONS: u32 = 2;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// So many unanswered calls in a row, and the connection is taken for dead.
-const PATIENCE: u32 = 3;
+/// A call is made once more after a connection was lost, and once more after a node named another one.
+const TRIES: usize = 3;
+/// How many names are remembered for having been large.
+const LARGE_NAMES: usize = 1024;
 
 /// The connections of one store.
 #[derive(Clone)]
-pub(super) struct Pool {
+pub(super) struct Pool(Arc<Inner>);
+
+struct Inner {
+    site: Arc<Site>,
+    small: Lane,
+    large: Lane,
+    large_names: Box<[AtomicU64]>,
+}
+
+/// Where the server is.
+struct Site {
+    configured: Address,
+    /// The node of a cluster that has our names, once another one said so.
+    moved: Mutex<Option<Address>>,
+}
+
+/// Which connection a call goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    Small,
+    Large,
+}
+
+/// A connection that is replaced when it breaks.
+struct Lane {
+    current: ArcSwapOption<Connection>,
     connections: bb8::Pool<Manager>,
-    connecting: Arc<Mutex<()>>,
+    connecting: tokio::sync::Mutex<()>,
 }
 
-/// bb8-redis connects; what it cannot say is whether a connection has broken.
-struct Manager(RedisConnectionManager);
+/// Tells bb8 how to connect, and which connections have broken.
+pub(super) struct Manager(Arc<Site>);
 
-/// A connection, handed out as clones.
-pub(super) struct Shared {
-    connection: MultiplexedConnection,
-    health: Health,
+/// How a call is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Script {
+    /// By the digest of its text, which the server is likely to know.
+    ByDigest,
+    /// In full.
+    InFull,
 }
-
-/// Calls that went unanswered in a row.
-#[derive(Clone, Default)]
-struct Health(Arc<AtomicU32>);
 
 impl Pool {
-    pub(super) fn new(url: &str) -> Result<Self, Error> {
-        // The driver's error may quote the URL, and with it the password: it is left out.
-        let manager = RedisConnectionManager::new(url).map_err(|_| {
-            Error::configuration("url", "not one of the form redis://[user:password@]host[:port][/db]")
-        })?;
-        let pool = bb8::Pool::builder()
-            .max_size(CONNECTIONS)
-            .test_on_check_out(false)
-            .retry_connection(false)
-            .connection_timeout(CONNECT_TIMEOUT)
-            .queue_strategy(QueueStrategy::Fifo)
-            // Shared connections are in use all the time, and either may need a runtime to be there already.
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .build_unchecked(Manager(manager));
-        Ok(Self { connections: pool, connecting: Arc::default() })
+    pub(super) fn new(address: Address) -> Self {
+        let site = Arc::new(Site { configured: address, moved: Mutex::default() });
+        let large_names = (0..LARGE_NAMES).map(|_| AtomicU64::new(0)).collect();
+        Self(Arc::new(Inner { small: Lane::new(&site), large: Lane::new(&site), site, large_names }))
     }
 
-    /// Runs one call on a shared connection, and keeps account of its health.
+    /// The address that it was made with.
+    pub(super) fn address(&self) -> &Address {
+        &self.0.site.configured
+    }
+
+    /// Makes a call on a shared connection, and makes it again on another one where that may help.
     ///
-    /// A call that is dropped before it was answered counts as unanswered.
-    pub(super) async fn run<C, T, R>(
+    /// Every call of ours can be made twice: at worst a write finds that it was made, and is taken for refused.
+    pub(super) async fn call<T>(
         &self,
         operation: &'static str,
-        command: C,
-        ask: impl Fn(MultiplexedConnection, Arc<C>) -> R + Sync,
-    ) -> Result<T, Error>
-    where
-        C: Send + Sync,
-        T: Send,
-        R: Future<Output = Result<T, RedisError>> + Send,
-    {
-        let command = Arc::new(command);
+        size: Size,
+        send: impl Fn(&Connection, Script) -> Result<oneshot::Receiver<Result<T, Fault>>, Fault>,
+    ) -> Result<T, Error> {
+        let mut script = Script::ByDigest;
         let mut tries = 0;
+        let mut lost = false;
         loop {
             tries += 1;
-            let (connection, health) = self.connection(operation).await?;
-            let asked = Asked { health, answered: false };
-            let error = match ask(connection, Arc::clone(&command)).await {
-                Ok(answer) => {
-                    asked.answered();
-                    return Ok(answer);
-                }
-                Err(error) => error,
+            let connection = self.connection(size).await.map_err(|fault| fault.during(operation))?;
+            let answer = match send(&connection, script) {
+                Ok(answer) => answer.await.unwrap_or(Err(Fault::Lost(Lost::Closed))),
+                Err(fault) => Err(fault),
             };
-            let has_broken = broke(&error);
-            asked.failed(&error, has_broken);
-            // It may have been cut while it was idle, which says nothing of the server. Every call of ours can be
-            // made twice: at worst a write finds that it was made, and is taken for refused.
-            if !has_broken || tries > CONNECTIONS {
-                return Err(sorted(operation, error));
+            let fault = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(fault) => fault,
+            };
+            let again = match &fault {
+                Fault::Full => false,
+                Fault::Lost(_) => !std::mem::replace(&mut lost, true),
+                Fault::Refused(refusal) => match refusal.code() {
+                    "MOVED" => self.0.site.follow(refusal) && self.replace(&connection),
+                    // The address may lead to the new primary by now.
+                    "READONLY" => {
+                        *lock(&self.0.site.moved) = None;
+                        self.replace(&connection) && !std::mem::replace(&mut lost, true)
+                    }
+                    "NOSCRIPT" => std::mem::replace(&mut script, Script::InFull) == Script::ByDigest,
+                    _ => false,
+                },
+            };
+            if !again || tries == TRIES {
+                return Err(fault.during(operation));
             }
         }
     }
 
-    async fn connection(&self, operation: &'static str) -> Result<(MultiplexedConnection, Health), Error> {
-        // A broken one goes when it is returned; there are no more of them than there are connections.
-        for _ in 0..=CONNECTIONS {
-            if self.connections.state().connections == 0 {
-                self.connect(operation).await?;
-            }
-            let Ok(shared) = self.connections.get().await else {
-                return Err(Error::new(Kind::Unavailable, "redis: no connection in time"));
-            };
-            if !shared.health.is_broken() {
-                return Ok((shared.connection.clone(), shared.health.clone()));
-            }
-        }
-        Err(Error::new(Kind::Unavailable, "redis: every connection broke while it was asked for"))
+    /// Which connection an entry is likely to need.
+    pub(super) fn likely_size(&self, name: &str) -> Size {
+        let (place, name) = self.large_name(name);
+        if place.load(Ordering::Relaxed) == name { Size::Large } else { Size::Small }
     }
 
-    /// Makes the first connection, one at a time. Not left to bb8, whose `get` waits for its time-out and
-    /// keeps the reason to itself; and in a task of its own, so that callers less patient than the network
-    /// do not each start over.
-    async fn connect(&self, operation: &'static str) -> Result<(), Error> {
+    /// Takes note of the size that an entry has. Where two names meet in one place the later one is remembered.
+    pub(super) fn note_size(&self, name: &str, size: Size) {
+        let (place, name) = self.large_name(name);
+        match size {
+            Size::Large => place.store(name, Ordering::Relaxed),
+            Size::Small => {
+                let _ = place.compare_exchange(name, 0, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn large_name(&self, name: &str) -> (&AtomicU64, u64) {
+        let hash = xxh3_64(name.as_bytes()).max(1);
+        #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
+        let place = hash as usize % self.0.large_names.len();
+        (&self.0.large_names[place], hash)
+    }
+
+    fn lane(&self, size: Size) -> &Lane {
+        match size {
+            Size::Small => &self.0.small,
+            Size::Large => &self.0.large,
+        }
+    }
+
+    async fn connection(&self, size: Size) -> Result<Arc<Connection>, Fault> {
+        if let Some(connection) = self.lane(size).open() {
+            return Ok(connection);
+        }
+        // In a task of its own, so that callers less patient than the network do not each start over.
         let pool = self.clone();
-        let connecting = tokio::spawn(async move {
-            let _one_at_a_time = pool.connecting.lock().await;
-            if pool.connections.state().connections > 0 {
-                return Ok(());
-            }
-            let made = tokio::time::timeout(CONNECT_TIMEOUT, pool.connections.dedicated_connection()).await;
-            match made {
-                Ok(Ok(connection)) => {
-                    // No room means that there are connections, which is as good.
-                    let _ = pool.connections.add(connection);
-                    Ok(())
+        let connecting = tokio::spawn(async move { pool.lane(size).connect(&pool.0.site).await });
+        connecting.await.unwrap_or(Err(Fault::Lost(Lost::Closed)))
+    }
+
+    /// Has a connection that leads to the wrong place replaced, and its twin with it.
+    fn replace(&self, connection: &Arc<Connection>) -> bool {
+        let lanes = [&self.0.small, &self.0.large];
+        let is_current = |lane: &&Lane| {
+            lane.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, connection))
+        };
+        connection.close(Lost::Replaced);
+        if lanes.iter().any(is_current) {
+            for lane in lanes {
+                if let Some(current) = lane.current.swap(None) {
+                    current.close(Lost::Replaced);
                 }
-                Ok(Err(error)) => Err(sorted(operation, error)),
-                Err(elapsed) => Err(Error::unavailable("redis: no connection in time", elapsed)),
             }
-        });
-        connecting.await.unwrap_or_else(|gone| Err(Error::unavailable("redis: the runtime shut down", gone)))
+        }
+        true
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.connections.state();
-        f.debug_struct("Pool").field("connections", &state.connections).finish_non_exhaustive()
+        let open = [&self.0.small, &self.0.large].iter().filter(|lane| lane.open().is_some()).count();
+        f.debug_struct("Pool").field("connections", &open).finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    fn new(site: &Arc<Site>) -> Self {
+        let connections = bb8::Pool::builder()
+            .max_size(1)
+            .test_on_check_out(false)
+            .retry_connection(false)
+            .connection_timeout(CONNECT_TIMEOUT)
+            // A shared connection is in use all the time, and either may need a runtime to be there already.
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .build_unchecked(Manager(Arc::clone(site)));
+        Self { current: ArcSwapOption::empty(), connections, connecting: tokio::sync::Mutex::new(()) }
+    }
+
+    fn open(&self) -> Option<Arc<Connection>> {
+        self.current.load().as_ref().filter(|connection| connection.is_open()).map(Arc::clone)
+    }
+
+    /// Makes the connection, one caller at a time.
+    async fn connect(&self, site: &Site) -> Result<Arc<Connection>, Fault> {
+        let _one_at_a_time = self.connecting.lock().await;
+        if let Some(connection) = self.open() {
+            return Ok(connection);
+        }
+        // A broken one goes when it is returned. Connecting is not left to `get`, which waits for its time-out and
+        // keeps the reason to itself.
+        if self.connections.state().connections > 0 {
+            drop(self.connections.get().await);
+        }
+        let made = match self.connections.dedicated_connection().await {
+            Ok(made) => made,
+            Err(fault) => {
+                // The node that was named may be gone as well.
+                *lock(&site.moved) = None;
+                return Err(fault);
+            }
+        };
+        let connection = Arc::new(made.clone());
+        // Without room for it, it is ours alone, which is as good.
+        let _ = self.connections.add(made);
+        self.current.store(Some(Arc::clone(&connection)));
+        Ok(connection)
+    }
+}
+
+impl Site {
+    /// Goes to the node that the refusal names, and tells whether it names one.
+    fn follow(&self, refusal: &Refusal) -> bool {
+        let place = refusal.line().split(' ').nth(2).and_then(|place| place.rsplit_once(':'));
+        let Some((host, Ok(port))) = place.map(|(host, port)| (host, port.parse())) else { return false };
+        // `?` is a node that knows no name of its own.
+        let host = if host == "?" { "" } else { host };
+        *lock(&self.moved) = Some(self.configured.at(host, port));
+        true
     }
 }
 
 impl ManageConnection for Manager {
-    type Connection = Shared;
-    type Error = RedisError;
+    type Connection = Connection;
+    type Error = Fault;
 
-    async fn connect(&self) -> Result<Shared, RedisError> {
-        Ok(Shared { connection: self.0.connect().await?, health: Health::default() })
+    async fn connect(&self) -> Result<Connection, Fault> {
+        let address = lock(&self.0.moved).clone();
+        address.as_ref().unwrap_or(&self.0.configured).connect().await
     }
 
-    async fn is_valid(&self, shared: &mut Shared) -> Result<(), RedisError> {
-        self.0.is_valid(&mut shared.connection).await
+    async fn is_valid(&self, connection: &mut Connection) -> Result<(), Fault> {
+        if connection.is_open() { Ok(()) } else { Err(Fault::Lost(Lost::Closed)) }
     }
 
-    fn has_broken(&self, shared: &mut Shared) -> bool {
-        shared.health.is_broken()
-    }
-}
-
-impl Health {
-    fn is_broken(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= PATIENCE
-    }
-}
-
-/// Whether another connection may do better: this one is gone, or leads to what is no longer the primary.
-fn broke(error: &RedisError) -> bool {
-    let gone = error.is_io_error() || error.is_unrecoverable_error();
-    (gone && !error.is_timeout()) || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly))
-}
-
-/// A call under way.
-struct Asked {
-    health: Health,
-    answered: bool,
-}
-
-impl Asked {
-    fn answered(mut self) {
-        self.answered = true;
-        self.health.0.store(0, Ordering::Relaxed);
-    }
-
-    fn failed(mut self, error: &RedisError, has_broken: bool) {
-        self.answered = true;
-        if has_broken {
-            self.health.0.store(PATIENCE, Ordering::Relaxed);
-        } else if error.is_timeout() {
-            self.unanswered();
-        }
-    }
-
-    fn unanswered(&self) {
-        self.health.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.unanswered();
-        }
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        !connection.is_open()
     }
 }

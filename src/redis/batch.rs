@@ -1,0 +1,312 @@
+//! Reads of one tick, as one question.
+//!
+//! ```text
+//! reads   a: entry 1, epoch     b: entry 2, epoch     c: entry 1, tag, epoch
+//! asked   TIME   MGET entry 1, epoch, entry 2, tag
+//! ```
+//!
+//! Every name once, in the order in which they are first wanted. So reads are answered in the order in which they came,
+//! and each of them as soon as the last value that it wants is there: its caller is at work, and may have asked anew,
+//! while the rest of the answer still arrives. The time is asked for first. What is left of a life is counted from
+//! before the question, so that the time between the two commands shortens it, and never lengthens it.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    fault::Fault,
+    wire::{self, Commands, Malformed, Token},
+};
+
+/// The names that a read wants, each as a part of a command.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Names {
+    pub(super) fn with_capacity(names: usize) -> Self {
+        Self { bytes: Vec::with_capacity(96 * names), ends: Vec::with_capacity(names) }
+    }
+
+    /// Adds a name, given in pieces.
+    pub(super) fn add(&mut self, pieces: &[&str]) {
+        wire::joined(&mut self.bytes, pieces);
+        self.ends.push(self.bytes.len());
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut from = 0;
+        self.ends.iter().map(move |end| &self.bytes[std::mem::replace(&mut from, *end)..*end])
+    }
+}
+
+/// What a read found.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Values {
+    /// The server's time, in milliseconds, rounded up.
+    pub(super) time: u64,
+    /// In the order of the names.
+    pub(super) values: Vec<Option<Bytes>>,
+}
+
+pub(super) type Waiter<T> = oneshot::Sender<Result<T, Fault>>;
+
+/// A caller's read.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) names: Names,
+    /// To be run before; what they answer is of no interest.
+    pub(super) before: Commands,
+    pub(super) waiter: Waiter<Values>,
+}
+
+/// Reads on their way.
+#[derive(Debug)]
+pub(super) struct Batch {
+    stage: Stage,
+    time: u64,
+    /// How many names were asked for.
+    names: usize,
+    values: Vec<Option<Bytes>>,
+    /// How many reads still want the value.
+    wanted: Vec<u32>,
+    /// Where each name of each read is among the values.
+    places: VecDeque<usize>,
+    waiting: VecDeque<Waiting>,
+    /// Why nobody will be answered.
+    fault: Option<Fault>,
+}
+
+/// What is to come next.
+#[derive(Debug)]
+enum Stage {
+    Time,
+    Seconds,
+    Microseconds { seconds: u64 },
+    Head,
+    Values,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    names: usize,
+    /// How many values have to be there.
+    needs: usize,
+    waiter: Waiter<Values>,
+}
+
+impl Batch {
+    /// One question for all of these reads, written to the end of `bytes`.
+    pub(super) fn ask(reads: Vec<Read>, bytes: &mut Vec<u8>) -> Self {
+        let names: usize = reads.iter().map(|read| read.names.len()).sum();
+        let mut known: HashMap<&[u8], usize, foldhash::fast::RandomState> =
+            HashMap::with_capacity_and_hasher(names, foldhash::fast::RandomState::default());
+        let mut distinct: Vec<&[u8]> = Vec::with_capacity(names);
+        let mut wanted = Vec::with_capacity(names);
+        let mut places = VecDeque::with_capacity(names);
+        let mut needs = Vec::with_capacity(reads.len());
+        for read in &reads {
+            let mut last = 0;
+            for name in read.names.iter() {
+                let place = *known.entry(name).or_insert_with(|| {
+                    distinct.push(name);
+                    wanted.push(0);
+                    distinct.len() - 1
+                });
+                wanted[place] += 1;
+                places.push_back(place);
+                last = last.max(place + 1);
+            }
+            needs.push(last);
+        }
+        bytes.extend_from_slice(b"*1\r\n$4\r\nTIME\r\n");
+        wire::head(bytes, 1 + distinct.len());
+        bytes.extend_from_slice(b"$4\r\nMGET\r\n");
+        for name in &distinct {
+            bytes.extend_from_slice(name);
+        }
+        let names = distinct.len();
+        let waiting = reads.into_iter().zip(needs);
+        let waiting = waiting
+            .map(|(read, needs)| Waiting { names: read.names.len(), needs, waiter: read.waiter })
+            .collect();
+        let values = Vec::with_capacity(names);
+        Self { stage: Stage::Time, time: 0, names, values, wanted, places, waiting, fault: None }
+    }
+
+    /// Takes a token of the answer, and tells whether it was the last one.
+    pub(super) fn take(&mut self, token: Token) -> Result<bool, Malformed> {
+        match (&self.stage, token) {
+            (Stage::Time, Token::Array(2)) => self.stage = Stage::Seconds,
+            (Stage::Time, Token::Refusal(refusal)) => {
+                self.fault = Some(Fault::Refused(refusal));
+                self.stage = Stage::Head;
+            }
+            (Stage::Seconds, Token::Bytes(digits)) => {
+                self.stage = Stage::Microseconds { seconds: wire::unsigned(&digits).ok_or(Malformed)? };
+            }
+            (Stage::Microseconds { seconds }, Token::Bytes(digits)) => {
+                let rest = wire::unsigned(&digits).ok_or(Malformed)?.div_ceil(1_000);
+                self.time = seconds.saturating_mul(1_000).saturating_add(rest);
+                self.stage = Stage::Head;
+            }
+            (Stage::Head, Token::Array(names)) if names == self.names => self.stage = Stage::Values,
+            (Stage::Head, Token::Refusal(refusal)) => {
+                self.fail(&Fault::Refused(refusal));
+                return Ok(true);
+            }
+            (Stage::Values, Token::Bytes(bytes)) => self.values.push(Some(bytes)),
+            // A type that is not ours is nothing as well.
+            (Stage::Values, Token::Nothing) => self.values.push(None),
+            _ => return Err(Malformed),
+        }
+        if matches!(self.stage, Stage::Values) {
+            self.answer();
+            return Ok(self.values.len() == self.names);
+        }
+        Ok(false)
+    }
+
+    /// Tells everybody who still waits.
+    pub(super) fn fail(&mut self, fault: &Fault) {
+        for waiting in self.waiting.drain(..) {
+            // Whoever went away needs no answer, here and below.
+            let _ = waiting.waiter.send(Err(fault.clone()));
+        }
+    }
+
+    /// Answers those whose values are all there.
+    fn answer(&mut self) {
+        while self.waiting.front().is_some_and(|waiting| waiting.needs <= self.values.len()) {
+            let Some(waiting) = self.waiting.pop_front() else { return };
+            let (values, wanted) = (&mut self.values, &mut self.wanted);
+            let found = self.places.drain(..waiting.names).map(|place| {
+                wanted[place] -= 1;
+                if wanted[place] == 0 { values[place].take() } else { values[place].clone() }
+            });
+            let found = Values { time: self.time, values: found.collect() };
+            let _ = waiting.waiter.send(self.fault.clone().map_or(Ok(found), Err));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::wire::Refusal;
+
+    type Answer = oneshot::Receiver<Result<Values, Fault>>;
+
+    fn read(wanted: &[&str]) -> (Read, Answer) {
+        let mut names = Names::default();
+        wanted.iter().for_each(|name| names.add(&[name]));
+        let (waiter, answer) = oneshot::channel();
+        (Read { names, before: Commands::default(), waiter }, answer)
+    }
+
+    fn ask(wanted: &[&[&str]]) -> (Batch, String, Vec<Answer>) {
+        let (reads, answers) = wanted.iter().map(|names| read(names)).unzip();
+        let mut bytes = Vec::new();
+        let batch = Batch::ask(reads, &mut bytes);
+        (batch, String::from_utf8(bytes).unwrap().replace("\r\n", " "), answers)
+    }
+
+    fn bytes(text: &'static str) -> Token {
+        Token::Bytes(Bytes::from_static(text.as_bytes()))
+    }
+
+    fn begin(batch: &mut Batch, names: usize) {
+        for token in [Token::Array(2), bytes("1700000000"), bytes("000001"), Token::Array(names)] {
+            assert_eq!(batch.take(token), Ok(false));
+        }
+    }
+
+    fn values(answer: &mut Answer) -> Option<Vec<Option<Bytes>>> {
+        let values = answer.try_recv().ok()?.unwrap();
+        assert_eq!(values.time, 1_700_000_000_001, "rounded up");
+        Some(values.values)
+    }
+
+    #[test]
+    fn every_name_is_asked_for_once() {
+        let (_, question, _) = ask(&[&["e1", "s"], &["e2", "s"], &["s", "e1"]]);
+        assert_eq!(question, "*1 $4 TIME *4 $4 MGET $2 e1 $1 s $2 e2 ");
+    }
+
+    #[test]
+    fn read_is_answered_as_soon_as_its_last_value_is_there() {
+        let (mut batch, _, mut answers) = ask(&[&["e1", "s"], &["e2", "s"], &["s", "e1"]]);
+        begin(&mut batch, 3);
+        assert_eq!(batch.take(bytes("one")), Ok(false));
+        assert_eq!(values(&mut answers[0]), None);
+        assert_eq!(batch.take(bytes("stamp")), Ok(false));
+        let (one, stamp) = (Some(Bytes::from_static(b"one")), Some(Bytes::from_static(b"stamp")));
+        assert_eq!(values(&mut answers[0]), Some(vec![one.clone(), stamp.clone()]));
+        assert_eq!(values(&mut answers[1]), None);
+        assert_eq!(batch.take(Token::Nothing), Ok(true));
+        assert_eq!(values(&mut answers[1]), Some(vec![None, stamp.clone()]));
+        assert_eq!(values(&mut answers[2]), Some(vec![stamp, one]));
+    }
+
+    #[test]
+    fn caller_that_went_away_costs_the_others_nothing() {
+        let (mut batch, _, mut answers) = ask(&[&["e1", "s"], &["e2", "s"]]);
+        drop(answers.remove(0));
+        begin(&mut batch, 3);
+        for text in ["one", "stamp", "two"] {
+            batch.take(bytes(text)).unwrap();
+        }
+        let expected = [b"two".as_slice(), b"stamp"].map(|bytes| Some(Bytes::from_static(bytes)));
+        assert_eq!(values(&mut answers[0]), Some(expected.to_vec()));
+    }
+
+    #[test]
+    fn refusal_reaches_everybody() {
+        for refused_at in [0, 1] {
+            let (mut batch, _, answers) = ask(&[&["a"], &["b"]]);
+            let refusal = || Token::Refusal(Refusal::new(b"LOADING"));
+            if refused_at == 0 {
+                assert_eq!(batch.take(refusal()), Ok(false));
+                assert_eq!(batch.take(Token::Array(2)), Ok(false));
+                assert_eq!(batch.take(bytes("1")), Ok(false));
+                assert_eq!(batch.take(Token::Nothing), Ok(true));
+            } else {
+                begin(&mut batch, 2);
+                batch.stage = Stage::Head;
+                assert_eq!(batch.take(refusal()), Ok(true));
+            }
+            for mut answer in answers {
+                assert!(matches!(answer.try_recv(), Ok(Err(Fault::Refused(_)))));
+            }
+        }
+    }
+
+    #[test]
+    fn answer_of_another_shape_is_malformed() {
+        for tokens in [
+            vec![Token::Status],
+            vec![Token::Array(3)],
+            vec![Token::Array(2), Token::Nothing],
+            vec![Token::Array(2), bytes("x")],
+            vec![Token::Array(2), bytes("1"), bytes("1"), Token::Array(2)],
+            vec![Token::Array(2), bytes("1"), bytes("1"), Token::Array(1), Token::Array(1)],
+        ] {
+            let (mut batch, _, _) = ask(&[&["a"]]);
+            let taken: Result<Vec<bool>, Malformed> =
+                tokens.into_iter().map(|token| batch.take(token)).collect();
+            assert_eq!(taken, Err(Malformed));
+        }
+    }
+}

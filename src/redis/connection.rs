@@ -1,0 +1,435 @@
+//! One connection, shared by many callers.
+//!
+//! A caller puts its call into the connection's queue and waits. The driver, a task of its own, is woken by the first
+//! of them; it lets every other task that is ready have its turn once, and then sends what is queued, whatever that is:
+//! the reads as one question ([`Batch`]), the other commands before it. Alone, a call waits for one turn of the
+//! executor. Under load a batch grows by itself. Nothing waits for an answer before it is sent: stopping at one or two
+//! batches in flight halves what a few callers get.
+//!
+//! # Health
+//!
+//! A connection is open until it is not, and then never again: its end was read or written to no avail, it brought
+//! bytes that are not of the protocol, or it owed an answer and brought not one byte for [`SILENCE`]. Everybody who
+//! waits is told then. A caller that gave up says nothing about a connection: it may just have been impatient.
+//!
+//! # Bounds
+//!
+//! At most [`MOST_CALLS`] calls wait to be sent, of at most [`MOST_BYTES`] (and one call, however large). What was sent
+//! and awaits its answer is bounded by how long the connection may be silent. The server's answer is read in pieces of
+//! 64 KiB, and a value that it announces takes room as it arrives.
+
+use std::{
+    collections::VecDeque,
+    fmt, mem,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    sync::oneshot,
+    time::{Sleep, sleep},
+};
+
+use super::{
+    batch::{Batch, Names, Read, Values, Waiter},
+    fault::{Fault, Lost},
+    wire::{self, Commands, Token},
+};
+use crate::sync::{Mutex, lock};
+
+const MOST_CALLS: usize = 16 * 1024;
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// So long may a connection owe an answer without a byte of it; twice as long where it owed none shortly before.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How much is read at once.
+const PIECE: usize = 64 * 1024;
+/// The most room that is made at once for a value that is announced.
+const MOST_ROOM: usize = 1024 * 1024;
+/// While so much is not taken by the other end, nothing more is made ready.
+const MOST_UNSENT: usize = 1024 * 1024;
+
+/// What a connection runs over.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
+
+/// A connection. Its clones share it, and it ends with the last of them.
+#[derive(Clone)]
+pub(super) struct Connection(Arc<Handle>);
+
+/// Ends the driver when it is dropped.
+struct Handle(Arc<Shared>);
+
+struct Shared {
+    is_open: AtomicBool,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    calls: Vec<Call>,
+    bytes: usize,
+    closed: Option<Fault>,
+    /// Set where the driver has to be told of a call.
+    driver: Option<Waker>,
+}
+
+enum Call {
+    Read(Read),
+    Run(Commands, Waiter<Vec<Token>>),
+}
+
+impl Connection {
+    /// Spawns the driver of a connection that is ready for commands.
+    pub(super) fn new(stream: Box<dyn Stream>) -> Self {
+        let shared = Arc::new(Shared { is_open: AtomicBool::new(true), queue: Mutex::default() });
+        let driver = Driver::new(stream, Arc::clone(&shared));
+        tokio::spawn(driver);
+        Self(Arc::new(Handle(shared)))
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.0.0.is_open.load(Ordering::Acquire)
+    }
+
+    /// Ends it for everybody who uses it.
+    pub(super) fn close(&self, lost: Lost) {
+        self.0.0.close(Fault::Lost(lost));
+    }
+
+    /// Reads values, after running other commands whose answers are of no interest.
+    pub(super) fn read(
+        &self,
+        names: Names,
+        before: Commands,
+    ) -> Result<oneshot::Receiver<Result<Values, Fault>>, Fault> {
+        let (waiter, answer) = oneshot::channel();
+        self.0.0.push(Call::Read(Read { names, before, waiter }))?;
+        Ok(answer)
+    }
+
+    /// Runs commands each of which is answered by one token; the first refusal among the answers is that of all.
+    pub(super) fn run(
+        &self,
+        commands: Commands,
+    ) -> Result<oneshot::Receiver<Result<Vec<Token>, Fault>>, Fault> {
+        let (waiter, answer) = oneshot::channel();
+        self.0.0.push(Call::Run(commands, waiter))?;
+        Ok(answer)
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("is_open", &self.is_open()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.close(Fault::Lost(Lost::Closed));
+    }
+}
+
+impl Call {
+    fn size(&self) -> usize {
+        match self {
+            Self::Read(read) => read.names.size() + read.before.bytes.len(),
+            Self::Run(commands, _) => commands.bytes.len(),
+        }
+    }
+
+    fn is_awaited(&self) -> bool {
+        match self {
+            Self::Read(read) => !read.waiter.is_closed(),
+            Self::Run(_, waiter) => !waiter.is_closed(),
+        }
+    }
+
+    fn fail(self, fault: Fault) {
+        // Whoever went away need not be told.
+        match self {
+            Self::Read(read) => drop(read.waiter.send(Err(fault))),
+            Self::Run(_, waiter) => drop(waiter.send(Err(fault))),
+        }
+    }
+}
+
+impl Shared {
+    fn push(&self, call: Call) -> Result<(), Fault> {
+        let size = call.size();
+        let mut queue = lock(&self.queue);
+        if let Some(fault) = &queue.closed {
+            return Err(fault.clone());
+        }
+        let has_room = queue.calls.len() < MOST_CALLS && queue.bytes + size <= MOST_BYTES;
+        if !has_room && !queue.calls.is_empty() {
+            return Err(Fault::Full);
+        }
+        queue.bytes += size;
+        queue.calls.push(call);
+        let driver = queue.driver.take();
+        drop(queue);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        Ok(())
+    }
+
+    fn close(&self, fault: Fault) {
+        self.is_open.store(false, Ordering::Release);
+        let mut queue = lock(&self.queue);
+        let calls = mem::take(&mut queue.calls);
+        let driver = queue.driver.take();
+        queue.closed.get_or_insert_with(|| fault.clone());
+        drop(queue);
+        calls.into_iter().for_each(|call| call.fail(fault.clone()));
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+}
+
+/// The task at the socket.
+struct Driver {
+    stream: Box<dyn Stream>,
+    shared: Arc<Shared>,
+    incoming: BytesMut,
+    outgoing: Vec<u8>,
+    written: usize,
+    flushed: bool,
+    /// In the order in which the answers will come.
+    owed: VecDeque<Owed>,
+    /// Whether everybody else had a turn since the driver saw that there is something to send.
+    has_yielded: bool,
+    patience: Option<Pin<Box<Sleep>>>,
+    /// Whether anything was heard, or nothing was owed, since `patience` was set.
+    was_heard: bool,
+}
+
+enum Owed {
+    Batch(Batch),
+    /// Answers of no interest.
+    Ignored(usize),
+    Run {
+        answers: Vec<Token>,
+        missing: usize,
+        waiter: Waiter<Vec<Token>>,
+    },
+}
+
+impl Driver {
+    fn new(stream: Box<dyn Stream>, shared: Arc<Shared>) -> Self {
+        Self {
+            stream,
+            shared,
+            incoming: BytesMut::with_capacity(PIECE),
+            outgoing: Vec::new(),
+            written: 0,
+            flushed: true,
+            owed: VecDeque::new(),
+            has_yielded: false,
+            patience: None,
+            was_heard: true,
+        }
+    }
+
+    fn drive(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
+        let mut again = false;
+        if mem::take(&mut self.has_yielded) && self.outgoing.len() - self.written < MOST_UNSENT {
+            self.collect();
+        }
+        let is_stuck = self.send(context)?.is_pending();
+        again |= self.receive(context)?;
+        {
+            let mut queue = lock(&self.shared.queue);
+            if let Some(fault) = &queue.closed {
+                return Err(fault.clone());
+            }
+            if queue.calls.is_empty() {
+                if !queue.driver.as_ref().is_some_and(|driver| driver.will_wake(context.waker())) {
+                    queue.driver = Some(context.waker().clone());
+                }
+            } else {
+                // Where the other end takes nothing, it wakes the driver when it does.
+                again |= !is_stuck || self.outgoing.len() - self.written < MOST_UNSENT;
+            }
+        }
+        if again {
+            self.has_yielded = true;
+            context.waker().wake_by_ref();
+        }
+        self.be_patient(context)
+    }
+
+    /// Makes what is queued ready to be sent.
+    fn collect(&mut self) {
+        let mut queue = lock(&self.shared.queue);
+        let calls = mem::take(&mut queue.calls);
+        queue.bytes = 0;
+        drop(queue);
+        if calls.is_empty() {
+            return;
+        }
+        if self.owed.is_empty() {
+            self.was_heard = true;
+        }
+        let mut reads = Vec::with_capacity(calls.len());
+        for call in calls.into_iter().filter(Call::is_awaited) {
+            match call {
+                Call::Read(read) => {
+                    if read.before.count > 0 {
+                        self.outgoing.extend_from_slice(&read.before.bytes);
+                        self.owed.push_back(Owed::Ignored(read.before.count));
+                    }
+                    reads.push(read);
+                }
+                Call::Run(commands, waiter) => {
+                    if commands.count == 0 {
+                        drop(waiter.send(Ok(Vec::new())));
+                        continue;
+                    }
+                    self.outgoing.extend_from_slice(&commands.bytes);
+                    let answers = Vec::with_capacity(commands.count.min(MOST_CALLS));
+                    self.owed.push_back(Owed::Run { answers, missing: commands.count, waiter });
+                }
+            }
+        }
+        if !reads.is_empty() {
+            self.owed.push_back(Owed::Batch(Batch::ask(reads, &mut self.outgoing)));
+        }
+    }
+
+    /// Writes what is ready, as far as the other end takes it.
+    fn send(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Fault> {
+        while self.written < self.outgoing.len() {
+            let rest = &self.outgoing[self.written..];
+            match Pin::new(&mut self.stream).poll_write(context, rest) {
+                Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
+                Poll::Ready(Ok(count)) => self.written += count,
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => return Ok(Poll::Pending),
+            }
+            self.flushed = false;
+        }
+        self.written = 0;
+        self.outgoing.clear();
+        self.outgoing.shrink_to(MOST_UNSENT);
+        if !self.flushed {
+            match Pin::new(&mut self.stream).poll_flush(context) {
+                Poll::Ready(flushed) => flushed?,
+                Poll::Pending => return Ok(Poll::Pending),
+            }
+            self.flushed = true;
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Reads until nothing is there, or for one full piece: those whom it answers shall have their turn. Returns
+    /// whether there may be more.
+    fn receive(&mut self, context: &mut Context<'_>) -> Result<bool, Fault> {
+        loop {
+            let room = wire::missing(&self.incoming).clamp(PIECE, MOST_ROOM);
+            self.incoming.reserve(room);
+            let room = self.incoming.capacity() - self.incoming.len();
+            match pin!(self.stream.read_buf(&mut self.incoming)).poll(context) {
+                Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
+                Poll::Ready(Ok(count)) => {
+                    self.was_heard = true;
+                    self.settle()?;
+                    if count == room {
+                        return Ok(true);
+                    }
+                }
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => return Ok(false),
+            }
+        }
+    }
+
+    /// Hands out the answers that are there.
+    fn settle(&mut self) -> Result<(), Fault> {
+        while let Some(token) = wire::next(&mut self.incoming)? {
+            let is_settled = match self.owed.front_mut() {
+                None => return Err(Fault::Lost(Lost::NotRedis)),
+                Some(Owed::Batch(batch)) => batch.take(token)?,
+                Some(_) if matches!(token, Token::Array(_)) => return Err(Fault::Lost(Lost::NotRedis)),
+                Some(Owed::Ignored(missing)) => {
+                    *missing -= 1;
+                    *missing == 0
+                }
+                Some(Owed::Run { answers, missing, .. }) => {
+                    answers.push(token);
+                    *missing -= 1;
+                    *missing == 0
+                }
+            };
+            if is_settled && let Some(Owed::Run { answers, waiter, .. }) = self.owed.pop_front() {
+                let refusal = answers.iter().find_map(|answer| match answer {
+                    Token::Refusal(refusal) => Some(refusal.clone()),
+                    _ => None,
+                });
+                drop(waiter.send(refusal.map_or(Ok(answers), |refusal| Err(Fault::Refused(refusal)))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the connection up when it has been silent for too long.
+    fn be_patient(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
+        loop {
+            let Some(patience) = &mut self.patience else {
+                if self.owed.is_empty() {
+                    return Ok(());
+                }
+                self.was_heard = false;
+                self.patience = Some(Box::pin(sleep(SILENCE)));
+                continue;
+            };
+            if patience.as_mut().poll(context).is_pending() {
+                return Ok(());
+            }
+            self.patience = None;
+            if !self.owed.is_empty() && !self.was_heard {
+                return Err(Fault::Lost(Lost::Silent));
+            }
+        }
+    }
+
+    fn fail(&mut self, fault: &Fault) {
+        self.shared.close(fault.clone());
+        for owed in self.owed.drain(..) {
+            match owed {
+                Owed::Batch(mut batch) => batch.fail(fault),
+                Owed::Ignored(_) => {}
+                Owed::Run { waiter, .. } => drop(waiter.send(Err(fault.clone()))),
+            }
+        }
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if let Err(fault) = self.drive(context) {
+            self.fail(&fault);
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // With its runtime, say.
+        self.fail(&Fault::Lost(Lost::Closed));
+    }
+}

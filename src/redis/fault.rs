@@ -1,0 +1,108 @@
+//! What goes wrong with a server, by kind.
+//!
+//! | what | means | and then |
+//! |---|---|---|
+//! | no connection, a cut or silent one, no Redis at the other end | it is away | another connection, once |
+//! | `MOVED` | the names are at another node of the cluster | a connection to that one, once |
+//! | `READONLY` | it is the primary no longer | another connection, once |
+//! | `LOADING`, `CLUSTERDOWN`, `MASTERDOWN`, `TRYAGAIN`, `ASK`, `BUSY` | it cannot answer just now | it is away |
+//! | `OOM`, `MISCONF`, `NOREPLICAS` | it takes no writes, and can be read | refused |
+//! | `NOAUTH`, `WRONGPASS`, `NOPERM`, and all else | somebody has to set something right | refused |
+
+use std::{fmt, io, sync::Arc};
+
+use super::wire::{Malformed, Refusal};
+use crate::Error;
+
+/// Why a call was not answered, or not as it was meant to be.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// More calls wait than there is room for.
+    Full,
+    /// The connection, with what became of it. Whether the call arrived is not known.
+    Lost(Lost),
+    /// The server answered, and would not.
+    Refused(Refusal),
+}
+
+/// How a connection ended, or failed to begin.
+#[derive(Clone, Debug)]
+pub(super) enum Lost {
+    Closed,
+    Failed(Arc<io::Error>),
+    NotRedis,
+    Replaced,
+    Silent,
+    TimedOut,
+}
+
+impl Fault {
+    /// The error of an operation.
+    pub(super) fn during(self, operation: &'static str) -> Error {
+        let Self::Refused(refusal) = &self else {
+            let message = format!("redis cannot be reached ({operation}): {}", self.cause());
+            return Error::unavailable(message, self);
+        };
+        // Its first word only: the rest, which may quote what was asked for, is the source's.
+        match refusal.code() {
+            "ASK" | "BUSY" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "MOVED" | "READONLY" | "TRYAGAIN" => {
+                Error::unavailable(format!("redis cannot answer now ({operation}): {}", refusal.code()), self)
+            }
+            _ if refusal.line().starts_with("ERR max number of clients") => {
+                Error::unavailable(format!("redis has too many clients ({operation})"), self)
+            }
+            "" => Error::refused(format!("redis refused ({operation})"), self),
+            code => Error::refused(format!("redis refused ({operation}): {code}"), self),
+        }
+    }
+
+    fn cause(&self) -> &'static str {
+        match self {
+            Self::Full => "too many calls wait for it",
+            Self::Lost(lost) => lost.cause(),
+            Self::Refused(_) => "it refused",
+        }
+    }
+}
+
+impl Lost {
+    fn cause(&self) -> &'static str {
+        match self {
+            Self::Closed => "the connection was closed",
+            Self::Failed(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => "connection refused",
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "the connection was cut",
+                io::ErrorKind::InvalidData => "no agreement on TLS",
+                _ => "the connection failed",
+            },
+            Self::NotRedis => "what answers is no Redis",
+            Self::Replaced => "the connection was replaced",
+            Self::Silent => "the connection fell silent",
+            Self::TimedOut => "no connection in time",
+        }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(Lost::Failed(Arc::new(error)))
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(_: Malformed) -> Self {
+        Self::Lost(Lost::NotRedis)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(Lost::Failed(error)) => error.fmt(f),
+            Self::Refused(refusal) => f.write_str(refusal.line()),
+            _ => f.write_str(self.cause()),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
