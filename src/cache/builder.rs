@@ -5,8 +5,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Store,
+    Bus, Store,
+    bus::ErasedBus,
     codec::Codec,
+    coherence::{Coherence, LEAST_MESSAGE},
     compress::Compression,
     format::Format,
     freshness::Policy,
@@ -251,6 +253,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             schema: None,
             max_value: 8 << 20,
             store: Arc::new(store),
+            bus: None,
             timeout: Duration::from_millis(250),
             max_staleness: 5 * SECOND,
             optional: false,
@@ -307,6 +310,7 @@ pub struct RemoteCacheBuilder<V> {
     schema: Option<u64>,
     max_value: usize,
     store: Arc<dyn ErasedStore>,
+    bus: Option<Arc<dyn ErasedBus>>,
     timeout: Duration,
     max_staleness: Duration,
     optional: bool,
@@ -373,6 +377,21 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
         self
     }
 
+    /// Tells other processes at once what this one invalidates, and hears the same of them, so that what is in
+    /// memory is served for as long as it lives. [`max_staleness`](Self::max_staleness) holds on, as the bound for
+    /// when the bus does not deliver.
+    ///
+    /// **All processes that share the cache need it, or none may have it**: one without a bus invalidates without
+    /// telling, and those with one would serve what it invalidated. To add a bus to a fleet that is running, rename
+    /// the cache with it.
+    ///
+    /// It costs one write more per invalidation, or per many at once, and per process four small reads of the store
+    /// in every `max_staleness`. The bus need not be there when the cache is built.
+    pub fn bus<B: Bus>(mut self, bus: B) -> Self {
+        self.bus = Some(Arc::new(bus));
+        self
+    }
+
     /// Builds the cache even if the store cannot be reached now, and uses it once it can.
     pub fn remote_optional(mut self) -> Self {
         self.optional = true;
@@ -393,6 +412,9 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
         }
         within("remote_timeout", self.timeout, Duration::from_nanos(1), 60 * SECOND)?;
         within("max_staleness", self.max_staleness, Duration::from_nanos(1), MAX_TIME_TO_LIVE)?;
+        if self.bus.as_ref().is_some_and(|bus| bus.max_message() < LEAST_MESSAGE) {
+            return Err(Error::configuration("bus", "max_message must be at least 128 bytes"));
+        }
         let ping = tokio::time::timeout(self.timeout.max(5 * SECOND), self.store.ping()).await;
         match ping {
             Ok(Ok(())) => {}
@@ -409,6 +431,9 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             }
         }
         let events = Arc::new(Events::new(&self.local.name));
+        let coherence = self
+            .bus
+            .map(|bus| Coherence::new(bus, &self.local.name, self.local.clock.clone(), self.max_staleness));
         let remote = Remote {
             store: self.store,
             format: Format::new(&self.local.name, self.codec, self.compression, self.schema, self.max_value),
@@ -420,6 +445,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             events: Arc::clone(&events),
             availability: Arc::default(),
             debts: Debts::default(),
+            coherence,
         };
         Ok(Cache::new(self.local, events, Some((remote, self.max_staleness))))
     }
@@ -459,6 +485,7 @@ impl<V> fmt::Debug for RemoteCacheBuilder<V> {
             .field("remote_timeout", &self.timeout)
             .field("max_staleness", &self.max_staleness)
             .field("remote_optional", &self.optional)
+            .field("bus", &self.bus.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -245,6 +245,11 @@ pub(crate) fn epoch_name(cache: &str) -> String {
     format!("{cache}:{VERSION}:epoch")
 }
 
+/// The name of the named cache's ledger, an entry that every announcement changes.
+pub(crate) fn ledger_name(cache: &str) -> String {
+    format!("{cache}:{VERSION}:ledger")
+}
+
 fn seed(kind: Kind) -> u64 {
     kind as u64
 }

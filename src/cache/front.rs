@@ -11,7 +11,7 @@ use super::{
     key::Key,
     load::Purpose,
     loaded::{Loaded, Previous, What},
-    local::{Entry, Local},
+    local::Local,
     remote::Remote,
     stats::{Events, Stats},
     tags::{Cell, Invalidation, Stamp},
@@ -39,7 +39,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         events: Arc<Events>,
         remote: Option<(Remote<V>, Duration)>,
     ) -> Self {
-        Self(Arc::new(Tiers::new(settings, events, remote)))
+        let tiers = Arc::new(Tiers::new(settings, events, remote));
+        tiers.coherence().inspect(|coherence| coherence.start(&Arc::downgrade(&tiers)));
+        Self(tiers)
     }
 
     /// The name given to [`builder`](Self::builder).
@@ -399,35 +401,19 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// Once polled it is carried out.
     pub async fn expire(&self, key: &Key<'_>) -> Result<(), Error> {
-        self.expire_local(key);
+        self.0.expire_local(key);
         if self.0.remote.is_none() {
             return Ok(());
         }
-        let (tiers, key) = (Self(Arc::clone(&self.0)), key.clone().into_owned());
+        let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
         detached(async move {
-            let Some(remote) = &tiers.0.remote else { return Ok(()) };
-            let expired = tiers.0.expire_remote(remote, &key).await;
+            let Some(remote) = &tiers.remote else { return Ok(()) };
+            let expired = tiers.expire_remote(remote, &key).await;
             // Again, for whatever read the remote tier between the first time and its expiry there.
             tiers.expire_local(&key);
             expired
         })
         .await
-    }
-
-    fn expire_local(&self, key: &Key<'_>) {
-        let tiers = &self.0;
-        tiers.flights.fence(key, || {
-            let now = tiers.clock.now();
-            let Some(entry) = tiers.local.get(key) else { return };
-            if entry.content.is_err() || tiers.standing(&entry, now) == Standing::Gone {
-                tiers.local.remove(key);
-                return;
-            }
-            let times = entry.times.expired(now);
-            let heard_at = entry.heard_at;
-            let entry: Entry<V> = tiers.again(entry, times, heard_at);
-            tiers.local.insert(key.into(), entry);
-        });
     }
 
     /// Removes every value that carries the tag, from both tiers, in time that does not depend on their
@@ -573,6 +559,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             len: local.len(),
             weight: local.weight(),
             loading: flights.len(),
+            bus: self.0.coherence().map(|coherence| coherence.events.stats()).unwrap_or_default(),
         }
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! An invalidation that did not reach the store is *owed*. Until it is paid nothing is read from the store, so that
 //! at least this process is not answered from before its own invalidations; every read tries to pay first.
+//!
+//! Where the cache has a bus, every invalidation is announced before and published after: see
+//! [`coherence`](super::coherence).
 
 use std::{
     collections::HashMap,
@@ -17,11 +20,15 @@ use bytes::Bytes;
 
 use super::{
     availability::{Availability, Failure, Passage, Round, Turn},
+    builder::MAX_TIME_TO_LIVE,
+    chain::{Link, SETTLING},
+    coherence::{Coherence, Told},
     envelope,
     format::Format,
     key::Key,
+    message::Item,
     stats::Events,
-    store::{ErasedStore, Put, Restamp, Slot, Written},
+    store::{ErasedStore, Fence, Put, Restamp, Slot, Written},
     tags::{Invalidation, Stamp},
 };
 use crate::{
@@ -42,10 +49,13 @@ pub(super) struct Remote<V> {
     pub(super) events: Arc<Events>,
     pub(super) availability: Arc<Mutex<Availability>>,
     pub(super) debts: Debts,
+    pub(super) coherence: Option<Arc<Coherence>>,
 }
 
 /// A tier that was hung when it was asked is asked again soon, however patient its calls are.
 const LONGEST_PROBE: Duration = Duration::from_secs(1);
+/// How often a link of the ledger's chain is tried before the chain is broken instead.
+const LINK_TRIES: usize = 8;
 
 /// Beyond this many debts the whole cache is invalidated instead.
 const MOST_DEBTS: usize = 10_000;
@@ -122,11 +132,14 @@ impl<V> Remote<V> {
     }
 
     pub(super) async fn remove(&self, key: &Key<'_>) -> Result<(), Error> {
+        let item = Item::Key(key.clone(), Invalidation::Remove);
+        let told = self.announce(&item).await;
         let name = envelope::entry_name(&self.cache, key);
         let removed = self.call(Kind::Write, self.store.remove_many(&[&name], self.hold)).await;
         if removed.is_err() {
             self.owe_entry(name);
         }
+        self.done(told, &item).await;
         removed
     }
 
@@ -142,10 +155,11 @@ impl<V> Remote<V> {
         invalidation: Invalidation,
         stamp: Stamp,
     ) -> Result<(), Error> {
-        let name = match tag {
-            Some(tag) => envelope::tag_name(&self.cache, tag),
-            None => envelope::epoch_name(&self.cache),
+        let (name, item) = match tag {
+            Some(tag) => (envelope::tag_name(&self.cache, tag), Item::Tag(tag.into(), invalidation)),
+            None => (envelope::epoch_name(&self.cache), Item::Everything(invalidation)),
         };
+        let told = self.announce(&item).await;
         let change = Restamp { name: &name, invalidation, stamp };
         let written = self.call(Kind::Write, self.store.restamp(&[change])).await;
         if written.is_err() {
@@ -155,7 +169,79 @@ impl<V> Remote<V> {
                 *owed = (number, if removes { Invalidation::Remove } else { invalidation });
             });
         }
+        self.done(told, &item).await;
         written
+    }
+
+    /// To be called, where other processes may remember what is about to be invalidated or overwritten in the store,
+    /// before that is done; and [`done`](Self::done) after it. Nothing without a bus.
+    ///
+    /// An announcement that fails is owed, so that the others find out when it is paid.
+    pub(super) async fn announce(&self, item: &Item<'_>) -> Option<Told> {
+        let coherence = self.coherence.as_ref()?;
+        let (told, announced) = coherence.announce(item, || self.extend(coherence)).await;
+        if announced.is_err() {
+            self.owe_entry(coherence.ledger.clone());
+        }
+        Some(told)
+    }
+
+    /// Lets what was announced be published.
+    pub(super) async fn done(&self, told: Option<Told>, item: &Item<'_>) {
+        let took_too_long = told.as_ref().is_some_and(|told| told.took_too_long(self.clock.now()));
+        drop(told);
+        if took_too_long {
+            drop(self.announce(item).await);
+        }
+    }
+
+    /// Changes the ledger, as the next link of its chain if others leave room for it.
+    async fn extend(&self, coherence: &Coherence) -> Result<Option<Link>, Error> {
+        for _ in 0..LINK_TRIES {
+            let before = match coherence.fence() {
+                Some(fence) => fence,
+                None => self.ledger_slot(coherence).await?.fence,
+            };
+            if let Written::Stored(after) = self.write_ledger(coherence, Some(before)).await? {
+                coherence.saw(Some(after));
+                return Ok(Some(Link { before, after }));
+            }
+            coherence.saw(None);
+        }
+        // A gap for everybody, which is what an announcement that nobody can hear of has to be.
+        self.write_ledger(coherence, None).await.map(|_| None)
+    }
+
+    /// Announces something by itself; not even a link if there is no bus.
+    async fn extend_alone(&self) -> Result<Option<Link>, Error> {
+        let Some(coherence) = &self.coherence else { return Ok(None) };
+        let _one_at_a_time = coherence.turn.lock().await;
+        self.extend(coherence).await
+    }
+
+    /// The fence of the ledger, which is made if it is not there; `None` if somebody else made it meanwhile.
+    pub(super) async fn ledger(&self, coherence: &Coherence) -> Result<Option<Fence>, Error> {
+        self.pay().await?;
+        let slot = self.ledger_slot(coherence).await?;
+        if slot.entry.is_some() {
+            return Ok(Some(slot.fence));
+        }
+        // Of an absent one nothing can be said: it may have come and gone.
+        Ok(match self.write_ledger(coherence, Some(slot.fence)).await? {
+            Written::Stored(fence) => Some(fence),
+            Written::Refused => None,
+        })
+    }
+
+    async fn ledger_slot(&self, coherence: &Coherence) -> Result<Slot, Error> {
+        let found = self.call(Kind::Read, self.store.get_many(&[&coherence.ledger], &[])).await?;
+        found.entries.into_iter().next().ok_or_else(short_answer)
+    }
+
+    async fn write_ledger(&self, coherence: &Coherence, fence: Option<Fence>) -> Result<Written, Error> {
+        let put =
+            Put { fence, ..Put::new(&coherence.ledger, Bytes::from_static(b"ledger"), MAX_TIME_TO_LIVE) };
+        self.call(Kind::Write, self.store.put_if(put)).await
     }
 
     fn owe_entry(&self, name: String) {
@@ -182,6 +268,8 @@ impl<V> Remote<V> {
             return Ok(());
         }
         let _one_at_a_time = self.debts.paying.lock().await;
+        let began = self.clock.now();
+        let link = self.extend_alone().await?;
         let paid = lock(&self.debts.owed).clone();
         let entries: Vec<&str> = paid.entries.keys().map(String::as_str).collect();
         let change = |(name, (_, invalidation)): (&'_ String, &(u64, Invalidation))| {
@@ -197,6 +285,12 @@ impl<V> Remote<V> {
         }
         if !entries.is_empty() {
             self.call(Kind::Write, self.store.remove_many(&entries, self.hold)).await?;
+        }
+        let took_too_long = self.clock.now().since(began) > SETTLING;
+        let links = [link, if took_too_long { self.extend_alone().await? } else { None }];
+        // What exactly it was others cannot be told: of entries there are only names.
+        if let Some(coherence) = &self.coherence {
+            links.into_iter().flatten().for_each(|link| coherence.publish(link, &Item::Doubt));
         }
         let mut owed = lock(&self.debts.owed);
         owed.entries.retain(|name, number| paid.entries.get(name) != Some(number));

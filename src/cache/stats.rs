@@ -1,8 +1,11 @@
 //! What a cache counts.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use metrics::{Label, counter};
+use metrics::{Label, counter, gauge};
 
 use crate::stripe::Counter;
 
@@ -46,6 +49,27 @@ pub struct Stats {
     pub weight: u64,
     /// Loads running now.
     pub loading: usize,
+    /// Of the bus; all zero without one.
+    pub bus: BusStats,
+}
+
+/// What the bus of a [`Cache`](super::Cache) did since the cache was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BusStats {
+    /// Whether it delivers: something was heard since the cache subscribed last.
+    pub connected: bool,
+    /// Messages published, each with what was invalidated at about the same time.
+    pub sent: u64,
+    /// Messages that could not be published. Other processes find out by the remote tier.
+    pub unsent: u64,
+    /// Messages heard, our own among them.
+    pub received: u64,
+    /// How often something was found to have been invalidated and not heard of, so that what is remembered had to
+    /// be looked up again.
+    pub gaps: u64,
+    /// How often another process said that it invalidated what cannot be named, with the same consequence.
+    pub doubts: u64,
 }
 
 impl Stats {
@@ -124,6 +148,49 @@ impl Events {
             remote_hits: event("mcp_perf_cache_remote_hits_total"),
             remote_misses: event("mcp_perf_cache_remote_misses_total"),
             remote_failures: event("mcp_perf_cache_remote_failures_total"),
+        }
+    }
+}
+
+/// The events of one bus.
+pub(super) struct BusEvents {
+    pub(super) sent: Event,
+    pub(super) unsent: Event,
+    pub(super) received: Event,
+    pub(super) gaps: Event,
+    pub(super) doubts: Event,
+    is_connected: AtomicBool,
+    connected: metrics::Gauge,
+}
+
+impl BusEvents {
+    pub(super) fn new(cache: &str) -> Self {
+        let labels = vec![Label::new("cache", cache.to_owned())];
+        let event = |name: &'static str| Event::new(counter!(name, labels.clone()));
+        Self {
+            sent: event("mcp_perf_cache_bus_sent_total"),
+            unsent: event("mcp_perf_cache_bus_unsent_total"),
+            received: event("mcp_perf_cache_bus_received_total"),
+            gaps: event("mcp_perf_cache_bus_gaps_total"),
+            doubts: event("mcp_perf_cache_bus_doubts_total"),
+            is_connected: AtomicBool::new(false),
+            connected: gauge!("mcp_perf_cache_bus_connected", labels.clone()),
+        }
+    }
+
+    pub(super) fn connected(&self, is_connected: bool) {
+        self.is_connected.store(is_connected, Ordering::Relaxed);
+        self.connected.set(if is_connected { 1.0 } else { 0.0 });
+    }
+
+    pub(super) fn stats(&self) -> BusStats {
+        BusStats {
+            connected: self.is_connected.load(Ordering::Relaxed),
+            sent: self.sent.sum(),
+            unsent: self.unsent.sum(),
+            received: self.received.sum(),
+            gaps: self.gaps.sum(),
+            doubts: self.doubts.sum(),
         }
     }
 }

@@ -21,16 +21,18 @@ use bytes::Bytes;
 
 use super::{
     builder::Settings,
+    coherence::{Coherence, Covered},
     envelope::{Envelope, Payload},
     flight::Flights,
     format::Encoded,
     freshness::{Standing, Times},
     key::Key,
     local::{AnyLocal, Entry, Local},
+    message::Item,
     remote::{Read, Remote},
     stats::Events,
     store::{Fence, Stored, Written},
-    tags::{Began, Cell, Epoch, Seen, Stamp, Tags, Version},
+    tags::{Began, Cell, Epoch, Invalidation, Seen, Stamp, Tags, Version},
 };
 use crate::{
     Error, ErrorKind,
@@ -54,6 +56,8 @@ pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
     pub(super) remote: Option<Remote<V>>,
     /// The longest that memory may answer without asking the remote tier.
     max_local_life: Duration,
+    /// With a bus, for how long beyond that.
+    covered: Option<Arc<Covered>>,
     pub(super) settings: Settings<V>,
 }
 
@@ -107,6 +111,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         remote: Option<(Remote<V>, Duration)>,
     ) -> Self {
         let (remote, max_local_life) = remote.unzip();
+        let coherence = remote.as_ref().and_then(|remote: &Remote<V>| remote.coherence.as_ref());
+        let covered = coherence.map(|coherence| Arc::clone(&coherence.covered));
         Self {
             local: AnyLocal::new(settings.engine, settings.capacity, settings.weigher.is_some()),
             epoch: Epoch::default(),
@@ -117,6 +123,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             remote,
             // Nobody else writes what is in no remote tier.
             max_local_life: max_local_life.unwrap_or(Duration::MAX),
+            covered,
             settings,
         }
     }
@@ -166,9 +173,51 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    /// Whether no other process can have invalidated it unknown to us, for longer than is allowed.
+    /// Whether no other process can have invalidated it longer ago than it may be stale.
     pub(super) fn is_confirmed(&self, entry: &Entry<V>, now: Instant) -> bool {
         now < entry.heard_at.after(self.max_local_life)
+            || self.covered.as_ref().is_some_and(|covered| now < covered.until(entry.heard_at))
+    }
+
+    /// What the cache has with a bus.
+    pub(super) fn coherence(&self) -> Option<&Arc<Coherence>> {
+        self.remote.as_ref()?.coherence.as_ref()
+    }
+
+    /// Forgets what another process invalidated, and bars the running loads of it from storing.
+    pub(super) fn hear(&self, item: &Item<'_>) {
+        match item {
+            Item::Key(key, Invalidation::Remove) => self.flights.fence(key, || self.local.remove(key)),
+            Item::Key(key, Invalidation::Expire) => self.expire_local(key),
+            // Who reads from here on is told the new stamp by the remote tier.
+            Item::Tag(tag, invalidation) => {
+                self.tags.known(tag).inspect(|cell| cell.bump(*invalidation, None));
+            }
+            Item::Everything(invalidation) => {
+                self.epoch.bump(*invalidation, None);
+                if *invalidation == Invalidation::Remove {
+                    self.local.clear();
+                }
+            }
+            Item::Doubt => {
+                self.coherence().inspect(|coherence| coherence.doubt());
+            }
+        }
+    }
+
+    /// Makes what memory has under the key expire, and bars the running load of it from storing.
+    pub(super) fn expire_local(&self, key: &Key<'_>) {
+        self.flights.fence(key, || {
+            let now = self.clock.now();
+            let Some(entry) = self.local.get(key) else { return };
+            if entry.content.is_err() || self.standing(&entry, now) == Standing::Gone {
+                self.local.remove(key);
+                return;
+            }
+            let (times, heard_at) = (entry.times.expired(now), entry.heard_at);
+            let entry = self.again(entry, times, heard_at);
+            self.local.insert(key.into(), entry);
+        });
     }
 
     /// Counts what is answered from memory.
@@ -419,6 +468,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         mut captured: Captured,
     ) -> Result<(), Error> {
         let Some(remote) = &self.remote else { return Ok(()) };
+        let item = Item::Key(key.clone(), Invalidation::Remove);
+        let told = remote.announce(&item).await;
         let glimpse = self.flights.glimpse(key);
         let written = self.write(remote, key, kept, &mut captured).await;
         if written.is_err() {
@@ -432,6 +483,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             // remote tier say which, by having nothing in memory.
             self.flights.fence(key, || self.local.remove(key));
         }
+        remote.done(told, &item).await;
         written
     }
 
@@ -462,10 +514,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// Makes what is stored under the key expire, in the remote tier.
     pub(super) async fn expire_remote(&self, remote: &Remote<V>, key: &Key<'_>) -> Result<(), Error> {
+        let item = Item::Key(key.clone(), Invalidation::Expire);
+        let told = remote.announce(&item).await;
         let expired = self.write_expired(remote, key).await;
         if expired.is_err() {
             remote.owe_removal(key);
         }
+        remote.done(told, &item).await;
         expired
     }
 

@@ -25,7 +25,9 @@ use super::{
     key::StoredKey,
     loaded::What,
     local::Local,
+    message::Item,
     store::Written,
+    tags::Invalidation,
     tiers::{Captured, Kept, Tiers},
 };
 use crate::{
@@ -128,7 +130,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 _ => None,
             };
             let stored = match sealed {
-                Some((bytes, life, fence)) => remote.put(key, bytes, life, Some(fence)).await.ok(),
+                Some((bytes, life, fence)) => {
+                    let item = Item::Key(key.clone(), Invalidation::Remove);
+                    let told = remote.announce(&item).await;
+                    let stored = remote.put(key, bytes, life, Some(fence)).await.ok();
+                    remote.done(told, &item).await;
+                    stored
+                }
                 None => None,
             };
             is_ours &= matches!(stored, Some(Written::Stored(_)));
