@@ -15,7 +15,8 @@ use crate::Error;
 /// until then nothing is served for longer than `max_staleness`. What a bus should do, because the cache is only as
 /// quick as it, is deliver soon, and say so when a subscription has ended.
 ///
-/// Channels are printable ASCII of at most 100 bytes, which the cache makes. Messages are any bytes, of at most
+/// Channels are printable ASCII of at most 100 bytes, which the cache makes; a transport whose names are shorter
+/// digests them. Messages are any bytes, of at most
 /// [`max_message`](Self::max_message); a transport for text encodes them, and states what is left. Who may publish
 /// can make every process forget what it remembers, and do no worse: keys and tags travel in the clear, values
 /// never do.

@@ -65,7 +65,7 @@
 use std::{
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -94,8 +94,10 @@ use crate::{
 
 /// The least that a bus has to carry at once.
 pub(super) const LEAST_MESSAGE: usize = 128;
-/// How many batches wait to be published; what comes beyond is not published, and found missing by the others.
-const MOST_WAITING: usize = 256;
+/// How many batches, and bytes of them, wait to be published; what comes beyond is not published, and found missing
+/// by the others.
+const MOST_WAITING: usize = 4096;
+const MOST_BYTES_WAITING: usize = 1024 * 1024;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After so long without a message the way is tried, by sending one.
@@ -122,6 +124,7 @@ pub(super) struct Coherence {
     pub(super) turn: tokio::sync::Mutex<()>,
     outgoing: mpsc::Sender<Bytes>,
     waiting: Mutex<Option<mpsc::Receiver<Bytes>>>,
+    bytes_waiting: Arc<AtomicUsize>,
     try_the_way: Arc<Notify>,
     pub(super) events: Arc<BusEvents>,
     tasks: OnceLock<[AbortHandle; 2]>,
@@ -203,6 +206,7 @@ impl Coherence {
             turn: tokio::sync::Mutex::default(),
             outgoing,
             waiting: Mutex::new(Some(waiting)),
+            bytes_waiting: Arc::default(),
             try_the_way: Arc::default(),
             events: Arc::new(BusEvents::new(cache)),
             tasks: OnceLock::new(),
@@ -215,7 +219,7 @@ impl Coherence {
         let (bus, channel, events) = (&self.bus, &self.channel, &self.events);
         let way = Way { bus: Arc::clone(bus), channel: Arc::clone(channel), events: Arc::clone(events) };
         // Ends by itself when the cache is gone and what waits has been published.
-        tokio::spawn(publish(way.clone(), self.node, waiting));
+        tokio::spawn(publish(way.clone(), self.node, waiting, Arc::clone(&self.bytes_waiting)));
         let listening = listen(way, Weak::clone(tiers), Arc::clone(&self.try_the_way));
         let looking = look(Weak::clone(tiers), self.beat);
         let _ = self.tasks.set([tokio::spawn(listening).abort_handle(), tokio::spawn(looking).abort_handle()]);
@@ -257,6 +261,8 @@ impl Coherence {
         let batch = self.gather(item);
         let announced = batch.announced.get_or_init(|| async {
             let _one_at_a_time = self.turn.lock().await;
+            // What others have ready in this tick goes with it.
+            tokio::task::yield_now().await;
             // Who comes from here on may come after the ledger was changed.
             lock(&batch.gathered).is_closed = true;
             extend().await
@@ -313,7 +319,10 @@ impl Coherence {
 
     /// Hands a batch, or nothing, to the publisher.
     fn send(&self, batch: Bytes) {
-        if self.outgoing.try_send(batch).is_err() {
+        let length = batch.len();
+        let waiting = self.bytes_waiting.fetch_add(length, Ordering::Relaxed);
+        if waiting + length > MOST_BYTES_WAITING || self.outgoing.try_send(batch).is_err() {
+            self.bytes_waiting.fetch_sub(length, Ordering::Relaxed);
             self.events.unsent.add();
         }
     }
@@ -363,27 +372,33 @@ struct Way {
 }
 
 /// Publishes what waits, as few messages as hold it.
-async fn publish(way: Way, node: Node, mut waiting: mpsc::Receiver<Bytes>) {
+async fn publish(way: Way, node: Node, mut waiting: mpsc::Receiver<Bytes>, bytes_waiting: Arc<AtomicUsize>) {
     let (max_message, mut works) = (way.bus.max_message(), true);
     let mut next = None;
     loop {
-        let Some(first) = (match next.take() {
-            Some(first) => Some(first),
-            None => waiting.recv().await,
-        }) else {
-            return;
+        let (first, mut taken) = match next.take() {
+            Some(first) => (first, 0),
+            None => match waiting.recv().await {
+                Some(first) => {
+                    let length = first.len();
+                    (first, length)
+                }
+                None => return,
+            },
         };
         // What others have ready in this tick goes with it.
         tokio::task::yield_now().await;
         let mut message = Writer::new(node);
         message.push(&first);
         while let Ok(batch) = waiting.try_recv() {
+            taken += batch.len();
             if !message.has_room(&batch, max_message) {
                 next = Some(batch);
                 break;
             }
             message.push(&batch);
         }
+        bytes_waiting.fetch_sub(taken, Ordering::Relaxed);
         match within(PUBLISH_TIMEOUT, way.bus.publish(&way.channel, message.seal())).await {
             Ok(()) => {
                 way.events.sent.add();

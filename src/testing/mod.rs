@@ -24,11 +24,14 @@
 //! # Ok(()) }
 //! ```
 
+pub mod bus;
 mod faults;
 mod memory;
+mod memory_bus;
 mod proxy;
 pub mod store;
 
 pub use faults::{Calls, Fault, FaultStore};
 pub use memory::MemoryStore;
+pub use memory_bus::{MemoryBus, MemorySubscription};
 pub use proxy::{FaultProxy, Weather};
