@@ -20,6 +20,7 @@
 
 mod address;
 mod batch;
+mod bus;
 mod cache;
 mod connection;
 mod fault;
@@ -28,4 +29,5 @@ mod pool;
 mod tls;
 mod wire;
 
+pub use bus::{RedisBus, RedisSubscription};
 pub use cache::RedisStore;
