@@ -332,7 +332,8 @@ async fn many_invalidations_at_once_are_few_announcements_and_few_messages() {
         removal.await.unwrap().unwrap();
     }
     settle().await;
-    let left = (0..1_000_u32).filter(|index| two.cache.get_local(&Key::public(&index.to_le_bytes())).is_some());
+    let left =
+        (0..1_000_u32).filter(|index| two.cache.get_local(&Key::public(&index.to_le_bytes())).is_some());
     assert_eq!(left.count(), 0);
     let sent = one.cache.stats().bus.sent - sent;
     let announced = one.store.how.ledger_writes.load(Ordering::SeqCst) - announced;
@@ -592,16 +593,73 @@ async fn dead_bus_costs_nothing_while_nothing_is_invalidated() {
 async fn ledger_that_is_evicted_again_and_again_hides_no_lost_message() {
     let fleet = Fleet::new();
     let (one, two) = fleet.two().await;
+    for round in 0..3 {
+        fleet.store.evict_the_ledger().await;
+        fleet.pass(20 * SECOND).await;
+        one.load("old").await;
+        two.load("unused").await;
+        fleet.pass(20 * SECOND).await;
+        assert!(two.remembers().is_some(), "{round}: it was made anew");
+        fleet.store.evict_the_ledger().await;
+        one.bus.lose(1);
+        Way::Tag.invalidate(&one).await.unwrap();
+        fleet.store.evict_the_ledger().await;
+        fleet.pass(STALENESS).await;
+        assert_eq!(two.remembers(), None, "{round}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn process_that_starts_between_an_announcement_and_its_invalidation_trusts_nothing_from_then() {
+    let fleet = Fleet::new();
+    let one = fleet.process().await;
     one.load("old").await;
-    two.load("unused").await;
-    fleet.pass(20 * SECOND).await;
-    fleet.store.evict_the_ledger().await;
+    let mut write = fleet.store.inner.hold(Step::BeforeInvalidation);
+    let cache = one.cache.clone();
+    let removing = tokio::spawn(async move { cache.remove(&key()).await });
+    write.reached().await;
+    let two = fleet.process().await;
+    fleet.pass(SECOND).await;
+    assert_eq!(two.load("unused").await, "old", "not removed there yet");
     one.bus.lose(1);
-    Way::Tag.invalidate(&one).await.unwrap();
-    fleet.store.evict_the_ledger().await;
+    write.go_on();
+    removing.await.unwrap().unwrap();
     fleet.pass(STALENESS).await;
     assert_eq!(two.remembers(), None);
-    assert_eq!(two.cache.stats().bus.gaps, 1);
+    assert_eq!(two.cache.stats().bus.gaps, 0, "it began with a ledger that had been changed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_invalidation_does_not_hold_up_those_after_it() {
+    let fleet = Fleet::new();
+    let (one, two) = fleet.two().await;
+    one.load("old").await;
+    two.load("unused").await;
+    let mut write = fleet.store.inner.hold(Step::BeforeInvalidation);
+    let cache = one.cache.clone();
+    let slow = tokio::spawn(async move { cache.remove(&Key::public("another")).await });
+    write.reached().await;
+    Way::Tag.invalidate(&one).await.unwrap();
+    settle().await;
+    assert_eq!(two.remembers(), None);
+    write.go_on();
+    slow.await.unwrap().unwrap();
+    fleet.pass(10 * SECOND).await;
+    assert_eq!((one.cache.stats().bus.gaps, two.cache.stats().bus.gaps), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn own_message_that_comes_back_late_takes_nothing_away() {
+    let fleet = Fleet::new();
+    let (one, _two) = fleet.two().await;
+    for way in EVERY_WAY {
+        one.bus.hold();
+        way.invalidate(&one).await.unwrap();
+        one.load("new").await;
+        one.bus.release();
+        settle().await;
+        assert_eq!(one.remembers().as_deref(), Some("new"), "{way:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -772,7 +830,8 @@ async fn history(seed: u64, steps: usize, lies: bool) -> Vec<String> {
                 });
             }
             50..75 => {
-                let way = random.choice([Way::Remove, Way::Remove, Way::Tag, Way::Clear, Way::Insert]).unwrap();
+                let way =
+                    random.choice([Way::Remove, Way::Remove, Way::Tag, Way::Clear, Way::Insert]).unwrap();
                 let changed: Vec<usize> = match way {
                     Way::Clear => (0..KEYS).collect(),
                     Way::Insert | Way::Remove => vec![index],

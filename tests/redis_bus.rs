@@ -223,7 +223,10 @@ async fn password_is_shown_nowhere() {
     for url in ["", "hunter2", "http://:hunter2@host", "redis://:hunter2@host:notaport"] {
         let error = RedisBus::new(url).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);
-        assert!(error.to_string().starts_with("url: ") && !format!("{error:?}").contains("hunter2"), "{error}");
+        assert!(
+            error.to_string().starts_with("url: ") && !format!("{error:?}").contains("hunter2"),
+            "{error}"
+        );
     }
     let mut server = RedisServer::start();
     let client = ::redis::Client::open(server.url()).unwrap();

@@ -66,7 +66,8 @@ pub(super) struct Trust {
 
 impl Trust {
     /// Nothing is covered.
-    pub(super) const NONE: Self = Self { since: Instant::from_nanos(u64::MAX), confirmed_at: Instant::from_nanos(0) };
+    pub(super) const NONE: Self =
+        Self { since: Instant::from_nanos(u64::MAX), confirmed_at: Instant::from_nanos(0) };
 }
 
 impl Chain {

@@ -63,10 +63,7 @@
 //! nothing.
 
 use std::{
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, OnceLock, Weak, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -89,7 +86,7 @@ use super::{
 use crate::{
     Error, ErrorKind,
     clock::{Clock, Instant},
-    sync::{Mutex, lock},
+    sync::{AtomicU64, Mutex, Ordering, lock},
 };
 
 /// The least that a bus has to carry at once.
@@ -189,7 +186,12 @@ impl Told {
 }
 
 impl Coherence {
-    pub(super) fn new(bus: Arc<dyn ErasedBus>, cache: &str, clock: Clock, max_staleness: Duration) -> Arc<Self> {
+    pub(super) fn new(
+        bus: Arc<dyn ErasedBus>,
+        cache: &str,
+        clock: Clock,
+        max_staleness: Duration,
+    ) -> Arc<Self> {
         let beat = (max_staleness / 4).max(Duration::from_millis(1));
         let (outgoing, waiting) = mpsc::channel(MOST_WAITING);
         Arc::new(Self {
@@ -222,7 +224,8 @@ impl Coherence {
         tokio::spawn(publish(way.clone(), self.node, waiting, Arc::clone(&self.bytes_waiting)));
         let listening = listen(way, Weak::clone(tiers), Arc::clone(&self.try_the_way));
         let looking = look(Weak::clone(tiers), self.beat);
-        let _ = self.tasks.set([tokio::spawn(listening).abort_handle(), tokio::spawn(looking).abort_handle()]);
+        let _ =
+            self.tasks.set([tokio::spawn(listening).abort_handle(), tokio::spawn(looking).abort_handle()]);
     }
 
     /// The batch that the item is announced with.
@@ -296,7 +299,8 @@ impl Coherence {
         let now = self.clock.now();
         if self.change(|chain| chain.looked(at, now, fence)) == Some(Turn::Gap) {
             self.events.gaps.add();
-            let message = "an invalidation was announced and not heard of: what is remembered is looked up again";
+            let message =
+                "an invalidation was announced and not heard of: what is remembered is looked up again";
             tracing::debug!(channel = %self.channel, "{message}");
             self.try_the_way.notify_one();
         }
@@ -459,7 +463,11 @@ struct Ears<'a, V: Clone + Send + Sync + 'static> {
 
 impl<V: Clone + Send + Sync + 'static> Ears<'_, V> {
     /// Hears until the subscription ends, or seems to; `None` if the cache is gone.
-    async fn hear(&mut self, subscription: &mut dyn ErasedSubscription, try_the_way: &Notify) -> Option<Error> {
+    async fn hear(
+        &mut self,
+        subscription: &mut dyn ErasedSubscription,
+        try_the_way: &Notify,
+    ) -> Option<Error> {
         // Whether a message of our own is on its way to us. The first shows that the subscription works.
         let mut expecting = true;
         self.send_nothing()?;
@@ -542,7 +550,6 @@ async fn look<V: Clone + Send + Sync + 'static>(tiers: Weak<Tiers<V>>, beat: Dur
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -559,5 +566,32 @@ mod tests {
         assert_eq!(covered.until(second(9)), second(14), "read before the stretch");
         assert_eq!(covered.until(second(10)), second(105));
         assert_eq!(covered.until(second(101)), second(106), "read after the confirmation");
+    }
+}
+
+#[cfg(all(test, mcp_perf_loom))]
+mod model {
+    use super::*;
+
+    const fn second(second: u64) -> Instant {
+        Instant::from_nanos(second * 1_000_000_000)
+    }
+
+    /// A hit while a gap is found and the stretch after it confirmed.
+    #[test]
+    fn no_interleaving_covers_an_entry_by_a_stretch_it_was_not_read_in() {
+        loom::model(|| {
+            let covered = Arc::new(Covered::new(Duration::from_secs(5)));
+            covered.set(Trust { since: second(10), confirmed_at: second(50) });
+            let gap = loom::thread::spawn({
+                let covered = Arc::clone(&covered);
+                move || {
+                    covered.set(Trust { since: second(100), confirmed_at: second(50) });
+                    covered.set(Trust { since: second(100), confirmed_at: second(200) });
+                }
+            });
+            assert_eq!(covered.until(second(60)), second(65));
+            gap.join().unwrap();
+        });
     }
 }

@@ -93,7 +93,8 @@ impl<'a> Key<'a> {
 
     /// The key that [`kind`](Self::kind), as a number, and [`bytes`](Self::bytes) were taken of.
     pub(crate) fn from_parts(kind: u8, bytes: &'a [u8]) -> Option<Self> {
-        let kind = [Kind::Public, Kind::PublicParts, Kind::Private].into_iter().find(|of| *of as u8 == kind)?;
+        let kind =
+            [Kind::Public, Kind::PublicParts, Kind::Private].into_iter().find(|of| *of as u8 == kind)?;
         Some(Self { kind, bytes: Cow::Borrowed(bytes) })
     }
 

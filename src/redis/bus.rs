@@ -14,7 +14,8 @@ use std::{
 };
 
 use ::redis::{
-    AsyncConnectionConfig, Client, ErrorKind as Cause, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, ErrorKind as Cause, IntoConnectionInfo, ProtocolVersion, PushInfo,
+    PushKind, RedisError, ServerErrorKind, Value,
     aio::{MultiplexedConnection, SendError},
     cmd,
 };
@@ -76,8 +77,9 @@ impl RedisBus {
     /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form.
     pub fn new(url: &str) -> Result<Self, Error> {
         // The driver's error may quote the URL, and with it the password: it is left out.
-        let not_a_url =
-            |_: RedisError| Error::configuration("url", "not one of the form redis://[user:password@]host[:port]");
+        let not_a_url = |_: RedisError| {
+            Error::configuration("url", "not one of the form redis://[user:password@]host[:port]")
+        };
         let address = url.into_connection_info().map_err(not_a_url)?;
         let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let client = Client::open(address.set_redis_settings(settings)).map_err(not_a_url)?;

@@ -200,7 +200,8 @@ impl Listener {
 
 impl Subscription for MemorySubscription {
     async fn next(&mut self) -> Result<Bytes, Error> {
-        let ended = || Error::unavailable("the bus in memory: disconnected", std::io::Error::other("as told"));
+        let ended =
+            || Error::unavailable("the bus in memory: disconnected", std::io::Error::other("as told"));
         self.0.recv().await.ok_or_else(ended)
     }
 }
