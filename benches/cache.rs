@@ -4,10 +4,16 @@
 
 mod support;
 
-use std::{convert::Infallible, hint::black_box, sync::Arc};
+use std::{convert::Infallible, hint::black_box, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput};
-use mcp_perf::cache::{Cache, Key};
+use mcp_perf::{
+    cache::{Cache, Codec, Compression, Key},
+    clock::Clock,
+    testing::MemoryStore,
+};
+use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::{self, Runtime},
     task::JoinSet,
@@ -18,7 +24,7 @@ type Payload = Arc<str>;
 const NAME: &str = "tools/call:search_documents:8f14e45fceea167a5a36dedd4bea2543";
 
 fn main() {
-    support::run(&[hit, miss, contended, stampede]);
+    support::run(&[hit, miss, contended, stampede, bytes]);
 }
 
 fn hit(criterion: &mut Criterion) {
@@ -87,6 +93,127 @@ fn stampede(criterion: &mut Criterion) {
             });
         });
     }
+}
+
+/// What it costs to write a value to the remote tier and to read it there, but for the way: the store is in memory.
+fn bytes(criterion: &mut Criterion) {
+    use Compression::{Balanced, Heavy, Light, Off};
+    for size in [1 << 10, 11 << 10, 115 << 10] {
+        let results = results(size);
+        let json = Bytes::from(serde_json::to_vec(&results).unwrap());
+        for setting in [Off, Balanced] {
+            travel(criterion, "json", Codec::json(), setting, size, &results);
+            travel(criterion, "message_pack", Codec::message_pack(), setting, size, &results);
+        }
+        for setting in [Off, Light, Balanced, Heavy] {
+            travel(criterion, "bytes", Codec::bytes(), setting, size, &json);
+        }
+    }
+}
+
+fn travel<V: Clone + Send + Sync + 'static>(
+    criterion: &mut Criterion,
+    name: &str,
+    codec: Codec<V>,
+    setting: Compression,
+    size: usize,
+    value: &V,
+) {
+    let runtime = runtime();
+    let store = MemoryStore::new(Clock::system());
+    // Memory answers for no time at all, so every read is one of the store.
+    let cache = Cache::builder("bench").remote_with(store, codec).compression(setting);
+    let cache = runtime.block_on(cache.max_staleness(Duration::from_nanos(1)).build()).unwrap();
+    let key = Key::public(NAME);
+    let mut group = criterion.benchmark_group("cache/bytes");
+    group.sample_size(20).measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300));
+    let what = format!("{name}, {setting:?}, {} KiB", size >> 10);
+    group.bench_function(BenchmarkId::new("write", &what), |bench| {
+        bench.to_async(&runtime).iter(async || cache.insert(&key, value.clone()).await);
+    });
+    group.bench_function(BenchmarkId::new("read", &what), |bench| {
+        bench.to_async(&runtime).iter(async || assert!(cache.get(&key).await.is_some()));
+    });
+}
+
+/// What a search tool answers.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Results {
+    results: Vec<Server>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Server {
+    id: u64,
+    name: String,
+    description: String,
+    version: String,
+    tags: Vec<String>,
+    updated_at: String,
+    score: f64,
+}
+
+/// Results of at least so many bytes as JSON.
+fn results(size: usize) -> Results {
+    const WORDS: [&str; 40] = [
+        "server",
+        "model",
+        "context",
+        "protocol",
+        "search",
+        "query",
+        "document",
+        "index",
+        "vector",
+        "remote",
+        "local",
+        "cache",
+        "token",
+        "stream",
+        "request",
+        "response",
+        "for",
+        "the",
+        "a",
+        "with",
+        "and",
+        "of",
+        "that",
+        "over",
+        "from",
+        "returns",
+        "reads",
+        "writes",
+        "lists",
+        "updates",
+        "database",
+        "file",
+        "issue",
+        "repository",
+        "weather",
+        "calendar",
+        "message",
+        "channel",
+        "user",
+        "account",
+    ];
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut words =
+        |count: usize| (0..count).map(|_| random.choice(WORDS).unwrap()).collect::<Vec<_>>().join(" ");
+    let mut results = Results::default();
+    let mut random = fastrand::Rng::with_seed(8);
+    while serde_json::to_vec(&results).unwrap().len() < size {
+        results.results.push(Server {
+            id: random.u64(..1 << 40),
+            name: words(2),
+            description: words(random.usize(8..24)),
+            version: format!("{}.{}.{}", random.u8(..5), random.u8(..20), random.u8(..20)),
+            tags: (0..3).map(|_| words(1)).collect(),
+            updated_at: format!("2026-{:02}-{:02}T12:00:00Z", random.u8(1..13), random.u8(1..29)),
+            score: random.f64(),
+        });
+    }
+    results
 }
 
 fn runtime() -> Runtime {

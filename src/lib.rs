@@ -49,6 +49,8 @@
 //! | `tower` (default) | [`limit`] and [`timing`] as tower layers | `http`, `tower-layer`, `tower-service`: types and traits |
 //! | `rmcp` | the wrapper, and `serve` with `TCP_NODELAY` | `rmcp` with its server, `hyper` |
 //! | `redis` | Redis behind the cache | `redis`, `bb8` |
+//! | `message-pack` | `MessagePack` for values of the cache's remote tier | `rmp-serde` |
+//! | `zstd` | zstd for large values there | `zstd`, and a C compiler |
 //! | `test-util` | a movable clock, a store in memory, the contract tests for stores of your own | nothing |
 //! | `full` | all but `test-util` | |
 //!

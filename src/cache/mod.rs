@@ -42,6 +42,16 @@
 //! Dropping any of the futures here is safe at any point: loads and writes run in tasks of their own and
 //! are finished.
 //!
+//! # How values travel
+//!
+//! A value becomes bytes by a [`Codec`], is made smaller by a [`Compression`] if that pays, and lies in the store
+//! with its key, its tags and a checksum around it. Bytes of another codec, schema or key, above
+//! [`max_value`](RemoteCacheBuilder::max_value), cut short or made up are a miss.
+//!
+//! Names in the store hold the version of that layout. Releases that differ in it do not read, overwrite or delete
+//! each other's entries; while they run side by side they are two caches, and an invalidation in one is none in the
+//! other. The changelog says when the version changes.
+//!
 //! # Metrics
 //!
 //! [`Cache::stats`] is a snapshot. For an exporter the same counts go to the `metrics` recorder that is installed
