@@ -27,6 +27,7 @@ use mcp_perf::{
 };
 use support::stepped::{Step, Stepped};
 use tokio::sync::oneshot;
+use tracing::{Level, Metadata, span};
 
 const SECOND: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(50);
@@ -759,6 +760,35 @@ async fn subscription_that_went_silent_is_made_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bus_that_goes_and_comes_back_is_one_line_each() {
+    let logs = Logs::default();
+    let _guard = tracing::subscriber::set_default(logs.clone());
+    let fleet = Fleet::new();
+    let (one, two) = fleet.two().await;
+    one.load("old").await;
+    two.load("unused").await;
+    one.bus.refuse(true);
+    for _ in 0..20 {
+        Way::Tag.invalidate(&one).await.unwrap();
+        Way::Tag.invalidate(&two).await.unwrap();
+        fleet.pass(5 * SECOND).await;
+    }
+    assert_eq!(logs.lines(), ["bus takes no messages: other processes find out by the remote tier"]);
+    assert_eq!(one.bus.subscriptions(), 1, "it hears the others");
+    one.bus.refuse(false);
+    fleet.pass(20 * SECOND).await;
+    assert_eq!(logs.lines()[1..], ["bus takes messages again"]);
+    two.bus.refuse(true);
+    two.bus.disconnect();
+    fleet.pass(SECOND).await;
+    assert_eq!(logs.lines()[2..], ["bus is away: what others invalidate is found out by the remote tier"]);
+    fleet.pass(60 * SECOND).await;
+    two.bus.refuse(false);
+    fleet.pass(60 * SECOND).await;
+    assert_eq!(logs.lines()[3..], ["bus is back"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn strangers_on_the_channel_change_nothing() {
     use mcp_perf::cache::Bus;
     let fleet = Fleet::new();
@@ -773,6 +803,48 @@ async fn strangers_on_the_channel_change_nothing() {
     fleet.pass(20 * SECOND).await;
     assert_eq!(two.remembers().as_deref(), Some("value"));
     assert_eq!(two.cache.stats().bus.gaps, 0);
+}
+
+/// Keeps the messages of this crate that an operator sees.
+#[derive(Clone, Default)]
+struct Logs(Arc<Mutex<Vec<String>>>);
+
+impl Logs {
+    fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl tracing::Subscriber for Logs {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("mcp_perf") && *metadata.level() <= Level::INFO
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Message(String);
+        impl tracing::field::Visit for Message {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        self.0.lock().unwrap().push(message.0);
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
 }
 
 // ===== histories =====

@@ -86,7 +86,7 @@ use super::{
 use crate::{
     Error, ErrorKind,
     clock::{Clock, Instant},
-    sync::{AtomicU64, Mutex, Ordering, lock},
+    sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock},
 };
 
 /// The least that a bus has to carry at once.
@@ -219,7 +219,8 @@ impl Coherence {
     pub(super) fn start<V: Clone + Send + Sync + 'static>(&self, tiers: &Weak<Tiers<V>>) {
         let Some(waiting) = lock(&self.waiting).take() else { return };
         let (bus, channel, events) = (&self.bus, &self.channel, &self.events);
-        let way = Way { bus: Arc::clone(bus), channel: Arc::clone(channel), events: Arc::clone(events) };
+        let (bus, channel, events) = (Arc::clone(bus), Arc::clone(channel), Arc::clone(events));
+        let way = Way { bus, channel, events, takes_messages: Arc::new(AtomicBool::new(true)) };
         // Ends by itself when the cache is gone and what waits has been published.
         tokio::spawn(publish(way.clone(), self.node, waiting, Arc::clone(&self.bytes_waiting)));
         let listening = listen(way, Weak::clone(tiers), Arc::clone(&self.try_the_way));
@@ -373,11 +374,13 @@ struct Way {
     bus: Arc<dyn ErasedBus>,
     channel: Arc<str>,
     events: Arc<BusEvents>,
+    /// Whether the last message could be published.
+    takes_messages: Arc<AtomicBool>,
 }
 
 /// Publishes what waits, as few messages as hold it.
 async fn publish(way: Way, node: Node, mut waiting: mpsc::Receiver<Bytes>, bytes_waiting: Arc<AtomicUsize>) {
-    let (max_message, mut works) = (way.bus.max_message(), true);
+    let max_message = way.bus.max_message();
     let mut next = None;
     loop {
         let (first, mut taken) = match next.take() {
@@ -406,13 +409,13 @@ async fn publish(way: Way, node: Node, mut waiting: mpsc::Receiver<Bytes>, bytes
         match within(PUBLISH_TIMEOUT, way.bus.publish(&way.channel, message.seal())).await {
             Ok(()) => {
                 way.events.sent.add();
-                if !std::mem::replace(&mut works, true) {
+                if !way.takes_messages.swap(true, Ordering::AcqRel) {
                     tracing::info!(channel = %way.channel, "bus takes messages again");
                 }
             }
             Err(error) => {
                 way.events.unsent.add();
-                if std::mem::replace(&mut works, false) {
+                if way.takes_messages.swap(false, Ordering::AcqRel) {
                     let message = "bus takes no messages: other processes find out by the remote tier";
                     tracing::warn!(channel = %way.channel, cause = %error, "{message}");
                 }
@@ -483,7 +486,8 @@ impl<V: Clone + Send + Sync + 'static> Ears<'_, V> {
                     Err(error) => return Some(error),
                 },
                 () = &mut silence => {
-                    if expecting {
+                    // What could not be sent cannot come back.
+                    if expecting && self.way.takes_messages.load(Ordering::Acquire) {
                         let silent = "a message sent to the bus did not come back";
                         return Some(Error::new(ErrorKind::TimedOut, silent));
                     }

@@ -31,7 +31,11 @@
 //! - **No life gained.** An entry that travels through the tiers dies no later than it would have where
 //!   it was made.
 //! - **Other processes** see an invalidation at once in the remote tier, and in their own memory within
-//!   [`max_staleness`](RemoteCacheBuilder::max_staleness) of when it last asked for what it serves.
+//!   [`max_staleness`](RemoteCacheBuilder::max_staleness) of when it last asked for what it serves. With a
+//!   [bus](RemoteCacheBuilder::bus) they are told at once, and memory serves an entry for as long as it lives;
+//!   `max_staleness` then bounds what a lost message, or a bus that is away, can do. The bus is not trusted with
+//!   that: every invalidation is written down in the remote tier first, and every process sees there whether it
+//!   heard of all.
 //! - **A remote tier that is away** is left alone: the cache goes on from memory and loader, asks again
 //!   from time to time, and says so once in the log. Memory answers for
 //!   [`max_staleness`](RemoteCacheBuilder::max_staleness) at a time even then, since other processes may still
@@ -58,6 +62,8 @@
 //! when the cache is built, with the label `cache`: `mcp_perf_cache_hits_total`, `_misses_total`, `_joined_total`,
 //! `_throttled_total`, `_loads_total`, `_load_failures_total`, `_fenced_total`, `_remote_hits_total`,
 //! `_remote_misses_total` and `_remote_failures_total`; each is explained at the field of [`Stats`] of that name.
+//! With a bus also `mcp_perf_cache_bus_sent_total`, `_unsent_total`, `_received_total`, `_gaps_total`,
+//! `_doubts_total` and the gauge `mcp_perf_cache_bus_connected`, explained at [`BusStats`].
 //!
 //! ```
 //! use mcp_perf::cache::{Cache, Key};

@@ -1,4 +1,4 @@
-//! Redis (6.2 or later, Valkey) as the remote tier of a cache.
+//! Redis (6.2 or later, Valkey) as the remote tier of a cache, and as its invalidation bus.
 //!
 //! Two connections, shared by everybody: one for what is small, one for what is 64 KiB or more. Nobody waits for a
 //! connection, the server sees few of them, and reads that are made at the same time travel as one question, so that
