@@ -38,6 +38,8 @@
 //! | [`cache`] | values in memory, and behind it a store that processes share | |
 #![cfg_attr(feature = "redis", doc = "| [`redis`] | Redis as that store | `redis` |")]
 #![cfg_attr(not(feature = "redis"), doc = "| `redis` | Redis as that store | `redis` |")]
+#![cfg_attr(feature = "postgres", doc = "| [`postgres`] | PostgreSQL as that store | `postgres` |")]
+#![cfg_attr(not(feature = "postgres"), doc = "| `postgres` | PostgreSQL as that store | `postgres` |")]
 //! | [`clock`] | where all of them read the time | |
 //!
 //! [`guide`] has the pages that go across: how a request flows, and how to test with all this.
@@ -49,8 +51,11 @@
 //! | `tower` (default) | [`limit`] and [`timing`] as tower layers | `http`, `tower-layer`, `tower-service`: types and traits |
 //! | `rmcp` | the wrapper, and `serve` with `TCP_NODELAY` | `rmcp` with its server, `hyper` |
 //! | `redis` | Redis behind the cache | `redis`, `bb8` |
+//! | `redis-tls` | the same over TLS | `rustls` |
+//! | `postgres` | PostgreSQL behind the cache | `tokio-postgres`, `bb8` |
 //! | `message-pack` | `MessagePack` for values of the cache's remote tier | `rmp-serde` |
 //! | `zstd` | zstd for large values there | `zstd`, and a C compiler |
+//! | `quick-cache` | `quick_cache` as the engine of a cache's memory | `quick_cache` |
 //! | `test-util` | a movable clock, a store in memory, the contract tests for stores of your own | nothing |
 //! | `full` | all but `test-util` | |
 //!
@@ -76,6 +81,8 @@ pub mod clock;
 mod error;
 pub mod guide;
 pub mod limit;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "rmcp")]
