@@ -133,6 +133,95 @@ async fn staleness_counts_from_before_the_load_not_from_its_end() {
 }
 
 #[tokio::test]
+async fn who_asks_too_long_after_a_load_began_does_not_join_it_and_its_value_is_shared_all_the_same() {
+    let clock = Clock::manual();
+    let store = memory(&clock);
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    let slow = async |value: &'static str| {
+        let (started, has_started) = oneshot::channel();
+        let (release, released) = oneshot::channel::<()>();
+        let one = one.clone();
+        let loading = tokio::spawn(async move {
+            let load = move || async move {
+                let _ = started.send(());
+                let _ = released.await;
+                Ok::<_, io::Error>(value.to_owned())
+            };
+            one.get_or_load(&Key::public("a"), load).await.unwrap()
+        });
+        has_started.await.unwrap();
+        (release, loading)
+    };
+    let (release, loading) = slow("old").await;
+    two.remove(&Key::public("a")).await.unwrap();
+    clock.advance(4 * SECOND);
+    let joined = tokio::spawn({
+        let one = one.clone();
+        async move { load(&one, "a", &[], "unused").await }
+    });
+    settle().await;
+    clock.advance(SECOND);
+    assert_eq!(load(&one, "a", &[], "new").await, "new");
+    release.send(()).unwrap();
+    assert_eq!((loading.await.unwrap(), joined.await.unwrap()), ("old".to_owned(), "old".to_owned()));
+    settle().await;
+    assert_ne!(one.get(&Key::public("a")).await.as_deref(), Some("old"));
+    assert_ne!(two.get(&Key::public("a")).await.as_deref(), Some("old"));
+
+    // Where nothing was removed, what the first load brings is shared though another took its place.
+    one.clear().await.unwrap();
+    let (release, loading) = slow("first").await;
+    clock.advance(5 * SECOND);
+    let (_never, second) = slow("second").await;
+    release.send(()).unwrap();
+    loading.await.unwrap();
+    settle().await;
+    assert_eq!(two.get(&Key::public("a")).await.as_deref(), Some("first"));
+    second.abort();
+}
+
+#[tokio::test]
+async fn stamp_that_arrives_after_a_later_one_revives_nothing() {
+    let clock = Clock::manual();
+    let store = memory(&clock);
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    let mut asked = store.hold(Step::ReadAnswered);
+    let loading = tokio::spawn({
+        let one = one.clone();
+        async move { load(&one, "a", &["tag"], "old").await }
+    });
+    asked.reached().await;
+    let mut first = store.hold(Step::BeforeInvalidation);
+    let removing = tokio::spawn({
+        let one = one.clone();
+        async move { one.remove_by_tag("tag").await }
+    });
+    first.reached().await;
+    // Begun before its question was answered, so the value is from after that removal, and may be kept.
+    asked.go_on();
+    assert_eq!(loading.await.unwrap(), "old");
+    settle().await;
+    one.remove_by_tag("tag").await.unwrap();
+    first.go_on();
+    removing.await.unwrap().unwrap();
+    assert_eq!(two.get(&Key::public("a")).await, None);
+}
+
+#[tokio::test]
+async fn value_too_short_lived_to_be_shared_does_not_leave_the_older_one_there() {
+    let clock = Clock::manual();
+    let store = memory(&clock);
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    load(&one, "a", &[], "old").await;
+    settle().await;
+    let short = Loaded::new("new".to_owned()).time_to_live(SECOND);
+    one.insert(&Key::public("a"), short).await.unwrap();
+    assert_eq!(one.get(&Key::public("a")).await.as_deref(), Some("new"));
+    clock.advance(SECOND);
+    assert_eq!((one.get(&Key::public("a")).await, two.get(&Key::public("a")).await), (None, None));
+}
+
+#[tokio::test]
 async fn life_does_not_grow_while_a_write_travels() {
     let clock = Clock::manual();
     let store = memory(&clock);

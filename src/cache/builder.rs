@@ -370,8 +370,9 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
     ///
     /// This is the bound on what may be stale here after an invalidation *there*; an invalidation in the
     /// same process takes effect at once. A longer one saves trips, a shorter one saves surprises. It counts from
-    /// when the store was last asked, so what takes longer to load than this is served from the store alone; and
-    /// it holds while the store is away, when every entry is loaded again after this time.
+    /// when the store was last asked, so what takes longer to load than this is served from the store alone, and
+    /// loaded once more for those who ask this long after a load began that is still running; and it holds while the
+    /// store is away, when every entry is loaded again after this time.
     pub fn max_staleness(mut self, max_staleness: Duration) -> Self {
         self.max_staleness = max_staleness;
         self

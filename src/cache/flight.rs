@@ -11,7 +11,10 @@
 //! as they would have a moment earlier; those who ask later start a new load. A flight is precise where
 //! a shared fence counter is not: it bars only the load of its own key. The removal of a tag, which may
 //! concern any number of keys, fences nothing; instead every flight knows how often its tags had been removed
-//! when it began ([`Began`]), and who finds that they have been since then fences it and starts anew.
+//! when it began ([`Began`]), and who finds that they have been since then fences it and starts anew. What other
+//! processes removed meanwhile no flight knows, so nobody joins one that has been under way for longer than what is
+//! read may be stale: a second one takes its place in the table, and the first may no longer store in memory. It is not
+//! fenced, and may offer its value to the remote tier, or a value that takes so long would be shared by nobody.
 //!
 //! A load runs in a task of its own, so no caller's cancellation can take it down. Its [`Lead`] lands
 //! on drop: a panicking loader releases every waiter with an error. A flight that has a stale value and takes
@@ -21,6 +24,7 @@ use std::{
     collections::HashMap,
     hash::BuildHasher,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use crossbeam_utils::CachePadded;
@@ -85,12 +89,13 @@ impl<V> Flights<V> {
         }
     }
 
-    /// Looks once more with `find`, and joins the running flight or starts one.
+    /// Looks once more with `find`, and joins the running flight, unless it began `too_long` ago, or starts one.
     pub(crate) fn board<T>(
         self: &Arc<Self>,
         key: &Key<'_>,
         epoch: &Epoch,
         began: Began,
+        too_long: Duration,
         find: impl FnOnce() -> Option<T>,
     ) -> Boarding<T, V> {
         let mut stripe = lock(self.stripe(key));
@@ -99,9 +104,13 @@ impl<V> Flights<V> {
         }
         let stored = StoredKey::from(key);
         match stripe.running.get(&stored) {
-            Some(flight) if flight.began.is_current(epoch) => return Boarding::Join(Arc::clone(flight)),
-            Some(outdated) => outdated.fenced.store(true, Ordering::Release),
-            None => {}
+            Some(outdated) if !outdated.began.is_current(epoch) => {
+                outdated.fenced.store(true, Ordering::Release);
+            }
+            Some(flight) if flight.began.is_before(&began) < too_long => {
+                return Boarding::Join(Arc::clone(flight));
+            }
+            Some(_) | None => {}
         }
         let flight = Arc::new(Flight {
             began,
@@ -195,8 +204,8 @@ impl<V> Lead<V> {
         self.flight.landed.notify_waiters();
     }
 
-    /// Ends the flight: `store` runs unless the flight was fenced, then every waiter gets `outcome`.
-    /// Returns whether it was stored.
+    /// Ends the flight: `store` runs unless the flight was fenced or another took its place, then every waiter gets
+    /// `outcome`. Returns whether it was not fenced.
     pub(crate) fn land(mut self, outcome: Result<V, Error>, store: impl FnOnce(StoredKey)) -> bool {
         self.end(|| true, outcome, store).unwrap_or_default()
     }
@@ -226,8 +235,9 @@ impl<V> Lead<V> {
         self.has_landed = true;
         // Dropped after the lock, and on unwinding too: `store` runs code of the value's type.
         let (_tell, mut stripe) = (Tell { flight: &self.flight, outcome: Some(outcome) }, stripe);
-        if !fenced {
-            // Not fenced, so the flight in the table is this one.
+        let is_running =
+            stripe.running.get(&self.key).is_some_and(|latest| Arc::ptr_eq(latest, &self.flight));
+        if !fenced && is_running {
             stripe.running.remove(&self.key);
             stripe.changes = stripe.changes.wrapping_add(1);
             store(self.key.clone());
@@ -263,6 +273,7 @@ impl<V> Drop for Lead<V> {
 #[cfg(all(test, mcp_perf_loom))]
 mod model {
     use super::*;
+    use crate::clock::Instant;
 
     /// A value that was read before the invalidation, whichever comes first: landing or fence.
     #[test]
@@ -271,8 +282,9 @@ mod model {
             let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
             let local = Arc::new(Mutex::new(Some(0)));
             let key = Key::public("key");
-            let began = Began::now(&epoch, std::iter::empty());
-            let Boarding::Lead(lead) = flights.board(&key, &epoch, began, || None::<()>) else {
+            let began = Began::now(Instant::default(), &epoch, std::iter::empty());
+            let Boarding::Lead(lead) = flights.board(&key, &epoch, began, Duration::MAX, || None::<()>)
+            else {
                 unreachable!()
             };
             let loader = loom::thread::spawn({
@@ -281,9 +293,9 @@ mod model {
             });
             flights.fence(&key, || *lock(&local) = None);
             // Whoever asks now leads a load of its own, and its value may be stored.
-            let began = Began::now(&epoch, std::iter::empty());
+            let began = Began::now(Instant::default(), &epoch, std::iter::empty());
             let found = || lock(&local).map(|_| ());
-            assert!(matches!(flights.board(&key, &epoch, began, found), Boarding::Lead(_)));
+            assert!(matches!(flights.board(&key, &epoch, began, Duration::MAX, found), Boarding::Lead(_)));
             loader.join().unwrap();
             assert_eq!(*lock(&local), None);
         });
@@ -298,8 +310,8 @@ mod model {
             let call = {
                 let (flights, local, epoch) = (Arc::clone(&flights), Arc::clone(&local), Arc::clone(&epoch));
                 move || {
-                    let began = Began::now(&epoch, std::iter::empty());
-                    match flights.board(&Key::public("key"), &epoch, began, || *lock(&local)) {
+                    let began = Began::now(Instant::default(), &epoch, std::iter::empty());
+                    match flights.board(&Key::public("key"), &epoch, began, Duration::MAX, || *lock(&local)) {
                         Boarding::Lead(lead) => usize::from(lead.land(Ok(1), |_| *lock(&local) = Some(1))),
                         Boarding::Found(_) | Boarding::Join(_) => 0,
                     }

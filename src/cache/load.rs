@@ -121,7 +121,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             // Whoever loads now may have read before this was asked for.
             self.flights.fence(key, || ());
         }
-        match self.flights.board(key, &self.epoch, began, found) {
+        match self.flights.board(key, &self.epoch, began, self.max_local_life, found) {
             Boarding::Found(remembered) => Boarded::Found(remembered),
             Boarding::Join(flight) => {
                 if counts {

@@ -21,9 +21,13 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use crate::sync::{Mutex, lock};
+use crate::{
+    clock::Instant,
+    sync::{Mutex, lock},
+};
 
 /// A tag's nonces in the remote tier: one that changes when what carries the tag is removed, and one that changes
 /// when it is only made to expire.
@@ -154,7 +158,9 @@ impl Cell {
     /// was at version `asked_at`, and returns the state to go on with.
     ///
     /// An answer older than a removal of our own is ignored: the load has not begun yet, so the state
-    /// after the removal is the right one to note.
+    /// after the removal is the right one to note. But the nonce of that is not told: it may reach the remote tier
+    /// after that of a later removal, and would then revive what had been stored with it. What is stored carries only
+    /// what the remote tier has said.
     pub(crate) fn observe(&self, asked_at: Version, answer: Stamp) -> (Version, Option<Stamp>) {
         let mut remote = lock(&self.remote);
         if self.version() == asked_at.version && *remote != Some(answer) {
@@ -164,7 +170,7 @@ impl Cell {
             self.version.fetch_add(1, Ordering::AcqRel);
             *remote = Some(answer);
         }
-        (self.versions(), *remote)
+        (self.versions(), remote.filter(|known| *known == answer))
     }
 }
 
@@ -217,13 +223,20 @@ impl Seen {
 /// How often the cache and a load's tags had been removed here when the load began. Who asks after a later
 /// removal must not be given what that load returns.
 pub(crate) struct Began {
+    at: Instant,
     epoch: u64,
     tags: Box<[(Arc<Cell>, u64)]>,
 }
 
 impl Began {
-    pub(crate) fn now<'a>(epoch: &Epoch, tags: impl Iterator<Item = &'a Arc<Cell>>) -> Self {
-        Self { epoch: epoch.removals(), tags: tags.map(|cell| (Arc::clone(cell), cell.removals())).collect() }
+    pub(crate) fn now<'a>(at: Instant, epoch: &Epoch, tags: impl Iterator<Item = &'a Arc<Cell>>) -> Self {
+        let tags = tags.map(|cell| (Arc::clone(cell), cell.removals())).collect();
+        Self { at, epoch: epoch.removals(), tags }
+    }
+
+    /// How long before `later` this was.
+    pub(crate) fn is_before(&self, later: &Self) -> Duration {
+        later.at.since(self.at)
     }
 
     pub(crate) fn is_current(&self, epoch: &Epoch) -> bool {
@@ -318,7 +331,8 @@ mod tests {
         let (asked_at, _) = cell.capture();
         let ours = Stamp::random();
         cell.bump(Invalidation::Remove, Some(ours));
-        assert_eq!(cell.observe(asked_at, Stamp::random()).1, Some(ours));
+        assert_eq!(cell.observe(asked_at, Stamp::random()), (cell.capture().0, None));
+        assert_eq!(cell.capture().1, Some(ours));
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
     pub(super) tags: Tags,
     pub(super) remote: Option<Remote<V>>,
     /// The longest that memory may answer without asking the remote tier.
-    max_local_life: Duration,
+    pub(super) max_local_life: Duration,
     /// With a bus, for how long beyond that.
     covered: Option<Arc<Covered>>,
     pub(super) settings: Settings<V>,
@@ -253,7 +253,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     pub(super) fn began(&self, captured: &Captured) -> Began {
-        Began::now(&self.epoch, captured.tags.iter().map(|tag| &tag.cell))
+        Began::now(captured.at, &self.epoch, captured.tags.iter().map(|tag| &tag.cell))
     }
 
     /// The entry of a value that was made at `from`, and of which other processes were last heard at `heard_at`.
@@ -444,6 +444,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         captured: &Captured,
         fence: Fence,
     ) {
+        if captured.stamps().is_none() {
+            // A removal of our own came before the load, and is on its way to the remote tier.
+            self.events.fenced.add();
+            return;
+        }
         let (bytes, life) = match self.seal(remote, key, kept, loaded_at, captured).await {
             Ok(Some(sealed)) => sealed,
             Ok(None) => return,
@@ -498,9 +503,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // must not undo a removal that came in between.
         for _ in 0..WRITE_TRIES {
             let read = remote.read(key, &captured.names()).await?;
-            self.observe(captured, read.epoch, &read.tags);
+            if !self.observe(captured, read.epoch, &read.tags) {
+                continue;
+            }
             let Some((bytes, life)) = self.seal(remote, key, kept, captured.at, captured).await? else {
-                return Ok(());
+                // Not worth the trip; but what is there is older.
+                return remote.remove(key).await;
             };
             if remote.put(key, bytes, life, Some(read.slot.fence)).await? != Written::Refused {
                 return Ok(());
@@ -508,7 +516,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
         Err(Error::new(
             ErrorKind::Unavailable,
-            "others write or remove the key faster than this value can be stored",
+            "the key is written or removed faster than this value can be stored",
         ))
     }
 

@@ -161,7 +161,10 @@ impl RedisStore {
     /// space.
     pub fn client_name(mut self, name: &str) -> Result<Self, Error> {
         if !(1..=64).contains(&name.len()) || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Error::configuration("client_name", "1 to 64 printable ASCII characters, and no space"));
+            return Err(Error::configuration(
+                "client_name",
+                "1 to 64 printable ASCII characters, and no space",
+            ));
         }
         let mut address = self.pool.address().clone();
         address.client_name = Some(name.into());
@@ -187,7 +190,13 @@ impl RedisStore {
     }
 
     /// Reads everything in one trip, after running other commands.
-    async fn read(&self, size: Size, entries: &[&str], stamps: &[&str], before: &Commands) -> Result<Values, Error> {
+    async fn read(
+        &self,
+        size: Size,
+        entries: &[&str],
+        stamps: &[&str],
+        before: &Commands,
+    ) -> Result<Values, Error> {
         let send = |connection: &Connection, _| {
             let mut names = Names::with_capacity(entries.len() + stamps.len());
             for name in entries.iter().chain(stamps) {

@@ -43,8 +43,9 @@ impl Tls {
             // Read from files, and anew for every connection: certificates change while a program runs.
             None => tokio::task::spawn_blocking(system).await.map_err(io::Error::other)??,
         };
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "no name that a certificate could have"))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+            io::Error::new(io::ErrorKind::InvalidData, "no name that a certificate could have")
+        })?;
         Ok(Box::new(TlsConnector::from(config).connect(name, stream).await?))
     }
 }

@@ -293,7 +293,8 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..50_000 {
             let length = random.usize(..24);
-            let bytes: Vec<u8> = (0..length).map(|_| *random.choice(b"$*+-:0123456789\r\na").unwrap_or(&0)).collect();
+            let bytes: Vec<u8> =
+                (0..length).map(|_| *random.choice(b"$*+-:0123456789\r\na").unwrap_or(&0)).collect();
             let _ = tokens(&bytes);
             let _ = missing(&bytes);
         }
