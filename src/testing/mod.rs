@@ -26,6 +26,7 @@
 
 pub mod bus;
 mod faults;
+pub mod history;
 mod memory;
 mod memory_bus;
 mod proxy;

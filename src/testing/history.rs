@@ -1,0 +1,941 @@
+//! Finds what should not have been read.
+//!
+//! A [`History`] is the source of truth of a test, and its witness. The *source* is a map of versions: every
+//! [write](History::write) gives a key its next version, and [loaders](History::loader) read it. [`Node`]s, one for
+//! each cache in front of it, note what they were asked for, what came of it, and when either was. Afterwards
+//! [`check`](History::check) goes through what was noted and names every read that breaks a promise.
+//!
+//! # What is a violation
+//!
+//! An *invalidation* is a removal, of a key, by a tag, or of everything; or an insertion, which takes the place of
+//! what was there. It **outlaws** every version that had been superseded in the source when it was asked for: an
+//! insertion those before its own. A read that returned such a version is a violation if it was asked for
+//!
+//! - on the same node, after the invalidation had ended, be it with an error: what a node was told to forget it does
+//!   not serve;
+//! - on another node, [`max_staleness`](Bounds::max_staleness) or more after the invalidation had ended **without** an
+//!   error.
+//!
+//! An expiry outlaws as well, but the outlawed may be served on purpose for [`stale`](Bounds::stale) longer, as long
+//! as nothing was removed. Besides, a read must not return a version
+//!
+//! - of another key, or that the source never had by the time the read ended;
+//! - that nobody had offered to a cache: no loader that had returned, no insertion that had begun;
+//! - whose life was over when it was asked for: counted from the end of the last load or insertion of this version,
+//!   [`time_to_live`](Bounds::time_to_live) and [`stale`](Bounds::stale) and [`late`](Bounds::late) long.
+//!
+//! # What is not
+//!
+//! The aim is that every report is a fault of the cache. So wherever two things were under way at once, the order
+//! that excuses the cache is assumed:
+//!
+//! - A read that was asked for before the invalidation ended may have been answered before it. Nothing is said of it,
+//!   even if it ended much later (it waited for a load).
+//! - A version that was superseded *while* an invalidation was under way is not outlawed by it.
+//! - An invalidation that never ended (its caller was dropped) outlaws nothing, and one that ended with an error
+//!   outlaws nothing on other nodes: it may be carried out later, or never. A node that calls again until there is no
+//!   error has a claim.
+//! - Whoever **inserts** an old version has himself to blame. A read may return what an insertion offered, unless
+//!   that had ended, with an error or without, before the invalidation was asked for. One that had failed may arrive
+//!   late, and that must not undo the invalidation, so it is no excuse.
+//! - A tag outlaws a version only where every load and insertion that offered it carried the tag.
+//! - A read that returned nothing, or an error, claims nothing.
+//!
+//! Moments are times of a [`Clock`] and, within one time, the order in which they were noted, so virtual time that
+//! stands still loses no order. Reads are held against invalidations one by one: linearisability of a register whose
+//! writes are the invalidations, with a window for other nodes. Whether reads of one node are monotonic is not asked:
+//! a bounded staleness does not promise it.
+//!
+//! # Bounds
+//!
+//! The history holds everything it was told, and grows without one: a test makes as many steps as it means to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error,
+    cache::{Cache, Key, Loaded},
+    clock::{Clock, Instant},
+};
+
+/// A value of the source: the version of a key. What the caches under test hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Versioned {
+    /// The key that it is a value of.
+    pub key: String,
+    /// Counted from 1 for each key; 0 is what was there before the first write.
+    pub version: u64,
+}
+
+/// What the caches under test promise.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a test that forgets a new promise should not compile")]
+pub struct Bounds {
+    /// The setting of that name.
+    pub max_staleness: Duration,
+    /// The longest life of an entry.
+    pub time_to_live: Duration,
+    /// For how long a cache may serve on purpose what has expired, never what was removed: zero unless it is told to.
+    pub stale: Duration,
+    /// How late a write may reach the store after the caller gave it up. An entry lives so much longer then, where a
+    /// store counts its life from when it arrives.
+    pub late: Duration,
+}
+
+/// What a node was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// A look-up that does not load.
+    Get(String),
+    /// A look-up that loads.
+    Load(String),
+    /// A value and its tags.
+    Insert(Versioned, Vec<String>),
+    /// The removal of a key.
+    Remove(String),
+    /// The removal of what carries a tag.
+    RemoveByTag(String),
+    /// The removal of everything.
+    Clear,
+    /// The expiry of a key.
+    Expire(String),
+    /// The expiry of what carries a tag.
+    ExpireByTag(String),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a call has no other end")]
+pub enum Outcome {
+    /// It was carried out.
+    Done,
+    /// It ended with an error.
+    Failed,
+    /// There was nothing.
+    Nothing,
+    /// A value was returned.
+    Value(Versioned),
+}
+
+/// When something was noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct Moment {
+    /// The time.
+    pub at: Instant,
+    /// Its place among everything that was noted.
+    pub order: u64,
+}
+
+/// One call of one node.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Call {
+    /// Which node.
+    pub node: usize,
+    /// What it was asked for.
+    pub operation: Operation,
+    /// When.
+    pub began: Moment,
+    /// When it ended and how; `None` while it is under way, and for ever if its caller was dropped.
+    pub ended: Option<(Moment, Outcome)>,
+}
+
+/// What was wrong with a read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Breach {
+    /// The value is of another key.
+    OtherKey,
+    /// Nobody had offered it to a cache, or the source never had it.
+    NeverOffered,
+    /// It had been outlawed; by the call with this number.
+    Stale {
+        /// The place of the invalidation in [`History::calls`].
+        by: usize,
+        /// How long it had been unlawful when it was asked for.
+        since: Duration,
+    },
+    /// Its life had been over for so long.
+    Outlived(Duration),
+}
+
+/// A read that breaks a promise. Prints what happened to its key.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Violation {
+    /// The read.
+    pub read: Call,
+    /// What is wrong with it.
+    pub breach: Breach,
+    story: Vec<String>,
+}
+
+/// The source and the witness of a test; cheap to clone, and clones are the same.
+///
+/// ```
+/// use mcp_perf::{
+///     cache::Cache,
+///     clock::Clock,
+///     testing::{FaultStore, MemoryStore, history::{Bounds, History}},
+/// };
+/// use std::time::Duration;
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
+/// let clock = Clock::tokio();
+/// let second = Duration::from_secs(1);
+/// let bounds =
+///     Bounds { max_staleness: 5 * second, time_to_live: 300 * second, stale: Duration::ZERO, late: Duration::ZERO };
+/// let history = History::new(clock.clone(), bounds);
+/// let network = FaultStore::new(MemoryStore::new(clock.clone()), 1);
+/// let mut nodes = Vec::new();
+/// for _ in 0..2 {
+///     let cache = Cache::builder("test").clock(clock.clone()).remote(network.node()).build().await?;
+///     nodes.push(history.node(cache));
+/// }
+///
+/// nodes[0].load("a", &["tag"], Duration::ZERO, Duration::ZERO).await;
+/// nodes[1].load("a", &["tag"], Duration::ZERO, Duration::ZERO).await;
+/// history.write("a");
+/// nodes[0].remove_by_tag("tag").await;
+/// // The other node may serve it from memory for as long as that, and no longer.
+/// nodes[1].get("a").await;
+/// tokio::time::sleep(bounds.max_staleness).await;
+/// nodes[1].get("a").await;
+/// assert!(history.check().is_empty(), "{}", history.check()[0]);
+/// assert_eq!(history.values(), 3);
+/// # Ok::<_, mcp_perf::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct History {
+    clock: Clock,
+    bounds: Bounds,
+    log: Arc<Mutex<Log>>,
+}
+
+#[derive(Default)]
+struct Log {
+    order: u64,
+    nodes: usize,
+    /// When each version of a key came to be, the first of them version 1.
+    source: BTreeMap<String, Vec<Moment>>,
+    offers: Vec<Offer>,
+    calls: Vec<Call>,
+}
+
+/// A version that a loader returned, at that moment. Insertions are offers too; those are found among the calls.
+struct Offer {
+    value: Versioned,
+    tags: Vec<String>,
+    at: Moment,
+}
+
+/// A call that was begun. Where it is dropped without its end, it has none.
+#[must_use = "without its end it is a call whose caller was dropped"]
+pub struct Running {
+    history: History,
+    call: usize,
+}
+
+impl History {
+    /// A source without a write, and nothing noted. `clock` is that of the caches under test.
+    #[must_use]
+    pub fn new(clock: Clock, bounds: Bounds) -> Self {
+        Self { clock, bounds, log: Arc::default() }
+    }
+
+    /// Puts a cache under observation, as the next node.
+    #[must_use]
+    pub fn node(&self, cache: Cache<Versioned>) -> Node {
+        let mut log = self.log();
+        log.nodes += 1;
+        Node { history: self.clone(), number: log.nodes - 1, cache }
+    }
+
+    /// Changes the source: the key has its next version from now on.
+    #[expect(clippy::must_use_candidate, reason = "most tests do not ask which version it is")]
+    pub fn write(&self, key: &str) -> Versioned {
+        let mut log = self.log();
+        let now = log.moment(&self.clock);
+        log.source.entry(key.to_owned()).or_default().push(now);
+        log.latest(key)
+    }
+
+    /// What the source has now.
+    #[must_use]
+    pub fn read(&self, key: &str) -> Versioned {
+        self.log().latest(key)
+    }
+
+    /// A loader that reads the source after `before`, and returns what it read after another `after`.
+    pub async fn loader(
+        &self,
+        key: String,
+        tags: Vec<String>,
+        before: Duration,
+        after: Duration,
+    ) -> Versioned {
+        sleep(before).await;
+        let value = self.read(&key);
+        sleep(after).await;
+        let mut log = self.log();
+        let at = log.moment(&self.clock);
+        log.offers.push(Offer { value: value.clone(), tags, at });
+        value
+    }
+
+    /// Notes that a node is asked for something; for caches that are no [`Cache`].
+    pub fn begin(&self, node: usize, operation: Operation) -> Running {
+        let mut log = self.log();
+        let began = log.moment(&self.clock);
+        log.calls.push(Call { node, operation, began, ended: None });
+        Running { history: self.clone(), call: log.calls.len() - 1 }
+    }
+
+    /// Everything that the nodes were asked for, in the order in which they were.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Call> {
+        self.log().calls.clone()
+    }
+
+    /// How many reads returned a value: a test that finds nothing should have read something.
+    #[must_use]
+    pub fn values(&self) -> usize {
+        self.log().calls.iter().filter(|call| call.value().is_some()).count()
+    }
+
+    /// Every read that breaks a promise, in the order in which they began.
+    #[must_use]
+    pub fn check(&self) -> Vec<Violation> {
+        let log = self.log();
+        Judge::new(&log, self.bounds).violations()
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    /// Notes how it ended.
+    pub fn end(self, outcome: Outcome) {
+        let mut log = self.history.log();
+        let now = log.moment(&self.history.clock);
+        log.calls[self.call].ended = Some((now, outcome));
+    }
+
+    fn end_with(self, result: &Result<(), Error>) {
+        self.end(if result.is_ok() { Outcome::Done } else { Outcome::Failed });
+    }
+}
+
+impl Log {
+    fn moment(&mut self, clock: &Clock) -> Moment {
+        self.order += 1;
+        Moment { at: clock.now(), order: self.order }
+    }
+
+    fn latest(&self, key: &str) -> Versioned {
+        let version = self.source.get(key).map_or(0, Vec::len) as u64;
+        Versioned { key: key.to_owned(), version }
+    }
+}
+
+/// A cache under observation; cheap to clone, and clones are the same node.
+#[derive(Clone)]
+pub struct Node {
+    history: History,
+    number: usize,
+    cache: Cache<Versioned>,
+}
+
+impl Node {
+    /// The cache itself. What it is asked for directly is not noted.
+    #[must_use]
+    pub fn cache(&self) -> &Cache<Versioned> {
+        &self.cache
+    }
+
+    /// Looks a key up.
+    pub async fn get(&self, key: &str) -> Option<Versioned> {
+        let running = self.begin(Operation::Get(key.to_owned()));
+        let value = self.cache.get(&Key::public(key)).await;
+        running.end(value.clone().map_or(Outcome::Nothing, Outcome::Value));
+        value
+    }
+
+    /// Looks a key up, and loads it from the source, with such delays before and after reading it. Returns whether
+    /// there was a value.
+    pub async fn load(
+        &self,
+        key: &str,
+        tags: &[&str],
+        before: Duration,
+        after: Duration,
+    ) -> Option<Versioned> {
+        let running = self.begin(Operation::Load(key.to_owned()));
+        let owned = tags.iter().map(ToString::to_string).collect();
+        let (history, name) = (self.history.clone(), key.to_owned());
+        let load = move || async move { Ok::<_, Error>(history.loader(name, owned, before, after).await) };
+        let value = self.cache.get_or_load_tagged(&Key::public(key), tags, load).await.ok();
+        running.end(value.clone().map_or(Outcome::Failed, Outcome::Value));
+        value
+    }
+
+    /// Inserts a value.
+    ///
+    /// # Errors
+    ///
+    /// Those of the cache.
+    pub async fn insert(&self, value: Versioned, tags: &[&str]) -> Result<(), Error> {
+        let owned = tags.iter().map(ToString::to_string).collect();
+        let running = self.begin(Operation::Insert(value.clone(), owned));
+        let key = value.key.clone();
+        let done = self.cache.insert_tagged(&Key::public(&*key), tags, Loaded::new(value)).await;
+        running.end_with(&done);
+        done
+    }
+
+    /// Removes a key.
+    ///
+    /// # Errors
+    ///
+    /// Those of the cache.
+    pub async fn remove(&self, key: &str) -> Result<(), Error> {
+        let running = self.begin(Operation::Remove(key.to_owned()));
+        let done = self.cache.remove(&Key::public(key)).await;
+        running.end_with(&done);
+        done
+    }
+
+    /// Removes what carries a tag.
+    ///
+    /// # Errors
+    ///
+    /// Those of the cache.
+    pub async fn remove_by_tag(&self, tag: &str) -> Result<(), Error> {
+        let running = self.begin(Operation::RemoveByTag(tag.to_owned()));
+        let done = self.cache.remove_by_tag(tag).await;
+        running.end_with(&done);
+        done
+    }
+
+    /// Removes everything.
+    ///
+    /// # Errors
+    ///
+    /// Those of the cache.
+    pub async fn clear(&self) -> Result<(), Error> {
+        let running = self.begin(Operation::Clear);
+        let done = self.cache.clear().await;
+        running.end_with(&done);
+        done
+    }
+
+    fn begin(&self, operation: Operation) -> Running {
+        self.history.begin(self.number, operation)
+    }
+}
+
+impl Call {
+    fn value(&self) -> Option<&Versioned> {
+        match &self.ended {
+            Some((_, Outcome::Value(value))) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn has_ended_before(&self, moment: Moment) -> bool {
+        self.ended.as_ref().is_some_and(|(ended, _)| *ended < moment)
+    }
+}
+
+/// What is looked up again and again while judging.
+struct Judge<'a> {
+    log: &'a Log,
+    bounds: Bounds,
+    /// Invalidations that concern a key, in the order in which they began; those by a tag stand under every key.
+    against: BTreeMap<&'a str, Vec<Invalidation<'a>>>,
+    offered: BTreeMap<(&'a str, u64), Offered<'a>>,
+}
+
+struct Invalidation<'a> {
+    call: usize,
+    /// Versions below this one.
+    outlaws_below: u64,
+    /// Only what carries it.
+    tag: Option<&'a str>,
+    is_expiry: bool,
+}
+
+/// All offers of one version.
+#[derive(Default)]
+struct Offered<'a> {
+    first: Option<Moment>,
+    last: Option<Instant>,
+    /// The tags that all of them carried.
+    tags: Option<BTreeSet<&'a str>>,
+    /// Insertions, as places in the calls.
+    insertions: Vec<usize>,
+}
+
+impl<'a> Offered<'a> {
+    fn add(&mut self, tags: &'a [String], from: Moment, until: Option<Instant>) {
+        let these: BTreeSet<&str> = tags.iter().map(String::as_str).collect();
+        self.tags = Some(match self.tags.take() {
+            Some(tags) => &tags & &these,
+            None => these,
+        });
+        self.first = Some(self.first.map_or(from, |first| first.min(from)));
+        // One that never ended may be carried out at any time.
+        let until = until.unwrap_or(Instant::from_nanos(u64::MAX));
+        self.last = self.last.max(Some(until));
+    }
+}
+
+impl<'a> Judge<'a> {
+    fn new(log: &'a Log, bounds: Bounds) -> Self {
+        let mut offered = BTreeMap::<(&str, u64), Offered<'_>>::new();
+        for Offer { value, tags, at } in &log.offers {
+            offered.entry((&value.key, value.version)).or_default().add(tags, *at, Some(at.at));
+        }
+        for (place, call) in log.calls.iter().enumerate() {
+            if let Operation::Insert(value, tags) = &call.operation {
+                let these = offered.entry((&value.key, value.version)).or_default();
+                these.add(tags, call.began, call.ended.as_ref().map(|(ended, _)| ended.at));
+                these.insertions.push(place);
+            }
+        }
+        let keys: BTreeSet<&str> = offered.keys().map(|(key, _)| *key).collect();
+        let mut against = BTreeMap::<&str, Vec<Invalidation<'_>>>::new();
+        for (call, Call { operation, began, ended, .. }) in log.calls.iter().enumerate() {
+            if ended.is_none() {
+                continue;
+            }
+            let (only, tag, is_expiry) = match operation {
+                Operation::Get(_) | Operation::Load(_) => continue,
+                Operation::Insert(value, _) => (Some(&*value.key), None, false),
+                Operation::Remove(key) => (Some(&**key), None, false),
+                Operation::Expire(key) => (Some(&**key), None, true),
+                Operation::RemoveByTag(tag) => (None, Some(&**tag), false),
+                Operation::ExpireByTag(tag) => (None, Some(&**tag), true),
+                Operation::Clear => (None, None, false),
+            };
+            for key in keys.iter().filter(|key| only.is_none_or(|only| only == **key)) {
+                let outlaws_below = match operation {
+                    Operation::Insert(value, _) => value.version,
+                    _ => log.source.get(*key).map_or(0, |writes| writes.partition_point(|at| at < began))
+                        as u64,
+                };
+                let invalidation = Invalidation { call, outlaws_below, tag, is_expiry };
+                against.entry(*key).or_default().push(invalidation);
+            }
+        }
+        Self { log, bounds, against, offered }
+    }
+
+    fn violations(&self) -> Vec<Violation> {
+        let reads = self.log.calls.iter().filter_map(|call| Some((call, call.value()?)));
+        reads
+            .filter_map(|(read, value)| {
+                let breach = self.breach(read, value)?;
+                Some(Violation { read: read.clone(), story: self.story(read, value, &breach), breach })
+            })
+            .collect()
+    }
+
+    fn breach(&self, read: &Call, value: &Versioned) -> Option<Breach> {
+        let (Operation::Get(key) | Operation::Load(key)) = &read.operation else { return None };
+        if value.key != *key {
+            return Some(Breach::OtherKey);
+        }
+        let ended = read.ended.as_ref()?.0;
+        let Some(offered) = self.offered.get(&(key.as_str(), value.version)) else {
+            return Some(Breach::NeverOffered);
+        };
+        if offered.first.is_none_or(|first| first > ended) {
+            return Some(Breach::NeverOffered);
+        }
+        let stale = self.against.get(key.as_str()).into_iter().flatten().find_map(|invalidation| {
+            let since = self.unlawful_since(invalidation, read, value, offered)?;
+            Some(Breach::Stale { by: invalidation.call, since })
+        });
+        stale.or_else(|| {
+            let Bounds { time_to_live, stale, late, .. } = self.bounds;
+            let dies_at = offered.last?.after(time_to_live + stale + late);
+            (read.began.at >= dies_at).then(|| Breach::Outlived(read.began.at.since(dies_at)))
+        })
+    }
+
+    fn unlawful_since(
+        &self,
+        invalidation: &Invalidation<'_>,
+        read: &Call,
+        value: &Versioned,
+        offered: &Offered<'_>,
+    ) -> Option<Duration> {
+        let call = &self.log.calls[invalidation.call];
+        let (ended, outcome) = call.ended.as_ref()?;
+        if value.version >= invalidation.outlaws_below || *ended >= read.began {
+            return None;
+        }
+        let carries = |tag: &str| offered.tags.as_ref().is_some_and(|tags| tags.contains(tag));
+        if invalidation.tag.is_some_and(|tag| !carries(tag)) {
+            return None;
+        }
+        let mut allowed = Duration::ZERO;
+        if call.node != read.node {
+            if *outcome != Outcome::Done {
+                return None;
+            }
+            allowed += self.bounds.max_staleness;
+        }
+        if invalidation.is_expiry {
+            allowed += self.bounds.stale;
+        }
+        let since = read.began.at.since(ended.at);
+        // By the same clock at the same time there is an order on one node, but between two there is a bound.
+        if since < allowed {
+            return None;
+        }
+        let excuses = |insertion: &usize| {
+            let insertion = &self.log.calls[*insertion];
+            let ended = read.ended.as_ref().map(|(ended, _)| *ended);
+            !insertion.has_ended_before(call.began) && Some(insertion.began) < ended
+        };
+        if offered.insertions.iter().any(excuses) {
+            return None;
+        }
+        Some(since - allowed)
+    }
+
+    /// What happened to the key before the read, as far as it may matter.
+    fn story(&self, read: &Call, value: &Versioned, breach: &Breach) -> Vec<String> {
+        const LINES: usize = 60;
+        let (Operation::Get(key) | Operation::Load(key)) = &read.operation else { return Vec::new() };
+        let end = read.ended.as_ref().map_or(read.began, |(ended, _)| *ended);
+        let mut lines = Vec::new();
+        for (number, at) in self.log.source.get(key).into_iter().flatten().enumerate() {
+            lines.push((*at, format!("source: {key} becomes version {}", number + 1)));
+        }
+        for Offer { value, tags, at } in &self.log.offers {
+            if value.key == *key {
+                lines.push((*at, format!("loader: {key} version {} with {tags:?}", value.version)));
+            }
+        }
+        for (place, call) in self.log.calls.iter().enumerate() {
+            let concerns = match &call.operation {
+                Operation::Get(of) | Operation::Load(of) | Operation::Remove(of) | Operation::Expire(of) => {
+                    of == key
+                }
+                Operation::Insert(of, _) => of.key == *key,
+                Operation::RemoveByTag(_) | Operation::ExpireByTag(_) | Operation::Clear => true,
+            };
+            if !concerns {
+                continue;
+            }
+            let node = call.node;
+            lines.push((call.began, format!("node {node}: #{place} {:?} …", call.operation)));
+            if let Some((ended, outcome)) = &call.ended {
+                lines.push((*ended, format!("node {node}: #{place} … {outcome:?}")));
+            }
+        }
+        lines.retain(|(at, _)| *at <= end);
+        lines.sort_by_key(|(at, _)| *at);
+        let by = match breach {
+            Breach::Stale { by, .. } => self.log.calls[*by].began.order,
+            _ => u64::MAX,
+        };
+        // From where the version came to be; the latest of it, if that is long ago.
+        let written = value
+            .version
+            .checked_sub(1)
+            .and_then(|index| self.log.source.get(key)?.get(usize::try_from(index).ok()?).map(|at| at.order));
+        let from = by.min(written.unwrap_or(0));
+        lines.retain(|(at, _)| at.order >= from);
+        let skipped = lines.len().saturating_sub(LINES);
+        let line = |(at, text): &(Moment, String)| format!("{:>12.6} s  {text}", seconds(at.at));
+        lines.iter().skip(skipped).map(line).collect()
+    }
+}
+
+fn seconds(at: Instant) -> f64 {
+    at.since(Instant::default()).as_secs_f64()
+}
+
+async fn sleep(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Call { node, operation, began, .. } = &self.read;
+        write!(f, "node {node}, {operation:?} at {:.6} s: {:?}", seconds(began.at), self.breach)?;
+        self.story.iter().try_for_each(|line| write!(f, "\n{line}"))
+    }
+}
+
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let calls = self.log().calls.len();
+        f.debug_struct("History").field("bounds", &self.bounds).field("calls", &calls).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const BOUNDS: Bounds = Bounds {
+        max_staleness: Duration::from_secs(5),
+        time_to_live: Duration::from_secs(60),
+        stale: SECOND,
+        late: SECOND,
+    };
+
+    struct Test {
+        clock: Clock,
+        history: History,
+    }
+
+    impl Test {
+        /// A source at version 1 of "a", which some loader returned.
+        fn new(tags: &[&str]) -> Self {
+            let clock = Clock::manual();
+            let test = Self { history: History::new(clock.clone(), BOUNDS), clock };
+            test.history.write("a");
+            test.offer(tags);
+            test
+        }
+
+        fn offer(&self, tags: &[&str]) {
+            let (mut log, tags) = (self.history.log(), tags.iter().map(ToString::to_string).collect());
+            let (value, at) = (log.latest("a"), log.moment(&self.clock));
+            log.offers.push(Offer { value, tags, at });
+        }
+
+        fn begin(&self, node: usize, operation: Operation) -> Running {
+            self.history.begin(node, operation)
+        }
+
+        fn done(&self, node: usize, operation: Operation) {
+            self.begin(node, operation).end(Outcome::Done);
+        }
+
+        fn reads(&self, node: usize, version: u64) {
+            self.begin(node, get()).end(value(version));
+        }
+
+        fn pass(&self, seconds: u32) {
+            self.clock.advance(seconds * SECOND);
+        }
+
+        fn breaches(&self) -> Vec<Breach> {
+            self.history.check().into_iter().map(|violation| violation.breach).collect()
+        }
+
+        fn is_lawful(&self) -> bool {
+            self.breaches().is_empty()
+        }
+    }
+
+    fn get() -> Operation {
+        Operation::Get("a".to_owned())
+    }
+
+    fn remove() -> Operation {
+        Operation::Remove("a".to_owned())
+    }
+
+    fn insert(version: u64) -> Operation {
+        Operation::Insert(Versioned { key: "a".to_owned(), version }, Vec::new())
+    }
+
+    fn value(version: u64) -> Outcome {
+        Outcome::Value(Versioned { key: "a".to_owned(), version })
+    }
+
+    fn every_removal() -> [Operation; 3] {
+        [remove(), Operation::RemoveByTag("tag".to_owned()), Operation::Clear]
+    }
+
+    #[test]
+    fn stale_read_on_the_same_node_is_found_at_once_and_on_another_after_the_bound() {
+        for removal in every_removal() {
+            let test = Test::new(&["tag"]);
+            test.history.write("a");
+            test.done(0, removal.clone());
+            test.reads(1, 1);
+            test.pass(4);
+            test.reads(1, 1);
+            assert!(test.is_lawful(), "{removal:?}");
+            test.reads(0, 1);
+            assert_eq!(test.breaches(), [Breach::Stale { by: 0, since: 4 * SECOND }], "{removal:?}");
+            test.pass(1);
+            test.reads(1, 1);
+            assert_eq!(test.breaches()[1..], [Breach::Stale { by: 0, since: Duration::ZERO }], "{removal:?}");
+        }
+    }
+
+    #[test]
+    fn version_that_is_still_that_of_the_source_is_never_stale() {
+        for removal in every_removal() {
+            let test = Test::new(&["tag"]);
+            let running = test.begin(0, removal);
+            // Superseded while the removal was under way.
+            test.history.write("a");
+            running.end(Outcome::Done);
+            test.pass(10);
+            test.reads(0, 1);
+            test.reads(1, 1);
+            assert!(test.is_lawful());
+        }
+    }
+
+    #[test]
+    fn read_that_began_before_the_removal_ended_may_return_what_it_likes() {
+        let test = Test::new(&[]);
+        test.history.write("a");
+        let removal = test.begin(0, remove());
+        let read = test.begin(0, get());
+        removal.end(Outcome::Done);
+        test.pass(30);
+        read.end(value(1));
+        assert!(test.is_lawful());
+    }
+
+    #[test]
+    fn removal_that_failed_binds_its_own_node_and_one_that_never_ended_binds_none() {
+        let test = Test::new(&[]);
+        test.history.write("a");
+        drop(test.begin(0, remove()));
+        test.pass(10);
+        test.reads(0, 1);
+        test.reads(1, 1);
+        assert!(test.is_lawful());
+        test.begin(0, remove()).end(Outcome::Failed);
+        test.pass(10);
+        test.reads(1, 1);
+        assert!(test.is_lawful());
+        test.reads(0, 1);
+        assert_eq!(test.breaches(), [Breach::Stale { by: 3, since: 10 * SECOND }]);
+    }
+
+    #[test]
+    fn tag_binds_only_what_every_offer_of_the_version_carried() {
+        let test = Test::new(&["other"]);
+        test.history.write("a");
+        test.done(0, Operation::RemoveByTag("tag".to_owned()));
+        test.reads(0, 1);
+        assert!(test.is_lawful());
+        test.done(0, Operation::RemoveByTag("other".to_owned()));
+        test.reads(0, 1);
+        assert_eq!(test.breaches().len(), 1);
+    }
+
+    #[test]
+    fn inserted_value_is_excused_unless_the_insertion_was_over_before_the_removal() {
+        let test = Test::new(&[]);
+        let early = test.begin(1, insert(1));
+        test.history.write("a");
+        let removal = test.begin(0, remove());
+        early.end(Outcome::Done);
+        removal.end(Outcome::Done);
+        test.reads(0, 1);
+        test.done(1, insert(1));
+        test.reads(0, 1);
+        assert!(test.is_lawful());
+        // Now it is over, whether it failed or not.
+        test.begin(1, insert(1)).end(Outcome::Failed);
+        test.done(0, remove());
+        test.reads(0, 1);
+        assert_eq!(test.breaches(), [Breach::Stale { by: 6, since: Duration::ZERO }]);
+    }
+
+    #[test]
+    fn insertion_takes_the_place_of_older_versions() {
+        let test = Test::new(&[]);
+        test.history.write("a");
+        test.done(0, insert(2));
+        test.reads(0, 2);
+        assert!(test.is_lawful());
+        test.reads(0, 1);
+        assert_eq!(test.breaches().len(), 1);
+    }
+
+    #[test]
+    fn expired_value_may_be_served_for_a_while_and_a_removed_one_may_not() {
+        let expiries = [Operation::Expire("a".to_owned()), Operation::ExpireByTag("tag".to_owned())];
+        for expiry in expiries {
+            let test = Test::new(&["tag"]);
+            test.history.write("a");
+            test.done(0, expiry);
+            test.reads(0, 1);
+            test.pass(5);
+            test.reads(1, 1);
+            assert!(test.is_lawful());
+            test.reads(0, 1);
+            test.pass(1);
+            test.reads(1, 1);
+            assert_eq!(test.breaches().len(), 2);
+        }
+    }
+
+    #[test]
+    fn life_that_is_over_and_values_from_nowhere_are_found() {
+        let test = Test::new(&[]);
+        test.pass(61);
+        test.reads(0, 1);
+        assert!(test.is_lawful());
+        test.pass(1);
+        test.reads(0, 1);
+        assert_eq!(test.breaches(), [Breach::Outlived(Duration::ZERO)]);
+
+        let test = Test::new(&[]);
+        test.reads(0, 2);
+        // Written, and nobody has loaded it.
+        test.history.write("a");
+        test.reads(0, 2);
+        test.begin(0, Operation::Get("b".to_owned())).end(value(1));
+        assert_eq!(test.breaches(), [Breach::NeverOffered, Breach::NeverOffered, Breach::OtherKey]);
+        test.offer(&[]);
+        test.reads(0, 2);
+        assert_eq!(test.breaches().len(), 3);
+    }
+
+    #[test]
+    fn violation_tells_the_story_of_its_key() {
+        let test = Test::new(&[]);
+        test.history.write("a");
+        test.done(0, remove());
+        test.reads(0, 1);
+        let text = test.history.check()[0].to_string();
+        for line in ["node 0, Get(\"a\")", "a becomes version 2", "#0 Remove(\"a\")", "#0 … Done"] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+}
