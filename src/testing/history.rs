@@ -169,7 +169,7 @@ pub enum Breach {
     Outlived(Duration),
 }
 
-/// A read that breaks a promise. Prints what happened to its key.
+/// A read that breaks a promise. The first ones print what happened to their key as well.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Violation {
@@ -459,6 +459,9 @@ impl Call {
     }
 }
 
+/// A story is worth reading, and work to put together: a thousand of them are neither.
+const STORIES: usize = 10;
+
 /// What is looked up again and again while judging.
 struct Judge<'a> {
     log: &'a Log,
@@ -472,6 +475,8 @@ struct Invalidation<'a> {
     call: usize,
     /// Versions below this one.
     outlaws_below: u64,
+    /// The highest of these up to here.
+    up_to_here: u64,
     /// Only what carries it.
     tag: Option<&'a str>,
     is_expiry: bool,
@@ -536,8 +541,9 @@ impl<'a> Judge<'a> {
                     _ => log.source.get(*key).map_or(0, |writes| writes.partition_point(|at| at < began))
                         as u64,
                 };
-                let invalidation = Invalidation { call, outlaws_below, tag, is_expiry };
-                against.entry(*key).or_default().push(invalidation);
+                let against = against.entry(*key).or_default();
+                let up_to_here = against.last().map_or(0, |last| last.up_to_here).max(outlaws_below);
+                against.push(Invalidation { call, outlaws_below, up_to_here, tag, is_expiry });
             }
         }
         Self { log, bounds, against, offered }
@@ -545,10 +551,12 @@ impl<'a> Judge<'a> {
 
     fn violations(&self) -> Vec<Violation> {
         let reads = self.log.calls.iter().filter_map(|call| Some((call, call.value()?)));
-        reads
-            .filter_map(|(read, value)| {
-                let breach = self.breach(read, value)?;
-                Some(Violation { read: read.clone(), story: self.story(read, value, &breach), breach })
+        let breaches = reads.filter_map(|(read, value)| Some((read, value, self.breach(read, value)?)));
+        breaches
+            .enumerate()
+            .map(|(place, (read, value, breach))| {
+                let story = if place < STORIES { self.story(read, value, &breach) } else { Vec::new() };
+                Violation { read: read.clone(), story, breach }
             })
             .collect()
     }
@@ -565,7 +573,11 @@ impl<'a> Judge<'a> {
         if offered.first.is_none_or(|first| first > ended) {
             return Some(Breach::NeverOffered);
         }
-        let stale = self.against.get(key.as_str()).into_iter().flatten().find_map(|invalidation| {
+        let against = self.against.get(key.as_str()).map_or(&[][..], Vec::as_slice);
+        // Those that may concern it are a short stretch of what may be a long list.
+        let from = against.partition_point(|earlier| earlier.up_to_here <= value.version);
+        let until = against.partition_point(|earlier| self.log.calls[earlier.call].began < read.began);
+        let stale = against.get(from..until).into_iter().flatten().find_map(|invalidation| {
             let since = self.unlawful_since(invalidation, read, value, offered)?;
             Some(Breach::Stale { by: invalidation.call, since })
         });
