@@ -1,0 +1,121 @@
+//! Memory stays within its bound, whatever is asked for: a million distinct keys of mixed sizes for a minute.
+//!
+//! ```text
+//! cargo test --release --test soak -- --ignored --nocapture
+//! ```
+//!
+//! `MCP_PERF_SOAK_SECONDS` makes it longer. The short version of the normal run holds the number of entries to the
+//! capacity; what is resident depends on the allocator, and is judged by the long one alone, on Linux.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what is wrong by panicking"
+)]
+
+use std::{convert::Infallible, env, fs, time::Duration};
+
+use bytes::Bytes;
+use mcp_perf::{
+    cache::{Cache, Key, Loaded},
+    clock::{Clock, Instant},
+};
+
+const KEYS: u64 = 1_000_000;
+/// Of every second request.
+const POPULAR: u64 = 10_000;
+const TAGS: u64 = 1_000;
+const MEBIBYTE: u64 = 1 << 20;
+/// What the values in memory may take together.
+const CAPACITY: u64 = 128 * MEBIBYTE;
+/// The mean of [`size`], with what an entry takes besides its value.
+const ENTRY: u64 = 2_500 + 500;
+
+/// The cache under test, and how many entries fit in.
+fn cache() -> (Cache<Bytes>, u64) {
+    let entries = CAPACITY / ENTRY;
+    // Short, so that entries die as well as make room.
+    let builder = Cache::builder("soak").time_to_live(Duration::from_secs(20));
+    (builder.capacity(entries).build().unwrap(), entries)
+}
+
+/// From 100 bytes to 64 KiB, most of them small: 2.5 kB in the mean.
+fn size(key: u64) -> usize {
+    let mut random = fastrand::Rng::with_seed(key);
+    match random.u8(..100) {
+        0..80 => random.usize(100..1_000),
+        80..98 => random.usize(1_000..8_000),
+        _ => random.usize(8_000..65_536),
+    }
+}
+
+/// Resident memory in bytes, where the system tells it.
+fn resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1_024)
+}
+
+/// What was seen while it ran.
+#[derive(Debug)]
+struct Seen {
+    requests: u64,
+    distinct: u64,
+    most_entries: u64,
+    most_resident: Option<u64>,
+}
+
+async fn soak(time: Duration, least_distinct: u64) -> Seen {
+    let (cache, _) = cache();
+    let clock = Clock::system();
+    let mut seen = Seen { requests: 0, distinct: 0, most_entries: 0, most_resident: None };
+    let mut random = fastrand::Rng::with_seed(1);
+    while clock.now().since(Instant::default()) < time || seen.distinct < least_distinct {
+        for _ in 0..10_000 {
+            // Every second one goes on through all keys, again and again.
+            let key = if random.bool() {
+                random.u64(..POPULAR)
+            } else {
+                seen.distinct += 1;
+                seen.distinct % KEYS
+            };
+            ask(&cache, key).await;
+            seen.requests += 1;
+        }
+        cache.remove(&Key::public(&random.u64(..POPULAR).to_be_bytes())).await.unwrap();
+        cache.remove_by_tag(&format!("tag {}", random.u64(..TAGS))).await.unwrap();
+        seen.most_entries = seen.most_entries.max(cache.stats().len);
+        seen.most_resident = seen.most_resident.max(resident());
+    }
+    seen
+}
+
+async fn ask(cache: &Cache<Bytes>, key: u64) {
+    let load = move || async move {
+        let value = Bytes::from(vec![key.to_be_bytes()[7]; size(key)]);
+        Ok::<_, Infallible>(Loaded::new(value))
+    };
+    let tag = format!("tag {}", key % TAGS);
+    let value = cache.get_or_load_tagged(&Key::public(&key.to_be_bytes()), &[&tag], load).await.unwrap();
+    assert_eq!((value[0], value.len()), (key.to_be_bytes()[7], size(key)));
+}
+
+#[tokio::test]
+async fn number_of_entries_stays_within_the_capacity() {
+    let (_, entries) = cache();
+    let seen = soak(Duration::ZERO, 2 * entries).await;
+    println!("{seen:?} of {entries}");
+    assert!(seen.most_entries <= entries, "{seen:?} of {entries}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute: see the head of this file"]
+async fn resident_memory_stays_within_its_bound_under_a_million_keys_of_mixed_sizes() {
+    let seconds = env::var("MCP_PERF_SOAK_SECONDS").map_or(60, |seconds| seconds.parse().unwrap());
+    let seen = soak(Duration::from_secs(seconds), KEYS).await;
+    let bound = CAPACITY + CAPACITY / 4 + 64 * MEBIBYTE;
+    let resident = seen.most_resident.expect("a system that tells what is resident");
+    println!("{seen:?}: {} of {} MiB resident at most", resident / MEBIBYTE, bound / MEBIBYTE);
+    assert!(seen.distinct >= KEYS && resident <= bound, "{seen:?}, and {bound} bytes are the bound");
+}
