@@ -29,6 +29,8 @@ use super::{
 /// The layout of this file. It is part of the names too, so that releases that differ in it do not
 /// overwrite or delete each other's entries.
 pub(crate) const VERSION: u8 = 2;
+/// [`VERSION`], between two others.
+const VERSION_IN_NAMES: &str = ":2:";
 const MAGIC: &[u8; 2] = b"MP";
 
 /// What is in the bytes, one bit each. Any other bit means something that this release cannot know.
@@ -231,13 +233,28 @@ impl<'a> Reader<'a> {
 /// The name of an entry of the named cache, without the cache's own prefix.
 pub(crate) fn entry_name(cache: &str, key: &Key<'_>) -> String {
     let hash = xxhash_rust::xxh3::xxh3_128_with_seed(key.bytes(), seed(key.kind()));
-    format!("{cache}:{VERSION}:e:{hash:032x}")
+    named(cache, "e", hash)
 }
 
 /// The name of the stamp of a tag of the named cache.
 pub(crate) fn tag_name(cache: &str, tag: &str) -> String {
     let hash = xxhash_rust::xxh3::xxh3_128(tag.as_bytes());
-    format!("{cache}:{VERSION}:t:{hash:032x}")
+    named(cache, "t", hash)
+}
+
+/// By hand: a number of 128 bits is formatted as slowly as all the rest of a name is made.
+fn named(cache: &str, kind: &str, hash: u128) -> String {
+    let mut name = String::with_capacity(cache.len() + 40);
+    name.push_str(cache);
+    name.push_str(VERSION_IN_NAMES);
+    name.push_str(kind);
+    name.push(':');
+    for byte in hash.to_be_bytes() {
+        for digit in [byte >> 4, byte & 15] {
+            name.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
+    }
+    name
 }
 
 /// The name of the stamp of the named cache as a whole.
@@ -299,6 +316,14 @@ mod tests {
         let sum = xxh3_64(&body);
         body.extend_from_slice(&sum.to_le_bytes());
         body
+    }
+
+    #[test]
+    fn names_are_as_other_releases_make_them() {
+        let key = Key::public("a");
+        let hash = xxhash_rust::xxh3::xxh3_128_with_seed(b"a", seed(key.kind()));
+        assert_eq!(entry_name("c", &key), format!("c:{VERSION}:e:{hash:032x}"));
+        assert_eq!(named("c", "t", 0x0f), format!("c:{VERSION}:t:{:032x}", 0x0f));
     }
 
     #[test]

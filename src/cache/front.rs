@@ -90,9 +90,13 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let glimpse = self.0.flights.glimpse(key);
         let mut captured = self.0.capture(&[]);
         let entry = self.0.look_in(remote, key, &mut captured).await?.entry?;
-        let is_fresh = matches!(self.0.standing(&entry, self.0.clock.now()), Standing::Fresh | Standing::Due);
+        let now = self.0.clock.now();
+        let is_fresh = matches!(self.0.standing_of_heard(&entry, now), Standing::Fresh | Standing::Due);
         let value = entry.content.clone().ok().filter(|_| is_fresh);
-        self.0.flights.store_unless_changed(key, glimpse, || self.0.local.insert(key.into(), entry));
+        // Not where memory may not answer from it: under a very short `max_staleness`, say.
+        if is_fresh && self.0.is_confirmed(&entry, now) {
+            self.0.flights.store_unless_changed(key, glimpse, || self.0.local.insert(key.into(), entry));
+        }
         value
     }
 

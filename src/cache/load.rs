@@ -195,7 +195,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         flying.fence = Some(looked.fence);
         let previous = std::mem::replace(&mut flying.previous, looked.entry);
         let Some(entry) = &flying.previous else { return Some(flying) };
-        let serves = match (flying.purpose, self.standing(entry, self.clock.now())) {
+        let serves = match (flying.purpose, self.standing_of_heard(entry, self.clock.now())) {
             (Purpose::Force, _) => false,
             (Purpose::Need, Standing::Fresh | Standing::Due) => true,
             // Another process was earlier, and there is nothing left to do.
@@ -254,7 +254,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if flying.purpose == Purpose::Need
             && let Some(entry) = &flying.previous
             && let Ok(value) = &entry.content
-            && self.standing(entry, now) == Standing::Revalidate
+            && Standing::Revalidate
+                == match flying.fence {
+                    Some(_) => self.standing_of_heard(entry, now),
+                    None => self.standing(entry, now),
+                }
         {
             flying.lead.release(value.clone());
         }

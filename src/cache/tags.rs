@@ -155,13 +155,22 @@ impl Cell {
     }
 
     /// Takes note of the nonce that the remote tier gave in answer to a question asked when the cell
-    /// was at version `asked_at`, and returns the state to go on with.
+    /// was in the state `asked_in`, and returns the state to go on with.
     ///
     /// An answer older than a removal of our own is ignored: the load has not begun yet, so the state
     /// after the removal is the right one to note. But the nonce of that is not told: it may reach the remote tier
     /// after that of a later removal, and would then revive what had been stored with it. What is stored carries only
     /// what the remote tier has said.
-    pub(crate) fn observe(&self, asked_at: Version, answer: Stamp) -> (Version, Option<Stamp>) {
+    pub(crate) fn observe(
+        &self,
+        asked_in: (Version, Option<Stamp>),
+        answer: Stamp,
+    ) -> (Version, Option<Stamp>) {
+        let (asked_at, known) = asked_in;
+        // No news, which is what nearly every answer is: a nonce never changes without the version.
+        if known == Some(answer) && self.version() == asked_at.version {
+            return asked_in;
+        }
         let mut remote = lock(&self.remote);
         if self.version() == asked_at.version && *remote != Some(answer) {
             if remote.is_none_or(|known| !answer.has_not_removed(known)) {
@@ -314,24 +323,24 @@ mod tests {
     fn entry_that_was_made_to_expire_is_left_until_it_is_removed() {
         let (epoch, cell) = (Epoch::default(), Arc::<Cell>::default());
         let (one, two) = (Stamp::random(), Stamp::random());
-        cell.observe(cell.capture().0, one);
+        cell.observe(cell.capture(), one);
         let seen = Seen::new(epoch.capture().0, vec![(Arc::clone(&cell), cell.capture().0)]);
         cell.bump(Invalidation::Expire, Some(two));
         assert!(!seen.still_holds(&epoch) && seen.is_left(&epoch));
         // As the remote tier tells it, when it was expired there as well.
-        cell.observe(cell.capture().0, one.after(Invalidation::Expire, Stamp::random()));
+        cell.observe(cell.capture(), one.after(Invalidation::Expire, Stamp::random()));
         assert!(seen.is_left(&epoch));
-        cell.observe(cell.capture().0, two);
+        cell.observe(cell.capture(), two);
         assert!(!seen.is_left(&epoch));
     }
 
     #[test]
     fn answer_older_than_our_own_removal_is_ignored() {
         let cell = Cell::default();
-        let (asked_at, _) = cell.capture();
+        let asked_in = cell.capture();
         let ours = Stamp::random();
         cell.bump(Invalidation::Remove, Some(ours));
-        assert_eq!(cell.observe(asked_at, Stamp::random()), (cell.capture().0, None));
+        assert_eq!(cell.observe(asked_in, Stamp::random()), (cell.capture().0, None));
         assert_eq!(cell.capture().1, Some(ours));
     }
 
@@ -339,12 +348,12 @@ mod tests {
     fn remote_nonce_that_changed_and_changed_back_does_not_revive() {
         let (epoch, cell) = (Epoch::default(), Arc::<Cell>::default());
         let (first, second) = (Stamp::random(), Stamp::random());
-        let (version, _) = cell.observe(cell.capture().0, first);
+        let (version, _) = cell.observe(cell.capture(), first);
         let seen = Seen::new(epoch.capture().0, vec![(Arc::clone(&cell), version)]);
-        cell.observe(cell.capture().0, first);
+        cell.observe(cell.capture(), first);
         assert!(seen.still_holds(&epoch));
-        cell.observe(cell.capture().0, second);
-        cell.observe(cell.capture().0, first);
+        cell.observe(cell.capture(), second);
+        cell.observe(cell.capture(), first);
         assert!(!seen.still_holds(&epoch));
     }
 

@@ -166,6 +166,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         } else if !self.is_confirmed(entry, now) {
             // Another process may have removed it: nothing to serve, and all there is if nobody can tell.
             entry.times.standing_of_unconfirmed(now)
+        } else {
+            self.standing_of_heard(entry, now)
+        }
+    }
+
+    /// How an entry stands that the remote tier has just told of.
+    pub(super) fn standing_of_heard(&self, entry: &Entry<V>, now: Instant) -> Standing {
+        if !entry.seen.is_left(&self.epoch) {
+            Standing::Gone
         } else if entry.seen.still_holds(&self.epoch) {
             entry.times.standing(now, || 1.0 - fastrand::f64())
         } else {
@@ -425,10 +434,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// own came in between, nobody knows which is the newer, and an entry that came with it is not to be
     /// trusted.
     fn observe(&self, captured: &mut Captured, epoch: Stamp, tags: &[Stamp]) -> bool {
-        captured.epoch = self.epoch.observe(captured.epoch.0, epoch);
+        captured.epoch = self.epoch.observe(captured.epoch, epoch);
         let mut agrees = captured.epoch.1 == Some(epoch);
         for (tag, stamp) in captured.tags.iter_mut().zip(tags) {
-            (tag.version, tag.stamp) = tag.cell.observe(tag.version, *stamp);
+            (tag.version, tag.stamp) = tag.cell.observe((tag.version, tag.stamp), *stamp);
             agrees &= tag.stamp == Some(*stamp);
         }
         agrees

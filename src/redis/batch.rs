@@ -5,6 +5,9 @@
 //! asked   TIME   MGET entry 1, epoch, entry 2, tag
 //! ```
 //!
+//! Of many names there are several `MGET`, [`AT_ONCE`] each: the server answers a command when it has found all of it,
+//! and so the two sides would only ever work in turn.
+//!
 //! Every name once, in the order in which they are first wanted. So reads are answered in the order in which they came,
 //! and each of them as soon as the last value that it wants is there: its caller is at work, and may have asked anew,
 //! while the rest of the answer still arrives. The time is asked for first. What is left of a life is counted from
@@ -19,6 +22,9 @@ use super::{
     fault::Fault,
     wire::{self, Commands, Malformed, Token},
 };
+
+/// How many names one command has.
+const AT_ONCE: usize = 64;
 
 /// The names that a read wants, each as a part of a command.
 #[derive(Clone, Debug, Default)]
@@ -96,7 +102,7 @@ enum Stage {
     Seconds,
     Microseconds { seconds: u64 },
     Head,
-    Values,
+    Values { missing: usize },
 }
 
 #[derive(Debug)]
@@ -132,10 +138,12 @@ impl Batch {
             needs.push(last);
         }
         bytes.extend_from_slice(b"*1\r\n$4\r\nTIME\r\n");
-        wire::head(bytes, 1 + distinct.len());
-        bytes.extend_from_slice(b"$4\r\nMGET\r\n");
-        for name in &distinct {
-            bytes.extend_from_slice(name);
+        for names in distinct.chunks(AT_ONCE) {
+            wire::head(bytes, 1 + names.len());
+            bytes.extend_from_slice(b"$4\r\nMGET\r\n");
+            for name in names {
+                bytes.extend_from_slice(name);
+            }
         }
         let names = distinct.len();
         let waiting = reads.into_iter().zip(needs);
@@ -161,22 +169,34 @@ impl Batch {
                 let rest = wire::unsigned(&digits).ok_or(Malformed)?.div_ceil(1_000);
                 self.time = seconds.saturating_mul(1_000).saturating_add(rest);
                 self.stage = Stage::Head;
+                self.answer(); // who wants nothing
             }
-            (Stage::Head, Token::Array(names)) if names == self.names => self.stage = Stage::Values,
+            (Stage::Head, Token::Array(names)) if names == self.asked_next() => {
+                self.stage = Stage::Values { missing: names };
+            }
             (Stage::Head, Token::Refusal(refusal)) => {
-                self.fail(&Fault::Refused(refusal));
-                return Ok(true);
+                self.fault = Some(Fault::Refused(refusal));
+                self.values.resize(self.values.len() + self.asked_next(), None);
+                self.answer();
             }
-            (Stage::Values, Token::Bytes(bytes)) => self.values.push(Some(bytes)),
-            // A type that is not ours is nothing as well.
-            (Stage::Values, Token::Nothing) => self.values.push(None),
+            (Stage::Values { missing }, token) => {
+                self.stage = if *missing == 1 { Stage::Head } else { Stage::Values { missing: missing - 1 } };
+                self.values.push(match token {
+                    Token::Bytes(bytes) => Some(bytes),
+                    // A type that is not ours is nothing as well.
+                    Token::Nothing => None,
+                    _ => return Err(Malformed),
+                });
+                self.answer();
+            }
             _ => return Err(Malformed),
         }
-        if matches!(self.stage, Stage::Values) {
-            self.answer();
-            return Ok(self.values.len() == self.names);
-        }
-        Ok(false)
+        Ok(matches!(self.stage, Stage::Head) && self.values.len() == self.names)
+    }
+
+    /// How many names the command has whose answer comes next.
+    fn asked_next(&self) -> usize {
+        AT_ONCE.min(self.names - self.values.len())
     }
 
     /// Tells everybody who still waits.
@@ -261,6 +281,23 @@ mod tests {
     }
 
     #[test]
+    fn many_names_are_asked_for_in_several_commands() {
+        let names: Vec<String> = (0..=AT_ONCE).map(|name| name.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (mut batch, question, mut answers) = ask(&[&names, &names[..1]]);
+        assert_eq!(question.matches("MGET").count(), 2);
+        begin(&mut batch, AT_ONCE);
+        for _ in 0..AT_ONCE {
+            assert_eq!(batch.take(Token::Nothing), Ok(false));
+        }
+        assert_eq!(batch.take(Token::Array(1)), Ok(false));
+        assert_eq!(batch.take(bytes("last")), Ok(true));
+        let expected = [&vec![None; AT_ONCE][..], &[Some(Bytes::from_static(b"last"))]].concat();
+        assert_eq!(values(&mut answers[0]), Some(expected));
+        assert_eq!(values(&mut answers[1]), Some(vec![None]));
+    }
+
+    #[test]
     fn caller_that_went_away_costs_the_others_nothing() {
         let (mut batch, _, mut answers) = ask(&[&["e1", "s"], &["e2", "s"]]);
         drop(answers.remove(0));
@@ -296,6 +333,7 @@ mod tests {
     #[test]
     fn answer_of_another_shape_is_malformed() {
         for tokens in [
+            vec![Token::Array(2), bytes("1"), bytes("1"), Token::Array(1), Token::Status],
             vec![Token::Status],
             vec![Token::Array(3)],
             vec![Token::Array(2), Token::Nothing],

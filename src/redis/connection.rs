@@ -2,8 +2,8 @@
 //!
 //! A caller puts its call into the connection's queue and waits. The driver, a task of its own, is woken by the first
 //! of them; it lets every other task that is ready have its turn once, and then sends what is queued, whatever that is:
-//! the reads as one question ([`Batch`]), the other commands before it. Alone, a call waits for one turn of the
-//! executor. Under load a batch grows by itself. Nothing waits for an answer before it is sent: stopping at one or two
+//! the reads as one question ([`Batch`]), the other commands before it. A call that is alone is sent at once. Under load
+//! a batch grows by itself. Nothing waits for an answer before it is sent: stopping at one or two
 //! batches in flight halves what a few callers get.
 //!
 //! # Health
@@ -243,7 +243,8 @@ impl Driver {
 
     fn drive(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         let mut again = false;
-        if mem::take(&mut self.has_yielded) && self.outgoing.len() - self.written < MOST_UNSENT {
+        let is_turn = mem::take(&mut self.has_yielded) || self.is_alone();
+        if is_turn && self.outgoing.len() - self.written < MOST_UNSENT {
             self.collect();
         }
         let is_stuck = self.send(context)?.is_pending();
@@ -267,6 +268,11 @@ impl Driver {
             context.waker().wake_by_ref();
         }
         self.be_patient(context)
+    }
+
+    /// Whether there is one call and nobody else about who might add to it.
+    fn is_alone(&self) -> bool {
+        self.owed.is_empty() && lock(&self.shared.queue).calls.len() == 1
     }
 
     /// Makes what is queued ready to be sent.
