@@ -514,6 +514,7 @@ async fn entry_that_nobody_asks_for_is_forgotten_and_one_that_is_asked_for_still
     load(&cache, "two").await.unwrap();
     clock.advance(10 * SECOND);
     assert_eq!(cache.get_local(&key()), None, "nobody asked for it");
+    assert_eq!(load(&cache, "three").await.unwrap(), "three", "to have asked in vain is not to have asked");
 }
 
 #[tokio::test]

@@ -3,9 +3,12 @@
 //! An engine decides only what to keep when there is no room. Whether an entry may be served is
 //! written in the entry, so every engine is equally right.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use super::{
@@ -42,10 +45,14 @@ impl<V> Entry<V> {
         now < self.calm_until && self.seen.still_holds(epoch)
     }
 
-    /// Notes that it was asked for, and returns for how long it had not been.
-    pub(crate) fn touch(&self, now: Instant) -> std::time::Duration {
-        let Some(touched) = &self.touched else { return std::time::Duration::ZERO };
-        now.since(Instant::from_nanos(touched.swap(now.as_nanos(), Ordering::Relaxed)))
+    /// Notes that it was asked for, unless nobody had for `idle`: then it stays so, whoever looks again.
+    pub(crate) fn has_idled(&self, idle: Duration, now: Instant) -> bool {
+        let Some(touched) = &self.touched else { return false };
+        if now.since(Instant::from_nanos(touched.load(Ordering::Relaxed))) >= idle {
+            return true;
+        }
+        touched.store(now.as_nanos(), Ordering::Relaxed);
+        false
     }
 }
 

@@ -147,7 +147,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// What to make of an entry that is not to be served without a second thought.
     #[inline(never)]
     fn reconsider(&self, entry: Entry<V>, now: Instant) -> Option<Remembered<V>> {
-        if self.settings.time_to_idle.is_some_and(|idle| entry.touch(now) >= idle) {
+        if self.settings.time_to_idle.is_some_and(|idle| entry.has_idled(idle, now)) {
             return None;
         }
         let served: fn(V) -> Remembered<V> = match self.standing(&entry, now) {
