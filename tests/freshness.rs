@@ -609,6 +609,29 @@ async fn many_are_answered_by_memory_the_remote_tier_others_and_one_load() {
 }
 
 #[tokio::test]
+async fn stale_ones_among_many_are_served_at_once_and_loaded_behind_the_answer() {
+    let clock = Clock::manual();
+    let cache = local(&clock);
+    load(&cache, "old").await.unwrap();
+    clock.advance(110 * SECOND);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    for expected in ["old", "new"] {
+        let asked = Arc::clone(&asked);
+        let load = |missing: Vec<Key<'static>>| async move {
+            asked.lock().unwrap().push(missing.len());
+            Ok::<_, io::Error>(missing.into_iter().map(|key| (key, Ok::<_, io::Error>("new".to_owned()))))
+        };
+        let values = cache.get_or_load_many(&[key(), Key::public("other")], &[], load).await;
+        let values: Vec<_> = values.into_iter().map(Result::unwrap).collect();
+        assert_eq!(values, [expected, "new"]);
+        settle().await;
+    }
+    assert_eq!(*asked.lock().unwrap(), [2], "both in one call");
+    let stats = cache.stats();
+    assert_eq!((stats.stale_hits, stats.refreshes, stats.loads), (1, 1, 2));
+}
+
+#[tokio::test]
 async fn load_of_many_that_fails_or_panics_releases_every_caller() {
     let cache = settings(&Clock::manual()).error_throttle(Duration::ZERO).build().unwrap();
     let keys = ["a", "b"].map(Key::public);

@@ -423,6 +423,19 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let captured = self.capture(tags);
         let (mut waits, mut leads) = (Vec::with_capacity(keys.len()), Vec::new());
         for key in keys {
+            let remembered = self.remembered(key);
+            if let Some(Remembered::Due(_) | Remembered::Revalidate(_)) = remembered
+                && self.forbid_recursion(key).is_ok()
+                && let Boarded::Lead(flying) = self.board(key, Purpose::Refresh, captured.clone())
+            {
+                // Nobody waits for it, so it comes with the others.
+                self.events.refreshes.add();
+                leads.push(*flying);
+            }
+            if let Some(remembered) = remembered {
+                waits.push(Err(self.recall(remembered)));
+                continue;
+            }
             if let Err(error) = self.forbid_recursion(key) {
                 waits.push(Err(Err(error)));
                 continue;
