@@ -6,16 +6,18 @@ mod support;
 
 use std::{
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use mcp_perf::{
     Error, ErrorKind,
-    cache::{Cache, Key, Loaded, MAX_TIME_TO_LIVE},
+    cache::{Cache, Engine, Key, Loaded, MAX_TIME_TO_LIVE},
     clock::Clock,
     testing::MemoryStore,
 };
@@ -560,18 +562,71 @@ async fn cache_holds_no_more_entries_than_its_capacity() {
     assert!(cache.stats().len <= 100, "{}", cache.stats().len);
 }
 
+/// Whatever kind of hit it is, and whichever engine it comes from.
 #[tokio::test]
 async fn hit_allocates_nothing() {
-    let cache: Cache<Arc<str>> = Cache::builder("test").build().unwrap();
-    cache.insert_tagged(&key(), &[TAG], Arc::<str>::from("value")).await.unwrap();
+    for engine in [Engine::Moka, Engine::QuickCache] {
+        let clock = Clock::manual();
+        let cache: Cache<Arc<str>> = Cache::builder("test")
+            .engine(engine)
+            .clock(clock.clone())
+            .stale_while_revalidate(60 * SECOND)
+            .stale_throttle(60 * SECOND)
+            .build()
+            .unwrap();
+        let tags: &[&str] = &[TAG, "another"];
+        let [plain, tagged, validated, throttled, revalidated, negative] =
+            ["plain", "tagged", "validated", "throttled", "revalidated", "negative"].map(Key::public);
+        let value = || Loaded::new(Arc::<str>::from("value"));
+        for key in [&throttled, &revalidated] {
+            cache.insert_tagged(key, tags, value().time_to_live(SECOND)).await.unwrap();
+        }
+        clock.advance(2 * SECOND);
+        let down = || async { Err::<Arc<str>, _>(io::Error::other("down")) };
+        cache.get_or_load_tagged(&throttled, tags, down).await.unwrap();
+        while cache.stats().load_failures == 0 {
+            tokio::task::yield_now().await;
+        }
+        cache.insert(&plain, value()).await.unwrap();
+        cache.insert_tagged(&tagged, tags, value()).await.unwrap();
+        cache.insert(&validated, value().validator("etag")).await.unwrap();
+        cache.insert_tagged(&negative, tags, Loaded::not_found()).await.unwrap();
+
+        let before = cache.stats();
+        for key in [&plain, &tagged, &validated, &throttled, &revalidated, &negative] {
+            let why = cache.explain(key).await;
+            let hit = || ready(cache.get_or_load_tagged(key, tags, never)).is_ok() != (key == &negative);
+            assert_allocates_nothing(hit, format_args!("{engine:?}, {why}"));
+        }
+        assert_allocates_nothing(
+            || cache.get_local(&tagged).is_some(),
+            format_args!("{engine:?}, get_local"),
+        );
+        let after = cache.stats();
+        assert_eq!((after.misses, after.refreshes), (before.misses, before.refreshes + 1));
+        assert!(after.stale_hits > before.stale_hits && after.negative_hits > before.negative_hits);
+    }
+}
+
+fn assert_allocates_nothing(hit: impl Fn() -> bool, what: impl std::fmt::Display) {
     // The engine's own bookkeeping runs now and then; it is not part of a hit.
     for _ in 0..1_000 {
-        assert!(cache.get_local(&key()).is_some());
+        assert!(hit(), "{what}");
     }
-    let least = (0..100)
-        .map(|_| allocation_counter::measure(|| assert!(cache.get_local(&key()).is_some())).count_total)
-        .min();
-    assert_eq!(least, Some(0));
+    let least = (0..100).map(|_| allocation_counter::measure(|| assert!(hit())).count_total).min();
+    assert_eq!(least, Some(0), "{what}");
+}
+
+/// The output of a future that has nothing to wait for.
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    let Poll::Ready(output) = pin!(future).poll(&mut Context::from_waker(Waker::noop())) else {
+        unreachable!("a hit does not wait")
+    };
+    output
+}
+
+async fn never() -> io::Result<Arc<str>> {
+    std::future::pending().await
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
 use super::{
-    key::{Key, StoredKey},
+    key::{AsKey, Key, StoredKey},
     tags::{Began, Epoch},
 };
 use crate::{
@@ -102,8 +102,7 @@ impl<V> Flights<V> {
         if let Some(found) = find() {
             return Boarding::Found(found);
         }
-        let stored = StoredKey::from(key);
-        match stripe.running.get(&stored) {
+        match stripe.running.get(key as &dyn AsKey) {
             Some(outdated) if !outdated.began.is_current(epoch) => {
                 outdated.fenced.store(true, Ordering::Release);
             }
@@ -119,6 +118,7 @@ impl<V> Flights<V> {
             outcome: OnceLock::new(),
             landed: Notify::new(),
         });
+        let stored = StoredKey::from(key);
         stripe.running.insert(stored.clone(), Arc::clone(&flight));
         Boarding::Lead(Lead { flights: Arc::clone(self), key: stored, flight, has_landed: false })
     }
@@ -127,7 +127,7 @@ impl<V> Flights<V> {
     /// key from storing.
     pub(crate) fn fence<T>(&self, key: &Key<'_>, change: impl FnOnce() -> T) -> T {
         let mut stripe = lock(self.stripe(key));
-        if let Some(flight) = stripe.running.remove(&StoredKey::from(key)) {
+        if let Some(flight) = stripe.running.remove(key as &dyn AsKey) {
             flight.fenced.store(true, Ordering::Release);
         }
         stripe.changes = stripe.changes.wrapping_add(1);
@@ -149,7 +149,7 @@ impl<V> Flights<V> {
 
     /// Whether the key is being loaded.
     pub(crate) fn is_running(&self, key: &Key<'_>) -> bool {
-        lock(self.stripe(key)).running.contains_key(&StoredKey::from(key))
+        lock(self.stripe(key)).running.contains_key(key as &dyn AsKey)
     }
 
     /// How many loads are running.

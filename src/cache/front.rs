@@ -228,7 +228,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             // Boxed, so that a hit carries no room for the miss.
             None => Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await,
             Some(remembered) => {
-                if matches!(remembered, Remembered::Due(_) | Remembered::Revalidate(_)) {
+                // While a load runs nothing more is to be done, and nothing to be made for it.
+                if matches!(remembered, Remembered::Due(_) | Remembered::Revalidate(_))
+                    && !self.0.flights.is_running(key)
+                {
                     self.0.refresh_behind(key, tags, loader);
                 }
                 self.0.recall(remembered)

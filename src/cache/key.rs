@@ -5,7 +5,7 @@
 //! public one. Parts are any bytes: empty, with `NUL` or `:` in them, or a mebibyte long.
 
 use std::{
-    borrow::Cow,
+    borrow::{Borrow, Cow},
     fmt,
     hash::{Hash, Hasher},
 };
@@ -159,6 +159,45 @@ impl Hash for StoredKey {
     }
 }
 
+/// What a stored key is found by, whether or not it is owned: a table of the standard library knows no
+/// [`Equivalent`](moka::Equivalent).
+pub(crate) trait AsKey {
+    fn parts(&self) -> (Kind, &[u8]);
+}
+
+impl AsKey for Key<'_> {
+    fn parts(&self) -> (Kind, &[u8]) {
+        (self.kind, &self.bytes)
+    }
+}
+
+impl AsKey for StoredKey {
+    fn parts(&self) -> (Kind, &[u8]) {
+        (self.kind, &self.bytes)
+    }
+}
+
+impl<'a> Borrow<dyn AsKey + 'a> for StoredKey {
+    fn borrow(&self) -> &(dyn AsKey + 'a) {
+        self
+    }
+}
+
+impl PartialEq for dyn AsKey + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for dyn AsKey + '_ {}
+
+impl Hash for dyn AsKey + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (kind, bytes) = self.parts();
+        hash(kind, bytes, state);
+    }
+}
+
 impl moka::Equivalent<StoredKey> for Key<'_> {
     fn equivalent(&self, key: &StoredKey) -> bool {
         self.kind == key.kind && *self.bytes == *key.bytes
@@ -211,6 +250,7 @@ mod tests {
             let stored = StoredKey::from(&key);
             assert_eq!(hasher.hash_one(&key), hasher.hash_one(&stored));
             assert!(moka::Equivalent::equivalent(&key, &stored));
+            assert!(HashSet::from([stored.clone()]).contains(&key as &dyn AsKey));
             assert_eq!(stored.as_key(), key);
         }
     }
