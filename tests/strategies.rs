@@ -399,6 +399,30 @@ async fn load_that_read_the_source_before_it_was_written_behind_is_not_stored() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn value_that_was_just_written_behind_does_not_come_back_over_a_newer_one() {
+    let store = Stepped::new(MemoryStore::new(Clock::manual()));
+    let cache = Cache::builder("counts").remote(store.clone()).remote_timeout(60 * SECOND).build().await;
+    let source = Source::default();
+    let behind = source.behind(cache.unwrap()).delay(SECOND);
+    let keys = ["a", "b"].map(Key::public);
+    for key in &keys {
+        behind.insert(key, &[], 1).await.unwrap();
+    }
+    // Both are written, and of one of them that is being told to the remote tier.
+    let mut held = store.hold(Step::BeforeWrite);
+    held.reached().await;
+    for key in &keys {
+        behind.insert(key, &[], 2).await.unwrap();
+    }
+    held.go_on();
+    settle().await;
+    assert_eq!((source.get("a"), source.get("b")), (Some(1), Some(1)), "the next batch is not due yet");
+    for key in &keys {
+        assert_eq!(behind.get_or_load(key, &[], || async { Ok::<_, io::Error>(0) }).await.unwrap(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn sink_that_panics_loses_nothing() {
     let source = Source::default();
     let panics = Arc::new(AtomicUsize::new(1));

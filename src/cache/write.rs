@@ -22,7 +22,7 @@ use tracing::Instrument;
 use super::{
     Cache, Key, Loaded,
     front::detached,
-    key::StoredKey,
+    key::{AsKey, StoredKey},
     loaded::What,
     local::Local,
     message::Item,
@@ -196,6 +196,9 @@ struct Behind<V: Clone + Send + Sync + 'static> {
     max_batch: usize,
     delay: Duration,
     queue: Mutex<Queue<V>>,
+    /// Held while the last value of a key is put into the cache, by the key's hash: of two that are put there at once
+    /// the older one might stay.
+    storing: [tokio::sync::Mutex<()>; STORING],
     /// Told when something was written.
     changed: Notify,
     /// Told when pauses are to be cut short.
@@ -220,8 +223,12 @@ struct Pending<V> {
     failures: u32,
     /// By the runtime's time, as the pauses.
     not_before: Option<Instant>,
+    /// Whether the cache has it.
+    is_stored: bool,
 }
 
+/// Enough that writers of different keys seldom wait for each other.
+const STORING: usize = 64;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -247,6 +254,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             max_batch: 64,
             delay: Duration::from_millis(10),
             queue: Mutex::new(Queue::new()),
+            storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             changed: Notify::new(),
             hurry: Notify::new(),
         }))
@@ -278,6 +286,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             max_batch: shared.max_batch,
             delay: shared.delay,
             queue: Mutex::new(Queue::new()),
+            storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             changed: Notify::new(),
             hurry: Notify::new(),
         });
@@ -314,18 +323,16 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             if queue.is_closed {
                 return Err(Error::new(ErrorKind::Refused, "the queue of writes was shut down"));
             }
-            if !queue.push(key, value.clone(), Arc::clone(&tags), self.0.capacity) {
+            if !queue.push(key, value, tags, self.0.capacity) {
                 return Err(Error::new(ErrorKind::Unavailable, "the queue of writes is full"));
             }
             if !std::mem::replace(&mut queue.is_running, true) {
                 tokio::spawn(write_all(Arc::clone(&self.0)).in_current_span());
             }
         }
-        let (cache, key) = (self.0.cache.clone(), key.clone().into_owned());
+        let (behind, key) = (Arc::clone(&self.0), key.clone().into_owned());
         detached(async move {
-            let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
-            // In this process it is there in any case.
-            let _ = cache.insert_tagged(&key, &tags, value).await;
+            behind.store_last(&key, |pending| !pending.is_stored).await;
             Ok(())
         })
         .await
@@ -353,7 +360,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
         if let Some(value) = self.0.cache.hit(key) {
             return Ok(value);
         }
-        if let Some(pending) = lock(&self.0.queue).pending.get(&StoredKey::from(key)) {
+        if let Some(pending) = lock(&self.0.queue).pending.get(key as &dyn AsKey) {
             return Ok(pending.value.clone());
         }
         self.0.cache.get_or_load_tagged(key, tags, loader).await
@@ -394,6 +401,7 @@ impl<V: Clone> Queue<V> {
             let is_being_written = pending.number % 2 == 1;
             pending.value = value;
             pending.tags = tags;
+            pending.is_stored = false;
             // Even: not being written. Another number: what is being written is another value.
             pending.number += if is_being_written { 1 } else { 2 };
             if is_being_written {
@@ -404,7 +412,7 @@ impl<V: Clone> Queue<V> {
         if self.pending.len() >= capacity {
             return false;
         }
-        let pending = Pending { value, tags, number: 0, failures: 0, not_before: None };
+        let pending = Pending { value, tags, number: 0, failures: 0, not_before: None, is_stored: false };
         self.pending.insert(key.clone(), pending);
         self.order.push_back(key);
         true
@@ -437,21 +445,20 @@ impl<V: Clone> Queue<V> {
         batch
     }
 
-    /// Takes note of how a batch went; returns what was written and is the last value still.
+    /// Takes note of how a batch went; returns what was written and is the last value still. That is pending until
+    /// it is [settled](Self::settled).
     fn done(
         &mut self,
         batch: Vec<(StoredKey, V, u64)>,
         is_written: bool,
         now: Instant,
-    ) -> Vec<(StoredKey, V, Arc<[String]>)> {
+    ) -> Vec<(StoredKey, u64)> {
         let mut written = Vec::new();
-        for (key, value, number) in batch {
+        for (key, _, number) in batch {
             let Some(pending) = self.pending.get_mut(&key) else { continue };
             let is_last = pending.number == number;
             if is_written && is_last {
-                let tags = Arc::clone(&pending.tags);
-                self.pending.remove(&key);
-                written.push((key, value, tags));
+                written.push((key, number));
             } else if is_written {
                 pending.failures = 0;
             } else {
@@ -466,6 +473,15 @@ impl<V: Clone> Queue<V> {
             }
         }
         written
+    }
+
+    /// Forgets a value that was written, if it is the last one still.
+    fn settled(&mut self, key: &StoredKey, number: u64) {
+        match self.pending.get_mut(key) {
+            Some(pending) if pending.number == number => drop(self.pending.remove(key)),
+            Some(pending) => pending.failures = 0,
+            None => {}
+        }
     }
 }
 
@@ -519,8 +535,9 @@ async fn write_all<V: Clone + Send + Sync + 'static>(behind: Arc<Behind<V>>) {
         }
         failures = if error.is_some() { failures.saturating_add(1) } else { 0 };
         let written = lock(&behind.queue).done(batch, error.is_none(), runtime_now());
-        for (key, value, tags) in written {
-            behind.settle(&key.as_key(), value, &tags).await;
+        for (key, number) in written {
+            behind.settle(&key.as_key()).await;
+            lock(&behind.queue).settled(&key, number);
         }
         behind.changed.notify_waiters();
     }
@@ -557,14 +574,33 @@ impl<V: Clone + Send + Sync + 'static> Drop for Running<'_, V> {
 
 impl<V: Clone + Send + Sync + 'static> Behind<V> {
     /// A load that began before the source had the value may have read the one before it, here or elsewhere.
-    async fn settle(&self, key: &Key<'_>, value: V, tags: &[String]) {
+    async fn settle(&self, key: &Key<'_>) {
         let tiers = &self.cache.0;
         let was_loading = tiers.flights.is_running(key);
         tiers.flights.fence(key, || ());
         if tiers.remote.is_some() || was_loading {
-            let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
-            let _ = self.cache.insert_tagged(key, &tags, value).await;
+            self.store_last(key, |_| true).await;
         }
+    }
+
+    /// Puts the last value of a key into the cache, if it is pending still and `wanted`.
+    async fn store_last(&self, key: &Key<'_>, wanted: impl FnOnce(&Pending<V>) -> bool) {
+        #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
+        let stripe = xxhash_rust::xxh3::xxh3_64(key.bytes()) as usize % STORING;
+        // Whoever queues a newer value from here on comes for it after this.
+        let _storing = self.storing[stripe].lock().await;
+        let (value, tags) = {
+            let mut queue = lock(&self.queue);
+            let Some(pending) = queue.pending.get_mut(key as &dyn AsKey).filter(|pending| wanted(pending))
+            else {
+                return;
+            };
+            pending.is_stored = true;
+            (pending.value.clone(), Arc::clone(&pending.tags))
+        };
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        // In this process it is there in any case.
+        let _ = self.cache.insert_tagged(key, &tags, value).await;
     }
 }
 
