@@ -9,7 +9,7 @@ use std::{convert::Infallible, hint::black_box, sync::Arc, time::Duration};
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use mcp_perf::{
-    cache::{Cache, Codec, Compression, Key},
+    cache::{Cache, Codec, Compression, Engine, Key, Loaded},
     clock::Clock,
     testing::MemoryStore,
 };
@@ -24,7 +24,7 @@ type Payload = Arc<str>;
 const NAME: &str = "tools/call:search_documents:8f14e45fceea167a5a36dedd4bea2543";
 
 fn main() {
-    support::run(&[hit, miss, contended, stampede, bytes]);
+    support::run(&[hit, stale_hit, miss, many, contended, stampede, bytes]);
 }
 
 fn hit(criterion: &mut Criterion) {
@@ -38,11 +38,44 @@ fn hit(criterion: &mut Criterion) {
     group.bench_function("get_or_load", |bench| {
         bench.to_async(&runtime).iter(|| cache.get_or_load(black_box(&key), load));
     });
+    let quick = Cache::builder("bench").engine(Engine::QuickCache).build().unwrap();
+    runtime.block_on(quick.insert(&key, payload())).unwrap();
+    group.bench_function("get_or_load, quick_cache", |bench| {
+        bench.to_async(&runtime).iter(|| quick.get_or_load(black_box(&key), load));
+    });
     group.bench_function("get_or_load, private key made for it", |bench| {
         let key = || Key::private("alice@example.org", "search").part("a query");
         runtime.block_on(cache.insert(&key(), payload())).unwrap();
         bench.to_async(&runtime).iter(async || cache.get_or_load(&key(), load).await);
     });
+}
+
+/// A value whose time is over, served while a load runs behind it, or after one that failed.
+fn stale_hit(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let clock = Clock::manual();
+    let builder = || Cache::builder("bench").clock(clock.clone()).load_timeout(Duration::from_secs(3_600));
+    let revalidating = builder().stale_while_revalidate(Duration::from_secs(60)).build().unwrap();
+    let throttled = builder().stale_if_error(Duration::from_secs(60)).build().unwrap();
+    let key = Key::public(NAME);
+    for cache in [&revalidating, &throttled] {
+        let value = Loaded::new(payload()).time_to_live(Duration::from_secs(1));
+        runtime.block_on(cache.insert(&key, value)).unwrap();
+    }
+    clock.advance(Duration::from_secs(2));
+    let forever = std::future::pending::<Result<Payload, std::io::Error>>;
+    let fail = async || Err::<Payload, _>(std::io::Error::other("down"));
+    runtime.block_on(throttled.get_or_load(&key, fail)).unwrap();
+    let mut group = criterion.benchmark_group("cache/stale_hit");
+    group.bench_function("get_or_load, load running", |bench| {
+        bench.to_async(&runtime).iter(|| revalidating.get_or_load(black_box(&key), forever));
+    });
+    group.bench_function("get_or_load, load failed", |bench| {
+        bench.to_async(&runtime).iter(|| throttled.get_or_load(black_box(&key), forever));
+    });
+    for cache in [&revalidating, &throttled] {
+        assert!(cache.stats().stale_hits > 0 && cache.stats().loads == 1);
+    }
 }
 
 fn miss(criterion: &mut Criterion) {
@@ -62,6 +95,30 @@ fn miss(criterion: &mut Criterion) {
         bench.to_async(&runtime).iter(async || {
             let name = fastrand::u128(..).to_le_bytes();
             cache.insert(&Key::public(&name), payload()).await
+        });
+    });
+}
+
+/// A hundred keys at once.
+fn many(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let cache = Cache::builder("bench").build().unwrap();
+    let names: Vec<String> = (0..100).map(|index| format!("{NAME}{index}")).collect();
+    let keys: Vec<Key<'_>> = names.iter().map(Key::public).collect();
+    let load = |missing: Vec<Key<'static>>| async {
+        let rows = missing.into_iter().map(|key| (key, Ok::<_, Infallible>(payload())));
+        Ok::<Vec<_>, Infallible>(rows.collect())
+    };
+    runtime.block_on(cache.get_or_load_many(&keys, &[], load));
+    let mut group = criterion.benchmark_group("cache/many");
+    group.throughput(Throughput::Elements(100));
+    group.bench_function("get_or_load_many, hits", |bench| {
+        bench.to_async(&runtime).iter(|| cache.get_or_load_many(black_box(&keys), &[], load));
+    });
+    group.bench_function("get_or_load_many, misses", |bench| {
+        bench.to_async(&runtime).iter(async || {
+            let missing: [_; 100] = std::array::from_fn(|_| fastrand::u128(..).to_le_bytes());
+            cache.get_or_load_many(&missing.each_ref().map(Key::public), &[], load).await
         });
     });
 }
