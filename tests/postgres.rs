@@ -608,7 +608,7 @@ fn ask_for_passwords(server: &PostgresServer) {
 #[tokio::test]
 async fn what_keeps_a_connection_from_being_made_is_told_apart_and_holds_no_secret() {
     let server =
-        PostgresServer::start_with(&[("max_connections", "6"), ("superuser_reserved_connections", "3")]);
+        PostgresServer::start_with(&[("max_connections", "12"), ("superuser_reserved_connections", "3")]);
     migrated(&server).await;
     server.psql("create role server login password 'right'").unwrap();
     ask_for_passwords(&server);

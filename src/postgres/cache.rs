@@ -4,37 +4,29 @@
 //! server's clock. A removal leaves the row without bytes. To write conditionally is to update the row of that
 //! name and fence, which one of many can do.
 //!
-//! Reading writes nothing, so an absence has no row, and its fence is made of two things: the *generation* of the
-//! table, a row under the empty name, and the time of the reading. To write over an absence is to insert the row if
-//! there is none, the generation is still the same, and the reading was at most [`FENCE_LIFE`] ago. That
-//! keeps out every load from before a removal:
+//! Reading writes nothing, so an absence has no row; what its fence is made of is in `fence.rs`.
 //!
-//! - While the removal's row is there, it is in the way of the insertion.
-//! - A purge deletes no row before it has been dead for longer than [`FENCE_LIFE`]. A reading from before the removal
-//!   is older still when the row is gone, and one from after it has nothing to fear.
-//! - A crash, a failover and a `TRUNCATE` delete the removals, and the generation with them. The next one is
-//!   another one.
-//!
-//! What is written twice because the first answer was lost, and what takes longer to load than [`FENCE_LIFE`], is
+//! What is written twice because the first answer was lost, and what takes longer to load than 10 minutes, is
 //! refused, which errs to the safe side.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    error::Error as StdError,
     fmt,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio_postgres::{
     Row, Socket,
     tls::{MakeTlsConnect, NoTls, TlsConnect},
-    types::{FromSql, IsNull, ToSql, Type, to_sql_checked},
+    types::FromSql,
 };
 
 use super::{
+    fence::{Seen, Time, Uuid, absence, entry_fence, generation, seen},
     pool::{Connector, Flag, Pool, Session},
+    query::Query,
     schema::{Tables, is_known},
 };
 use crate::{
@@ -46,16 +38,6 @@ use crate::{
 const READERS: u32 = 2;
 const WRITERS: u32 = 1;
 
-/// How long a load may take and still be stored where nothing was.
-const FENCE_LIFE: &str = "interval '10 minutes'";
-/// How long what is dead stays: longer than any fence that was read before it died, and a minute for clocks that are
-/// set back and statements that take their time.
-const DEAD_LIFE: &str = "interval '11 minutes'";
-/// Longer than any entry lives. A stamp that was forgotten comes back as another, and what depended on it is a
-/// miss.
-const STAMP_LIFE: &str = "interval '31 days'";
-/// A stamp that was not noted as used for so long is noted when it is next read.
-const STAMP_IS_DUE: &str = "interval '1 day'";
 /// No entry lives longer, whatever its row says.
 const MOST_LIFE: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
@@ -389,156 +371,6 @@ impl fmt::Debug for PostgresStore {
     }
 }
 
-/// Everything that is asked of the server, each prepared once on each connection that asks it.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Query {
-    Read,
-    MakeGeneration,
-    MakeStamps,
-    Put,
-    PutAbsent,
-    PutPresent,
-    Remove,
-    RemoveStamps,
-    ExpireStamps,
-    PurgeEntries,
-    PurgeStamps,
-    Ping,
-}
-
-impl Query {
-    pub(super) const COUNT: usize = Self::Ping as usize + 1;
-
-    /// The time of every statement is the time at which it came in: one that had to wait for a lock errs to the
-    /// short side.
-    pub(super) fn sql(self, tables: &Tables) -> String {
-        let (entries, stamps, versions) = (tables.entries(), tables.stamps(), tables.versions());
-        let now = "statement_timestamp()";
-        // Lives are given in microseconds.
-        let expires = format!("{now} + $4::bigint * interval '1 microsecond'");
-        match self {
-            // The generation is looked up only for the sake of an entry that is not there.
-            Self::Read => format!(
-                "SELECT false, n.place, coalesce(e.fence, (SELECT g.fence FROM {entries} g WHERE g.name = '')),
-                        e.name IS NOT NULL, {now}, e.expires,
-                        CASE WHEN e.expires > {now} THEN e.bytes END, NULL::bigint, NULL::bigint
-                 FROM unnest($1::text[]) WITH ORDINALITY AS n(name, place)
-                 LEFT JOIN {entries} e ON e.name = n.name
-                 UNION ALL
-                 SELECT true, n.place, NULL, s.used > {now} - {STAMP_IS_DUE}, {now}, NULL, NULL, s.removed, s.expired
-                 FROM unnest($2::text[]) WITH ORDINALITY AS n(name, place)
-                 LEFT JOIN {stamps} s ON s.name = n.name"
-            ),
-            // An update that changes nothing, because only what is written is returned.
-            Self::MakeGeneration => format!(
-                "INSERT INTO {entries} AS e (name, fence, bytes, expires) VALUES ('', $1, NULL, 'infinity')
-                 ON CONFLICT (name) DO UPDATE SET fence = e.fence RETURNING e.fence"
-            ),
-            Self::MakeStamps => format!(
-                "INSERT INTO {stamps} AS s (name, removed, expired, used)
-                 SELECT n.name, n.removed, n.expired, {now}
-                 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS n(name, removed, expired)
-                 ON CONFLICT (name) DO UPDATE SET used = excluded.used RETURNING s.name, s.removed, s.expired"
-            ),
-            Self::Put => format!(
-                "INSERT INTO {entries} (name, fence, bytes, expires) VALUES ($1, $2, $3, {expires})
-                 ON CONFLICT (name) DO UPDATE
-                 SET fence = excluded.fence, bytes = excluded.bytes, expires = excluded.expires"
-            ),
-            Self::PutAbsent => format!(
-                "INSERT INTO {entries} (name, fence, bytes, expires)
-                 SELECT $1::text, $2::uuid, $3::bytea, {expires}
-                 WHERE EXISTS (SELECT FROM {entries} g WHERE g.name = '' AND g.fence = $5::uuid)
-                   AND $6::timestamptz BETWEEN {now} - {FENCE_LIFE} AND {now}
-                 ON CONFLICT (name) DO NOTHING"
-            ),
-            Self::PutPresent => format!(
-                "UPDATE {entries} SET fence = $2, bytes = $3, expires = {expires}
-                 WHERE name = $1::text AND fence = $5::uuid"
-            ),
-            Self::Remove => format!(
-                "INSERT INTO {entries} (name, fence, bytes, expires)
-                 SELECT n.name, $2::uuid, NULL, {now} + $3::bigint * interval '1 microsecond'
-                 FROM unnest($1::text[]) AS n(name)
-                 ON CONFLICT (name) DO UPDATE
-                 SET fence = excluded.fence, bytes = excluded.bytes, expires = excluded.expires"
-            ),
-            Self::RemoveStamps | Self::ExpireStamps => {
-                let removed = if matches!(self, Self::RemoveStamps) { "removed = excluded.removed," } else { "" };
-                format!(
-                    "INSERT INTO {stamps} (name, removed, expired, used)
-                     SELECT n.name, n.removed, n.expired, {now}
-                     FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS n(name, removed, expired)
-                     ON CONFLICT (name) DO UPDATE
-                     SET {removed} expired = excluded.expired, used = excluded.used"
-                )
-            }
-            Self::PurgeEntries => purge(&entries, "expires", DEAD_LIFE),
-            Self::PurgeStamps => purge(&stamps, "used", STAMP_LIFE),
-            Self::Ping => format!(
-                "SELECT v.version, current_setting('transaction_read_only')::boolean,
-                        (SELECT bool_and(has_table_privilege(t.name, p.privilege))
-                         FROM (VALUES ('{entries}'), ('{stamps}')) AS t(name),
-                              (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE')) AS p(privilege))
-                 FROM {versions} v"
-            ),
-        }
-    }
-}
-
-/// Locks a batch without waiting for anybody, then deletes it.
-fn purge(table: &str, column: &str, life: &str) -> String {
-    format!(
-        "WITH dead AS MATERIALIZED (
-             SELECT name FROM {table} WHERE {column} < statement_timestamp() - {life}
-             ORDER BY {column} LIMIT $1::bigint FOR UPDATE SKIP LOCKED
-         )
-         DELETE FROM {table} t USING dead WHERE t.name = dead.name"
-    )
-}
-
-/// What a fence saw.
-enum Seen {
-    Absent(Uuid, Time),
-    Present(Uuid),
-}
-
-/// What the fence of an absence and a generation begin with.
-const ABSENT: u8 = b'A';
-/// What the fence of a row begins with.
-const PRESENT: u8 = b'P';
-
-/// The first half is the table's, the second the time of the reading.
-fn absence(generation: Uuid, read: Time) -> Fence {
-    let mut fence = generation.0;
-    fence[8..].copy_from_slice(&read.0.to_be_bytes());
-    Fence::from_bytes(fence)
-}
-
-fn seen(fence: Fence) -> Seen {
-    let mut bytes = fence.to_bytes();
-    if bytes[0] != ABSENT {
-        return Seen::Present(Uuid(bytes));
-    }
-    let mut read = [0; 8];
-    read.copy_from_slice(&bytes[8..]);
-    bytes[8..].fill(0);
-    Seen::Absent(Uuid(bytes), Time(i64::from_be_bytes(read)))
-}
-
-fn generation() -> Uuid {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&fastrand::u64(..).to_be_bytes());
-    bytes[0] = ABSENT;
-    Uuid(bytes)
-}
-
-fn entry_fence() -> Uuid {
-    let mut bytes = fastrand::u128(..).to_be_bytes();
-    bytes[0] = PRESENT;
-    Uuid(bytes)
-}
-
 /// The slot of a row, if it is one of the table.
 fn read_slot(row: &Row) -> Result<Option<Slot>, Error> {
     if !column(row, 3)? {
@@ -591,66 +423,4 @@ fn strange(operation: &str) -> Error {
 /// Rounded down, so that no life grows.
 fn microseconds(duration: Duration) -> i64 {
     i64::try_from(duration.min(MOST_LIFE).as_micros()).unwrap_or(i64::MAX)
-}
-
-/// 16 bytes, in the type that PostgreSQL keeps without a length.
-#[derive(Clone, Copy, Debug)]
-struct Uuid([u8; 16]);
-
-/// The server's time, in microseconds of its own era. Only differences mean something here.
-#[derive(Clone, Copy, Debug)]
-struct Time(i64);
-
-impl Time {
-    fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
-    }
-}
-
-type BoxError = Box<dyn StdError + Send + Sync>;
-
-impl ToSql for Uuid {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, BoxError> {
-        out.put_slice(&self.0);
-        Ok(IsNull::No)
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::UUID
-    }
-
-    to_sql_checked!();
-}
-
-impl<'a> FromSql<'a> for Uuid {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, BoxError> {
-        Ok(Self(raw.try_into()?))
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::UUID
-    }
-}
-
-impl ToSql for Time {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, BoxError> {
-        out.put_i64(self.0);
-        Ok(IsNull::No)
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::TIMESTAMPTZ
-    }
-
-    to_sql_checked!();
-}
-
-impl<'a> FromSql<'a> for Time {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, BoxError> {
-        Ok(Self(i64::from_be_bytes(raw.try_into()?)))
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::TIMESTAMPTZ
-    }
 }

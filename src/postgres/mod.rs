@@ -44,7 +44,9 @@
 //! a time. [`PostgresStore::purge`] is the same for a scheduler of your own.
 
 mod cache;
+mod fence;
 mod pool;
+mod query;
 mod schema;
 
 use std::{error::Error as _, io};

@@ -24,7 +24,7 @@ use tokio_postgres::{
     types::ToSql,
 };
 
-use super::{broke, cache::Query, schema::Tables, sorted};
+use super::{broke, query::Query, schema::Tables, sorted};
 use crate::{
     Error, ErrorKind,
     sync::{Mutex, lock},
