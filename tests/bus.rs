@@ -762,6 +762,8 @@ async fn subscription_that_went_silent_is_made_anew() {
 #[tokio::test(start_paused = true)]
 async fn bus_that_goes_and_comes_back_is_one_line_each() {
     let logs = Logs::default();
+    // With one subscriber alone, whether a line is wanted is asked of the thread that comes to it first.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     let _guard = tracing::subscriber::set_default(logs.clone());
     let fleet = Fleet::new();
     let (one, two) = fleet.two().await;
@@ -944,17 +946,23 @@ async fn history(seed: u64, steps: usize, lies: bool) -> Vec<String> {
         let time = if random.u32(..30) == 0 { 6_000 } else { random.u64(0..600) };
         let until = fleet.clock.now().after(Duration::from_millis(time));
         loop {
-            let (truth, now) = (truth.lock().unwrap(), fleet.clock.now());
-            for (number, process) in processes.iter().enumerate() {
-                for key in 0..KEYS {
-                    let Some(served) = process.cache.get_local(&Key::public(&name(key))) else { continue };
-                    let floor = truth.floor(key, now);
-                    if served.parse::<u64>().unwrap() < floor {
-                        stale.push(format!("seed {seed}, step {step}: process {number}, {served} < {floor}"));
+            let now = fleet.clock.now();
+            {
+                let truth = truth.lock().unwrap();
+                for (number, process) in processes.iter().enumerate() {
+                    for key in 0..KEYS {
+                        let Some(served) = process.cache.get_local(&Key::public(&name(key))) else {
+                            continue;
+                        };
+                        let floor = truth.floor(key, now);
+                        if served.parse::<u64>().unwrap() < floor {
+                            stale.push(format!(
+                                "seed {seed}, step {step}: process {number}, {served} < {floor}"
+                            ));
+                        }
                     }
                 }
             }
-            drop(truth);
             if now >= until {
                 break;
             }

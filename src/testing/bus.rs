@@ -16,7 +16,6 @@
     clippy::panic,
     reason = "these are tests: they say so by panicking"
 )]
-#![expect(clippy::future_not_send, reason = "a test awaits them where it is")]
 
 use std::time::Duration;
 
