@@ -38,8 +38,9 @@
 //! forgotten, or the load that brought it fenced, before `confirmed_at` was written. If `a >= confirmed_at`, the
 //! entry is served before `confirmed_at + max_staleness <= a + max_staleness`. ∎
 //!
-//! That `e <= a + SETTLING` is seen to by the announcer: whose invalidation took longer announces it once more,
-//! before it is done. The second announcement comes after `e`, and the same proof goes through with it.
+//! That `e <= a + SETTLING` is seen to by the announcer: if the announcement failed, or the invalidation took
+//! longer, it is announced once more before it is done. That comes after `e`, and the same proof goes through with
+//! it. If it fails as well, so does the call, and the announcement is owed.
 //!
 //! What the steps rest on is the remote tier's compare-and-set alone. Case by case:
 //!
@@ -53,7 +54,7 @@
 //! | the ledger is evicted, or goes back when a replica takes over | a fence that no link leads to: a gap | `max_staleness` |
 //! | the remote tier is away from a reader | nothing is confirmed: no entry outlives `max_staleness` | `max_staleness` |
 //! | the remote tier is away from a writer | its call fails and is owed; it is published all the same, so that those it reaches forget | `max_staleness` after it is paid, which every beat tries |
-//! | the announcement fails and the invalidation succeeds | the same | `max_staleness` and a beat |
+//! | the announcement fails, twice, and the invalidation succeeds | the same | the same |
 //! | a process is stopped between 2 and 3 for longer than `SETTLING` | it announces again | `max_staleness` |
 //!
 //! Two of these at once are covered by the same proof, since it asks of no message that it arrives. What is not
@@ -172,16 +173,21 @@ struct Gathered {
     is_closed: bool,
 }
 
-/// An invalidation that was announced, and not done yet.
+/// An invalidation that was announced, or could not be, and is not done yet.
 pub(super) struct Told {
     began: Instant,
+    announced: Result<(), Error>,
     _batch: Arc<Batch>,
 }
 
 impl Told {
-    /// Whether it took longer than an announcement covers.
-    pub(super) fn took_too_long(&self, now: Instant) -> bool {
-        now.since(self.began) > SETTLING
+    pub(super) fn announced(&self) -> Result<(), Error> {
+        self.announced.clone()
+    }
+
+    /// Whether what is done by `now` is covered by the announcement.
+    pub(super) fn is_good(&self, now: Instant) -> bool {
+        self.announced.is_ok() && now.since(self.began) <= SETTLING
     }
 }
 
@@ -251,12 +257,8 @@ impl Coherence {
     }
 
     /// Announces an item, by means of `extend`, which makes a link of the chain. One of many at once does it for
-    /// all; an error comes with what is to be published all the same.
-    pub(super) async fn announce<F>(
-        self: &Arc<Self>,
-        item: &Item<'_>,
-        extend: impl FnOnce() -> F,
-    ) -> (Told, Result<(), Error>)
+    /// all. What could not be announced is published all the same.
+    pub(super) async fn announce<F>(self: &Arc<Self>, item: &Item<'_>, extend: impl FnOnce() -> F) -> Told
     where
         F: Future<Output = Result<Option<Link>, Error>>,
     {
@@ -272,7 +274,7 @@ impl Coherence {
             extend().await
         });
         let announced = announced.await.as_ref().map(|_| ()).map_err(Clone::clone);
-        (Told { began, _batch: batch }, announced)
+        Told { began, announced, _batch: batch }
     }
 
     /// Publishes one item with its own link.

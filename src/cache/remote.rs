@@ -139,8 +139,7 @@ impl<V> Remote<V> {
         if removed.is_err() {
             self.owe_entry(name);
         }
-        self.done(told, &item).await;
-        removed
+        self.done(told, &item, removed).await
     }
 
     /// Notes that what is stored under the key is not to be read again.
@@ -169,30 +168,36 @@ impl<V> Remote<V> {
                 *owed = (number, if removes { Invalidation::Remove } else { invalidation });
             });
         }
-        self.done(told, &item).await;
-        written
+        self.done(told, &item, written).await
     }
 
     /// To be called, where other processes may remember what is about to be invalidated or overwritten in the store,
     /// before that is done; and [`done`](Self::done) after it. Nothing without a bus.
-    ///
-    /// An announcement that fails is owed, so that the others find out when it is paid.
     pub(super) async fn announce(&self, item: &Item<'_>) -> Option<Told> {
         let coherence = self.coherence.as_ref()?;
-        let (told, announced) = coherence.announce(item, || self.extend(coherence)).await;
+        Some(coherence.announce(item, || self.extend(coherence)).await)
+    }
+
+    /// Lets what was announced be published, and returns `done`: what it came to, or that it could not be announced.
+    /// That is owed then, so that the others find out when it is paid.
+    pub(super) async fn done(
+        &self,
+        told: Option<Told>,
+        item: &Item<'_>,
+        done: Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (Some(coherence), Some(told)) = (&self.coherence, told) else { return done };
+        if told.is_good(self.clock.now()) {
+            return done;
+        }
+        drop(told);
+        // After it was done, when an announcement is good however long it took.
+        let again = coherence.announce(item, || self.extend(coherence)).await;
+        let announced = again.announced();
         if announced.is_err() {
             self.owe_entry(coherence.ledger.clone());
         }
-        Some(told)
-    }
-
-    /// Lets what was announced be published.
-    pub(super) async fn done(&self, told: Option<Told>, item: &Item<'_>) {
-        let took_too_long = told.as_ref().is_some_and(|told| told.took_too_long(self.clock.now()));
-        drop(told);
-        if took_too_long {
-            drop(self.announce(item).await);
-        }
+        done.and(announced)
     }
 
     /// Changes the ledger, as the next link of its chain if others leave room for it.

@@ -497,8 +497,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             // remote tier say which, by having nothing in memory.
             self.flights.fence(key, || self.local.remove(key));
         }
-        remote.done(told, &item).await;
-        written
+        remote.done(told, &item, written).await
     }
 
     async fn write(
@@ -537,8 +536,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if expired.is_err() {
             remote.owe_removal(key);
         }
-        remote.done(told, &item).await;
-        expired
+        remote.done(told, &item, expired).await
     }
 
     async fn write_expired(&self, remote: &Remote<V>, key: &Key<'_>) -> Result<(), Error> {

@@ -134,8 +134,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     let item = Item::Key(key.clone(), Invalidation::Remove);
                     let told = remote.announce(&item).await;
                     let stored = remote.put(key, bytes, life, Some(fence)).await.ok();
-                    remote.done(told, &item).await;
-                    stored
+                    let is_told = remote.done(told, &item, Ok(())).await.is_ok();
+                    stored.filter(|_| is_told)
                 }
                 None => None,
             };
