@@ -9,14 +9,15 @@
 //! # Health
 //!
 //! A connection is open until it is not, and then never again: its end was read or written to no avail, it brought
-//! bytes that are not of the protocol, or it owed an answer and brought not one byte for [`SILENCE`]. Everybody who
+//! bytes that are not of the protocol, or it owed an answer and brought not one byte of it for a second ([`SILENCE`]). Everybody who
 //! waits is told then. A caller that gave up says nothing about a connection: it may just have been impatient.
 //!
 //! # Bounds
 //!
-//! At most [`MOST_CALLS`] calls wait to be sent, of at most [`MOST_BYTES`] (and one call, however large). What was sent
-//! and awaits its answer is bounded by how long the connection may be silent. The server's answer is read in pieces of
-//! 64 KiB, and a value that it announces takes room as it arrives.
+//! At most [`MOST_CALLS`] calls wait to be sent, of at most [`MOST_BYTES`] (and one call, however large). Of what was
+//! sent and awaits its answer there is no more than the server takes: once [`MOST_UNSENT`] bytes are not taken, calls
+//! stay in the queue. The server's answer is read in pieces of 64 KiB, and a value that it announces takes room as it
+//! arrives.
 
 use std::{
     collections::VecDeque,
@@ -46,8 +47,11 @@ use crate::sync::{Mutex, lock};
 
 const MOST_CALLS: usize = 16 * 1024;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// So long may a connection owe an answer without a byte of it; twice as long where it owed none shortly before.
-const SILENCE: Duration = Duration::from_secs(1);
+/// So many ticks may a connection owe an answer without a byte of it: a second.
+const SILENCE: u32 = 20;
+/// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
+/// well: the runtime wakes its driver, which is a call of the system, for every timer that is the next one due.
+const TICK: Duration = Duration::from_millis(50);
 /// How much is read at once.
 const PIECE: usize = 64 * 1024;
 /// The most room that is made at once for a value that is announced.
@@ -101,7 +105,7 @@ impl Connection {
 
     /// Ends it for everybody who uses it.
     pub(super) fn close(&self, lost: Lost) {
-        self.0.0.close(Fault::Lost(lost));
+        self.0.0.close(&Fault::Lost(lost));
     }
 
     /// Reads values, after running other commands whose answers are of no interest.
@@ -134,7 +138,7 @@ impl fmt::Debug for Connection {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.close(Fault::Lost(Lost::Closed));
+        self.0.close(&Fault::Lost(Lost::Closed));
     }
 }
 
@@ -183,7 +187,7 @@ impl Shared {
         Ok(())
     }
 
-    fn close(&self, fault: Fault) {
+    fn close(&self, fault: &Fault) {
         self.is_open.store(false, Ordering::Release);
         let mut queue = lock(&self.queue);
         let calls = mem::take(&mut queue.calls);
@@ -209,9 +213,12 @@ struct Driver {
     owed: VecDeque<Owed>,
     /// Whether everybody else had a turn since the driver saw that there is something to send.
     has_yielded: bool,
-    patience: Option<Pin<Box<Sleep>>>,
-    /// Whether anything was heard, or nothing was owed, since `patience` was set.
+    tick: Option<Pin<Box<Sleep>>>,
+    /// Whether anything was sent since the last tick.
+    was_used: bool,
+    /// Whether anything was heard since the last tick.
     was_heard: bool,
+    silent_ticks: u32,
 }
 
 enum Owed {
@@ -236,8 +243,10 @@ impl Driver {
             flushed: true,
             owed: VecDeque::new(),
             has_yielded: false,
-            patience: None,
-            was_heard: true,
+            tick: None,
+            was_used: false,
+            was_heard: false,
+            silent_ticks: 0,
         }
     }
 
@@ -284,8 +293,9 @@ impl Driver {
         if calls.is_empty() {
             return;
         }
+        self.was_used = true;
         if self.owed.is_empty() {
-            self.was_heard = true;
+            self.silent_ticks = 0;
         }
         let mut reads = Vec::with_capacity(calls.len());
         for call in calls.into_iter().filter(Call::is_awaited) {
@@ -391,26 +401,29 @@ impl Driver {
     /// Gives the connection up when it has been silent for too long.
     fn be_patient(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         loop {
-            let Some(patience) = &mut self.patience else {
-                if self.owed.is_empty() {
+            let Some(tick) = &mut self.tick else {
+                if self.owed.is_empty() && !self.was_used {
                     return Ok(());
                 }
+                self.was_used = false;
                 self.was_heard = false;
-                self.patience = Some(Box::pin(sleep(SILENCE)));
+                self.tick = Some(Box::pin(sleep(TICK)));
                 continue;
             };
-            if patience.as_mut().poll(context).is_pending() {
+            if tick.as_mut().poll(context).is_pending() {
                 return Ok(());
             }
-            self.patience = None;
-            if !self.owed.is_empty() && !self.was_heard {
+            self.tick = None;
+            let is_silent = !self.owed.is_empty() && !self.was_heard;
+            self.silent_ticks = if is_silent { self.silent_ticks + 1 } else { 0 };
+            if self.silent_ticks > SILENCE {
                 return Err(Fault::Lost(Lost::Silent));
             }
         }
     }
 
     fn fail(&mut self, fault: &Fault) {
-        self.shared.close(fault.clone());
+        self.shared.close(fault);
         for owed in self.owed.drain(..) {
             match owed {
                 Owed::Batch(mut batch) => batch.fail(fault),

@@ -62,7 +62,9 @@ pub(super) enum Size {
 struct Lane {
     current: ArcSwapOption<Connection>,
     connections: bb8::Pool<Manager>,
-    connecting: tokio::sync::Mutex<()>,
+    /// How the last attempt failed, if it did; held while there is one.
+    connecting: tokio::sync::Mutex<Option<Fault>>,
+    attempts: AtomicU64,
 }
 
 /// Tells bb8 how to connect, and which connections have broken.
@@ -209,25 +211,36 @@ impl Lane {
             .max_lifetime(None)
             .idle_timeout(None)
             .build_unchecked(Manager(Arc::clone(site)));
-        Self { current: ArcSwapOption::empty(), connections, connecting: tokio::sync::Mutex::new(()) }
+        let connecting = tokio::sync::Mutex::default();
+        Self { current: ArcSwapOption::empty(), connections, connecting, attempts: AtomicU64::new(0) }
     }
 
     fn open(&self) -> Option<Arc<Connection>> {
         self.current.load().as_ref().filter(|connection| connection.is_open()).map(Arc::clone)
     }
 
-    /// Makes the connection, one caller at a time.
+    /// Makes the connection, one caller at a time. Who waited for another's attempt that failed shares its failure:
+    /// in turn, a hundred callers of a silent address would wait for a hundred time-outs.
     async fn connect(&self, site: &Site) -> Result<Arc<Connection>, Fault> {
-        let _one_at_a_time = self.connecting.lock().await;
+        let attempts = self.attempts.load(Ordering::Acquire);
+        let mut failure = self.connecting.lock().await;
         if let Some(connection) = self.open() {
             return Ok(connection);
+        }
+        if self.attempts.load(Ordering::Acquire) != attempts
+            && let Some(fault) = &*failure
+        {
+            return Err(fault.clone());
         }
         // A broken one goes when it is returned. Connecting is not left to `get`, which waits for its time-out and
         // keeps the reason to itself.
         if self.connections.state().connections > 0 {
             drop(self.connections.get().await);
         }
-        let made = match self.connections.dedicated_connection().await {
+        let made = self.connections.dedicated_connection().await;
+        self.attempts.fetch_add(1, Ordering::AcqRel);
+        *failure = made.as_ref().err().cloned();
+        let made = match made {
             Ok(made) => made,
             Err(fault) => {
                 // The node that was named may be gone as well.

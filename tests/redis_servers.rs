@@ -1,0 +1,444 @@
+//! The store in Redis against servers in every state: clusters, replicas, full ones, silent ones, with TLS and users.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what is wrong by panicking"
+)]
+#![allow(clippy::future_not_send, reason = "a test awaits them where it is")]
+
+mod support;
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use mcp_perf::{
+    ErrorKind,
+    cache::{Invalidation, Put, Restamp, Stamp, Store, Written},
+    redis::RedisStore,
+    testing,
+};
+use redis::{FromRedisValue, aio::MultiplexedConnection};
+use support::{process::free_ports, redis::RedisServer};
+use tokio::net::TcpListener;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A connection beside the store's own.
+async fn beside(server: &RedisServer) -> MultiplexedConnection {
+    redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+async fn ask<T: FromRedisValue>(redis: &mut MultiplexedConnection, command: &str) -> T {
+    let mut words = command.split(' ');
+    redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>()).query_async(redis).await.unwrap()
+}
+
+async fn until(what: &str, done: impl AsyncFn() -> bool) {
+    let poll = async {
+        while !done().await {
+            tokio::time::sleep(Duration::from_millis(5)).await; // polling, with a deadline
+        }
+    };
+    tokio::time::timeout(MINUTE, poll).await.unwrap_or_else(|_| panic!("not within a minute: {what}"));
+}
+
+async fn put(store: &RedisStore, name: &str, bytes: &'static [u8]) -> Result<Written, mcp_perf::Error> {
+    store.put_if(Put::new(name, bytes.into(), MINUTE)).await
+}
+
+async fn read(store: &RedisStore, name: &str) -> Result<Option<Vec<u8>>, mcp_perf::Error> {
+    let found = store.get_many(&[name], &["epoch"]).await?;
+    Ok(found.entries[0].entry.as_ref().map(|entry| entry.bytes.to_vec()))
+}
+
+/// How often the server ran a command.
+async fn runs(redis: &mut MultiplexedConnection, command: &str) -> u64 {
+    let stats: String = ask(redis, "INFO commandstats").await;
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn reads_at_the_same_time_are_one_question_and_a_hit_writes_nothing() {
+    let server = RedisServer::start();
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    let names: Vec<String> = (0..100).map(|name| format!("name-{name}")).collect();
+    for name in &names {
+        put(&store, name, b"value").await.unwrap();
+        read(&store, name).await.unwrap();
+    }
+    let () = ask(&mut redis, "CONFIG RESETSTAT").await;
+    let reads = names.iter().map(|name| {
+        let (store, name) = (store.clone(), name.clone());
+        tokio::spawn(async move { read(&store, &name).await.unwrap() })
+    });
+    for found in reads.collect::<Vec<_>>() {
+        assert_eq!(found.await.unwrap().as_deref(), Some(&b"value"[..]));
+    }
+    // The first to come is alone, and so is sent at once; all others go together, by 64 names.
+    let (times, gets) = (runs(&mut redis, "time").await, runs(&mut redis, "mget").await);
+    assert!(times <= 2 && gets <= 4, "{times} questions, {gets} MGET");
+    assert_eq!(runs(&mut redis, "set").await, 0);
+}
+
+#[tokio::test]
+async fn more_names_than_fit_one_question_are_read_in_their_order() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(&server.url()).unwrap();
+    put(&store, "1234", b"value").await.unwrap();
+    let names: Vec<String> = (0..2_500).map(|name| name.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let found = store.get_many(&names, &names).await.unwrap();
+    let present: Vec<usize> =
+        (0..found.entries.len()).filter(|place| found.entries[*place].entry.is_some()).collect();
+    assert_eq!((found.entries.len(), found.stamps.len(), present), (2_500, 2_500, vec![1_234]));
+    let nothing = store.get_many(&[], &[]).await.unwrap();
+    assert!(nothing.entries.is_empty() && nothing.stamps.is_empty());
+}
+
+#[tokio::test]
+async fn caller_that_goes_away_costs_the_others_of_its_batch_nothing() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(&server.url()).unwrap();
+    put(&store, "name", b"value").await.unwrap();
+    for _ in 0..50 {
+        let reads = (0..40).map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { read(&store, "name").await.unwrap() })
+        });
+        let reads: Vec<_> = reads.collect();
+        tokio::task::yield_now().await;
+        for (index, read) in reads.into_iter().enumerate() {
+            if index % 2 == 0 {
+                read.abort();
+            } else {
+                assert_eq!(read.await.unwrap().as_deref(), Some(&b"value"[..]));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn reads_under_way_on_a_connection_that_is_cut_are_made_again() {
+    let server = RedisServer::start();
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    put(&store, "name", b"value").await.unwrap();
+    for _ in 0..20 {
+        let reads = (0..64).map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { read(&store, "name").await.unwrap() })
+        });
+        let reads: Vec<_> = reads.collect();
+        let _: i64 = ask(&mut redis, "CLIENT KILL TYPE normal SKIPME yes").await;
+        for read in reads {
+            assert_eq!(read.await.unwrap().as_deref(), Some(&b"value"[..]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_large_has_a_connection_of_its_own() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(&server.url()).unwrap().client_name("lanes").unwrap();
+    let mut redis = beside(&server).await;
+    let connections = async |redis: &mut MultiplexedConnection| {
+        let list: String = ask(redis, "CLIENT LIST").await;
+        list.matches("name=lanes ").count()
+    };
+    put(&store, "small", b"value").await.unwrap();
+    read(&store, "small").await.unwrap();
+    assert_eq!(connections(&mut redis).await, 1);
+    let large = vec![7; 3 << 20];
+    // Written by another process, so that this one learns by reading.
+    let other = RedisStore::new(&server.url()).unwrap();
+    other.put_if(Put::new("large", large.clone().into(), MINUTE)).await.unwrap();
+    assert_eq!(read(&store, "large").await.unwrap().as_ref(), Some(&large));
+    assert_eq!(connections(&mut redis).await, 1);
+    assert_eq!(read(&store, "large").await.unwrap().as_ref(), Some(&large));
+    assert_eq!(connections(&mut redis).await, 2);
+}
+
+#[tokio::test]
+async fn script_that_the_server_forgot_is_sent_again() {
+    let server = RedisServer::start();
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    for _ in 0..2 {
+        let stored = put(&store, "name", b"value").await.unwrap();
+        assert!(matches!(stored, Written::Stored(_)));
+        let () = ask(&mut redis, "SCRIPT FLUSH").await;
+    }
+}
+
+/// Two nodes of one cluster, each with half of the slots.
+async fn cluster() -> [(RedisServer, MultiplexedConnection, String); 2] {
+    let mut nodes = Vec::new();
+    for slots in ["0 8191", "8192 16383"] {
+        let server = RedisServer::start_with(&["--cluster-enabled", "yes"]);
+        let mut redis = beside(&server).await;
+        let () = ask(&mut redis, &format!("CLUSTER ADDSLOTSRANGE {slots}")).await;
+        let id: String = ask(&mut redis, "CLUSTER MYID").await;
+        nodes.push((server, redis, id));
+    }
+    let port = nodes[1].0.port();
+    let () = ask(&mut nodes[0].1, &format!("CLUSTER MEET 127.0.0.1 {port}")).await;
+    for (_, redis, _) in &nodes {
+        until("the cluster is formed", async || {
+            let info: String = ask(&mut redis.clone(), "CLUSTER INFO").await;
+            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:2")
+        })
+        .await;
+    }
+    nodes.try_into().unwrap_or_else(|_| panic!("two nodes"))
+}
+
+#[tokio::test]
+async fn store_finds_its_node_of_a_cluster_and_follows_the_names_to_another() {
+    let [mut one, mut two] = cluster().await;
+    let slot: i64 = ask(&mut one.1, "CLUSTER KEYSLOT {mcp-perf}:x").await;
+    if slot > 8191 {
+        std::mem::swap(&mut one, &mut two);
+    }
+    // One holds the names. The first of these stores was told the wrong address, the second the right one.
+    for server in [&two.0, &one.0] {
+        let () = ask(&mut one.1, "FLUSHALL").await;
+        let store = RedisStore::new(&server.url()).unwrap();
+        testing::store::keeps_its_contract(&store, async |time| tokio::time::sleep(time).await).await; // server time
+        let names: Vec<String> = (0..200).map(|name| name.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        store.get_many(&names, &names).await.unwrap();
+    }
+    let store = RedisStore::new(&one.0.url()).unwrap();
+    put(&store, "name", b"value").await.unwrap();
+
+    // While a slot moves, nobody knows where a name is that is not here.
+    let () = ask(&mut two.1, &format!("CLUSTER SETSLOT {slot} IMPORTING {}", one.2)).await;
+    let () = ask(&mut one.1, &format!("CLUSTER SETSLOT {slot} MIGRATING {}", two.2)).await;
+    let error = store.get_many(&["name", "absent"], &[]).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string().contains("TRYAGAIN")),
+        (ErrorKind::Unavailable, true),
+        "{error}"
+    );
+    let error = store.get_many(&["absent"], &[]).await.unwrap_err();
+    assert_eq!((error.kind(), error.to_string().contains("ASK")), (ErrorKind::Unavailable, true), "{error}");
+
+    let () = ask(&mut one.1, "FLUSHALL").await;
+    for node in [&mut two.1, &mut one.1] {
+        let () = ask(node, &format!("CLUSTER SETSLOT {slot} STABLE")).await;
+        let () = ask(node, &format!("CLUSTER SETSLOT {slot} NODE {}", two.2)).await;
+    }
+    let moved = async || put(&store, "name", b"moved").await.is_ok();
+    until("both nodes know where the slot is", moved).await;
+    assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"moved"[..]));
+    let keys: i64 = ask(&mut two.1, "DBSIZE").await;
+    assert!(keys > 0, "at the node that the names moved to");
+}
+
+#[tokio::test]
+async fn cluster_that_does_not_serve_the_slot_is_away_and_not_broken() {
+    let server = RedisServer::start_with(&["--cluster-enabled", "yes"]);
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    let error = read(&store, "name").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.is_retryable() && error.to_string().contains("CLUSTERDOWN"), "{error}");
+    let () = ask(&mut redis, "CLUSTER ADDSLOTSRANGE 0 16383").await;
+    until("the cluster is up", async || read(&store, "name").await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn primary_that_became_a_replica_is_left_for_another_connection() {
+    let server = RedisServer::start();
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    put(&store, "name", b"value").await.unwrap();
+    let connections = async |redis: &mut MultiplexedConnection| {
+        let stats: String = ask(redis, "INFO stats").await;
+        let count = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        count.unwrap().parse::<u64>().unwrap()
+    };
+    let before = connections(&mut redis).await;
+    let nowhere = free_ports().next().unwrap();
+    let () = ask(&mut redis, &format!("REPLICAOF 127.0.0.1 {nowhere}")).await;
+    let error = put(&store, "name", b"other").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("READONLY"), "{error}");
+    assert!(connections(&mut redis).await > before, "the address was asked again");
+    let change = Restamp { name: "tag", invalidation: Invalidation::Remove, stamp: Stamp::random() };
+    assert_eq!(store.restamp(&[change]).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let () = ask(&mut redis, "REPLICAOF NO ONE").await;
+    put(&store, "name", b"other").await.unwrap();
+    assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"other"[..]));
+}
+
+#[tokio::test]
+async fn full_server_refuses_writes_and_answers_reads() {
+    let server = RedisServer::start();
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    put(&store, "name", b"value").await.unwrap();
+    read(&store, "name").await.unwrap();
+    let () = ask(&mut redis, "CONFIG SET maxmemory-policy noeviction").await;
+    let () = ask(&mut redis, "CONFIG SET maxmemory 1").await;
+    let change = Restamp { name: "tag", invalidation: Invalidation::Expire, stamp: Stamp::random() };
+    for error in [
+        put(&store, "name", b"other").await.unwrap_err(),
+        store.remove_many(&["name"], MINUTE).await.unwrap_err(),
+        store.restamp(&[change]).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("OOM"), "{error}");
+    }
+    assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"value"[..]));
+    let absent = store.get_many(&["absent"], &["absent"]).await.unwrap();
+    assert!(absent.entries[0].entry.is_none());
+    let () = ask(&mut redis, "CONFIG SET maxmemory 0").await;
+    let put = Put::new("absent", "late".into(), MINUTE).only_if(absent.entries[0].fence);
+    assert_eq!(store.put_if(put).await.unwrap(), Written::Refused, "nothing was there to compare with");
+}
+
+#[tokio::test]
+async fn user_password_database_and_name_are_taken_from_the_url_and_shown_nowhere() {
+    let server = RedisServer::start();
+    let mut redis = beside(&server).await;
+    let () = ask(&mut redis, "ACL SETUSER ca@he on >p@s/s:w%rd ~{mcp-perf}:* +@all -pexpire").await;
+    let at = |login: &str| format!("redis://{login}@127.0.0.1:{}/3", server.port());
+    let store = RedisStore::new(&at("ca%40he:p%40s%2Fs%3Aw%25rd")).unwrap().client_name("me").unwrap();
+    put(&store, "name", b"value").await.unwrap();
+    assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"value"[..]));
+    let list: String = ask(&mut redis, "CLIENT LIST").await;
+    assert!(list.lines().any(|line| line.contains(" name=me ") && line.contains(" db=3 ")), "{list}");
+
+    for (login, code) in [("ca%40he:hunter2", "WRONGPASS"), ("nobody:hunter2", "WRONGPASS")] {
+        let store = RedisStore::new(&at(login)).unwrap();
+        let error = store.ping().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains(code), "{error}");
+        assert!(!format!("{error} {error:?} {store:?}").contains("hunter2"));
+    }
+    let () = ask(&mut redis, "CONFIG SET requirepass secret").await;
+    let error = RedisStore::new(&server.url()).unwrap().ping().await.unwrap_err();
+    assert_eq!((error.kind(), error.to_string().contains("NOAUTH")), (ErrorKind::Refused, true), "{error}");
+}
+
+#[tokio::test]
+async fn what_the_user_may_not_do_is_refused_by_its_kind() {
+    let server = RedisServer::start();
+    let mut redis = beside(&server).await;
+    let () = ask(&mut redis, "ACL SETUSER narrow on >secret ~{mcp-perf}:* +@all -mget").await;
+    let () = ask(&mut redis, "ACL SETUSER elsewhere on >secret ~{other}:* +@all").await;
+    for (user, operation) in [("narrow", "read"), ("elsewhere", "read"), ("elsewhere", "write")] {
+        let url = format!("redis://{user}:secret@127.0.0.1:{}", server.port());
+        let store = RedisStore::new(&url).unwrap();
+        let error = match operation {
+            "read" => read(&store, "private-name").await.map(drop),
+            _ => put(&store, "private-name", b"value").await.map(drop),
+        };
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.to_string(), format!("redis refused ({operation}): NOPERM"));
+        assert!(!format!("{error:?}").contains("private-name"));
+    }
+}
+
+#[tokio::test]
+async fn server_that_falls_silent_is_given_up_and_used_again_when_it_speaks() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(&server.url()).unwrap();
+    put(&store, "name", b"value").await.unwrap();
+    server.pause();
+    let reads: Vec<_> = (0..8)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { read(&store, "name").await })
+        })
+        .collect();
+    for read in reads {
+        let read = tokio::time::timeout(MINUTE, read).await.expect("the connection is given up");
+        assert_eq!(read.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    server.resume();
+    assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"value"[..]));
+}
+
+#[tokio::test]
+async fn what_answers_nothing_or_is_no_redis_is_an_error_in_time() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let store = RedisStore::new(&format!("redis://{}", silent.local_addr().unwrap())).unwrap();
+    // All of them share one attempt: in turn they would not be through in time.
+    let asked = (0..60).map(|_| {
+        let store = store.clone();
+        tokio::spawn(async move { store.ping().await.unwrap_err() })
+    });
+    for asked in asked.collect::<Vec<_>>() {
+        let error = tokio::time::timeout(MINUTE, asked).await.expect("one time-out for all").unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("in time"), "{error}");
+    }
+
+    let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let store = RedisStore::new(&format!("redis://{}", other.local_addr().unwrap())).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = other.accept().await {
+            let _ =
+                tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let error = store.ping().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("no Redis"), "{error}");
+}
+
+#[tokio::test]
+async fn tls_checks_the_certificate_by_the_given_authority_or_the_roots_of_the_system() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: String| {
+        let path = home.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (certificate_file, key_file) =
+        (file("certificate.pem", certificate.pem()), file("key.pem", key.serialize_pem()));
+    let port = free_ports().next().unwrap();
+    let _server = RedisServer::start_with(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &certificate_file,
+        "--tls-key-file",
+        &key_file,
+        "--tls-ca-cert-file",
+        &certificate_file,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let url = format!("rediss://localhost:{port}");
+    let store = RedisStore::new(&url).unwrap().certificate_authority(certificate.pem()).unwrap();
+    testing::store::keeps_its_contract(&store, async |time| tokio::time::sleep(time).await).await; // server time
+
+    let unknown = RedisStore::new(&url).unwrap();
+    let error = unknown.ping().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("TLS"), "{error}");
+    let another_name = RedisStore::new(&format!("rediss://127.0.0.1:{port}")).unwrap();
+    let another_name = another_name.certificate_authority(certificate.pem()).unwrap();
+    assert!(another_name.ping().await.unwrap_err().to_string().contains("TLS"));
+
+    let plain = RedisStore::new("redis://localhost").unwrap();
+    for error in [
+        plain.certificate_authority(certificate.pem()).unwrap_err(),
+        unknown.certificate_authority("no certificate").unwrap_err(),
+    ] {
+        assert!(error.to_string().starts_with("certificate_authority: "), "{error}");
+    }
+    assert!(RedisStore::new("rediss://:hunter2@localhost/#insecure").is_err());
+}
+
+#[test]
+fn client_name_is_checked() {
+    for name in ["", "a b", "a\n", "ü", &"x".repeat(65)] {
+        let error = RedisStore::new("redis://localhost").unwrap().client_name(name).unwrap_err();
+        assert!(error.to_string().starts_with("client_name: "), "{error}");
+    }
+}
