@@ -16,15 +16,22 @@
 //! an hour is used again as soon as one that was away for a moment, within 2.4 seconds and five answers.
 //!
 //! A refusal says nothing of any of this: a server that is full can be read, and a queue that is full is ours. Nor
-//! does a call that began before the gate last moved, which is what a [`Round`] is for.
+//! does a call that began before the gate last moved, which is what a [`Round`] is for. While nothing fails answers are not counted and nobody takes a lock: the share of
+//! slow calls is that since the first of them.
 //!
 //! Deciding is pure: time comes in, a [`Passage`] or a [`Turn`] goes out. Three outcomes instead of two, the share of
 //! slow calls and the widening half-open state are those of resilience4j; that a refusal and a wait of our own must
 //! not count is what breakers learned that opened on them.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
 
-use crate::clock::Instant;
+use crate::{
+    clock::{Clock, Instant},
+    sync::{Mutex, lock},
+};
 
 const DEAD_IN_A_ROW: u32 = 5;
 /// Calls within the window below which no share of them says anything.
@@ -37,7 +44,7 @@ const TRIALS: u32 = 4;
 
 /// The state of the gate.
 #[derive(Debug, Default)]
-pub(super) struct Availability {
+struct Availability {
     round: Round,
     state: State,
 }
@@ -112,8 +119,65 @@ pub(super) enum Turn {
     CameBack,
 }
 
+/// The gate as its callers share it: nobody meets anybody in its lock while nothing fails.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// Whether anything failed of late, so that answers have to be counted too.
+    is_troubled: AtomicBool,
+    /// [`Availability::round`], as it was when the lock was last released.
+    round: AtomicU64,
+    state: Mutex<Availability>,
+}
+
+impl Gate {
+    pub(super) fn passage(&self, clock: &Clock) -> Passage {
+        if !self.is_troubled.load(Ordering::Acquire) {
+            return Passage::Ask(Round(self.round.load(Ordering::Acquire)));
+        }
+        self.with(|state| state.passage(clock.now()))
+    }
+
+    pub(super) fn answered(&self, round: Round, clock: &Clock) -> Option<Turn> {
+        if !self.is_troubled.load(Ordering::Acquire) {
+            return None;
+        }
+        self.with(|state| {
+            let now = clock.now();
+            let turn = state.answered(round, now);
+            if state.is_calm(now) {
+                self.is_troubled.store(false, Ordering::Release);
+            }
+            turn
+        })
+    }
+
+    pub(super) fn failed(&self, round: Round, how: Failure, clock: &Clock) -> Option<Turn> {
+        self.with(|state| {
+            self.is_troubled.store(true, Ordering::Release);
+            state.failed(round, how, clock.now(), fastrand::f64())
+        })
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Availability) -> T) -> T {
+        let mut state = lock(&self.state);
+        let result = change(&mut state);
+        self.round.store(state.round.0, Ordering::Release);
+        result
+    }
+}
+
 impl Availability {
-    pub(super) fn passage(&mut self, now: Instant) -> Passage {
+    /// Whether the gate is open, and nothing failed that could still come to closing it.
+    fn is_calm(&self, now: Instant) -> bool {
+        match &self.state {
+            State::Open(record) => {
+                record.dead_in_a_row == 0 && record.unanswered.is_none() && !record.was_slow(now)
+            }
+            State::Closed { .. } | State::Probing { .. } | State::Trying { .. } => false,
+        }
+    }
+
+    fn passage(&mut self, now: Instant) -> Passage {
         match &mut self.state {
             State::Open(_) => Passage::Ask(self.round),
             State::Closed { ask_again: due } | State::Probing { lapses: due } if now >= *due => {
@@ -134,7 +198,7 @@ impl Availability {
     }
 
     /// A call that was let through in `round` was answered.
-    pub(super) fn answered(&mut self, round: Round, now: Instant) -> Option<Turn> {
+    fn answered(&mut self, round: Round, now: Instant) -> Option<Turn> {
         if round != self.round {
             return None;
         }
@@ -160,7 +224,7 @@ impl Availability {
     }
 
     /// A call that was let through in `round` was not answered. `draw`, at random from 0 up to 1, spreads the pause.
-    pub(super) fn failed(&mut self, round: Round, how: Failure, now: Instant, draw: f64) -> Option<Turn> {
+    fn failed(&mut self, round: Round, how: Failure, now: Instant, draw: f64) -> Option<Turn> {
         if round != self.round {
             return None;
         }
@@ -220,9 +284,17 @@ impl Record {
         self.dead_in_a_row >= DEAD_IN_A_ROW || is_silent || self.is_slow(now)
     }
 
-    fn is_slow(&self, now: Instant) -> bool {
+    fn recent(&self, now: Instant) -> impl Iterator<Item = &Second> {
         let this = number(now);
-        let recent = self.window.iter().filter(|second| second.number + WINDOW as u64 > this);
+        self.window.iter().filter(move |second| second.number + WINDOW as u64 > this)
+    }
+
+    fn was_slow(&self, now: Instant) -> bool {
+        self.recent(now).any(|second| second.slow > 0)
+    }
+
+    fn is_slow(&self, now: Instant) -> bool {
+        let recent = self.recent(now);
         let (calls, slow) = recent.fold((0, 0), |sum, second| (sum.0 + second.calls, sum.1 + second.slow));
         calls >= ENOUGH && 2 * slow >= calls
     }

@@ -444,7 +444,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             hold: self.local.load_timeout + 4 * self.timeout + 5 * SECOND,
             clock: self.local.clock.clone(),
             events: Arc::clone(&events),
-            availability: Arc::default(),
+            gate: Arc::default(),
             debts: Debts::default(),
             coherence,
         };

@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    availability::{Availability, Failure, Passage, Round, Turn},
+    availability::{Failure, Gate, Passage, Round, Turn},
     builder::MAX_TIME_TO_LIVE,
     chain::{Link, SETTLING},
     coherence::{Coherence, Told},
@@ -47,7 +47,7 @@ pub(super) struct Remote<V> {
     pub(super) hold: Duration,
     pub(super) clock: Clock,
     pub(super) events: Arc<Events>,
-    pub(super) availability: Arc<Mutex<Availability>>,
+    pub(super) gate: Arc<Gate>,
     pub(super) debts: Debts,
     pub(super) coherence: Option<Arc<Coherence>>,
 }
@@ -311,7 +311,7 @@ impl<V> Remote<V> {
 
     /// One call, if the tier is not known to be away, with its deadline.
     async fn call<T>(&self, kind: Kind, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let passage = lock(&self.availability).passage(self.clock.now());
+        let passage = self.gate.passage(&self.clock);
         let round = match passage {
             Passage::Ask(round) => round,
             Passage::Probe(_) | Passage::Skip => {
@@ -326,7 +326,7 @@ impl<V> Remote<V> {
             }
         };
         let result = within(self.timeout, call).await;
-        note(&self.availability, round, &result, &self.clock, &self.cache);
+        note(&self.gate, round, &result, &self.clock, &self.cache);
         if let Err(error) = &result {
             self.events.remote_failures.add();
             tracing::debug!(cache = %self.cache, kind = ?error.kind(), "call to the remote tier failed: {error}");
@@ -340,12 +340,12 @@ impl<V> Remote<V> {
     /// Finds out whether the tier is back, in a task of its own: a tier that hangs takes the whole deadline to show
     /// it, and no caller has to wait for that.
     fn probe(&self, round: Round) {
-        let (store, availability) = (Arc::clone(&self.store), Arc::clone(&self.availability));
+        let (store, gate) = (Arc::clone(&self.store), Arc::clone(&self.gate));
         let (clock, cache) = (self.clock.clone(), self.cache.clone());
         let timeout = self.timeout.min(LONGEST_PROBE);
         tokio::spawn(async move {
             let result = within(timeout, store.ping()).await;
-            note(&availability, round, &result, &clock, &cache);
+            note(&gate, round, &result, &clock, &cache);
         });
     }
 
@@ -371,23 +371,16 @@ async fn within<T>(timeout: Duration, call: impl Future<Output = Result<T, Error
 }
 
 /// Tells the gate how a call went, and the operator if it moved.
-fn note<T>(
-    availability: &Mutex<Availability>,
-    round: Round,
-    result: &Result<T, Error>,
-    clock: &Clock,
-    cache: &str,
-) {
-    let now = clock.now();
+fn note<T>(gate: &Gate, round: Round, result: &Result<T, Error>, clock: &Clock, cache: &str) {
     let turn = match result {
-        Ok(_) => lock(availability).answered(round, now),
+        Ok(_) => gate.answered(round, clock),
         Err(error) => {
             let how = match error.kind() {
                 ErrorKind::TimedOut => Failure::Slow,
                 ErrorKind::Unavailable => Failure::Dead,
                 _ => Failure::Refused,
             };
-            lock(availability).failed(round, how, now, fastrand::f64())
+            gate.failed(round, how, clock)
         }
     };
     match turn {

@@ -24,6 +24,8 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
+
 use crate::{
     clock::Instant,
     sync::{Mutex, lock},
@@ -110,6 +112,8 @@ pub(crate) struct Cell {
     /// The remote nonce that goes with the version; `None` until the remote tier was asked.
     /// The lock is held for every change of the version, so that the two are read as a pair.
     remote: Mutex<Option<Stamp>>,
+    /// The same pair, for those who would not wait for the lock: good while its version is still the cell's.
+    noted: ArcSwapOption<(Version, Option<Stamp>)>,
 }
 
 /// The cell that every entry of a cache depends on.
@@ -122,6 +126,11 @@ impl Cell {
 
     /// The state to note before a value is read.
     pub(crate) fn capture(&self) -> (Version, Option<Stamp>) {
+        if let Some(noted) = &*self.noted.load()
+            && noted.0.version == self.version()
+        {
+            return **noted;
+        }
         let remote = lock(&self.remote);
         (self.versions(), *remote)
     }
@@ -144,6 +153,7 @@ impl Cell {
             // Of a half that was never heard nothing can be said.
             Invalidation::Expire => remote.zip(stamp).map(|(old, new)| old.after(invalidation, new)),
         };
+        self.noted.store(Some(Arc::new((self.versions(), *remote))));
     }
 
     fn generation(&self) -> u64 {
@@ -178,6 +188,7 @@ impl Cell {
             }
             self.version.fetch_add(1, Ordering::AcqRel);
             *remote = Some(answer);
+            self.noted.store(Some(Arc::new((self.versions(), *remote))));
         }
         (self.versions(), remote.filter(|known| *known == answer))
     }
