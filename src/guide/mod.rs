@@ -1,5 +1,11 @@
 //! Pages that go across the modules. There is no code here.
 
+#[doc = include_str!("caching.md")]
+pub mod caching {}
+
+#[doc = include_str!("failure_modes.md")]
+pub mod failure_modes {}
+
 #[doc = include_str!("request_flow.md")]
 pub mod request_flow {}
 
