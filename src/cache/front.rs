@@ -225,6 +225,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
         match self.0.remembered(key) {
+            Some(Remembered::Fresh(value)) => {
+                self.0.events.hits.add();
+                Ok(value)
+            }
             // Boxed, so that a hit carries no room for the miss.
             None => Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await,
             Some(remembered) => {

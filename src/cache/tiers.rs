@@ -130,18 +130,25 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     #[inline]
     pub(super) fn remembered(&self, key: &Key<'_>) -> Option<Remembered<V>> {
-        let entry = self.local.get(key)?;
+        // Looked at where it is: an entry has ten times the size of most values, and to move it costs as much as to
+        // read the clock.
+        let found = self.local.get(key);
+        let entry = found.as_ref()?;
         let now = self.clock.now();
         if !entry.is_calm(now, &self.epoch) {
-            return self.reconsider(entry, now);
+            return self.reconsider(found?, now);
         }
-        Some(match entry.content {
-            Ok(value) => {
-                self.events.saved_micros.add_many(entry.times.load_cost.into());
-                Remembered::Fresh(value)
+        let load_cost = entry.times.load_cost;
+        match found {
+            Some(Entry { content: Ok(value), .. }) => {
+                if load_cost != 0 {
+                    self.events.saved_micros.add_many(load_cost.into());
+                }
+                Some(Remembered::Fresh(value))
             }
-            Err(error) => Remembered::Failure(error),
-        })
+            Some(Entry { content: Err(error), .. }) => Some(Remembered::Failure(error)),
+            None => None,
+        }
     }
 
     /// What to make of an entry that is not to be served without a second thought.
