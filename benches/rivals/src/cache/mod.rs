@@ -1,6 +1,7 @@
 //! The cache: hits in the process, a stampede on one key, reads of the remote tier.
 
 mod hit;
+mod peers;
 mod remote;
 mod stampede;
 
