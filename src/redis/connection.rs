@@ -47,6 +47,8 @@ use crate::sync::{Mutex, lock};
 
 const MOST_CALLS: usize = 16 * 1024;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// So many calls that wait while nothing is under way are sent in two halves.
+const WORTH_HALVING: usize = 8;
 /// So many ticks may a connection owe an answer without a byte of it: a second.
 const SILENCE: u32 = 20;
 /// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
@@ -287,8 +289,18 @@ impl Driver {
     /// Makes what is queued ready to be sent.
     fn collect(&mut self) {
         let mut queue = lock(&self.shared.queue);
-        let calls = mem::take(&mut queue.calls);
-        queue.bytes = 0;
+        let calls = if self.owed.is_empty() && queue.calls.len() >= WORTH_HALVING {
+            // One half now and the other a moment later: while the server answers one, the callers of the other are
+            // at work. All together they would take turns, and half of the time one side would wait for the other.
+            let half = queue.calls.len() / 2;
+            let calls: Vec<Call> = queue.calls.drain(..half).collect();
+            let taken: usize = calls.iter().map(Call::size).sum();
+            queue.bytes = queue.bytes.saturating_sub(taken);
+            calls
+        } else {
+            queue.bytes = 0;
+            mem::take(&mut queue.calls)
+        };
         drop(queue);
         if calls.is_empty() {
             return;
