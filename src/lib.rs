@@ -36,13 +36,17 @@
     doc = "| `rmcp` | around a server: all of this for every transport and protocol revision | `rmcp` |"
 )]
 //! | [`cache`] | values in memory, and behind it a store that processes share | |
-#![cfg_attr(feature = "redis", doc = "| [`redis`] | Redis as that store | `redis` |")]
+#![cfg_attr(
+    feature = "redis",
+    doc = "| [`redis`] | Redis as that store, and as the bus of invalidations | `redis` |"
+)]
 #![cfg_attr(not(feature = "redis"), doc = "| `redis` | Redis as that store | `redis` |")]
 #![cfg_attr(feature = "postgres", doc = "| [`postgres`] | PostgreSQL as that store | `postgres` |")]
 #![cfg_attr(not(feature = "postgres"), doc = "| `postgres` | PostgreSQL as that store | `postgres` |")]
 //! | [`clock`] | where all of them read the time | |
 //!
-//! [`guide`] has the pages that go across: how a request flows, and how to test with all this.
+//! [`guide`] has the pages that go across: how a request flows, which of a cache's settings is for what, what happens
+//! when something fails, and how to test with all this.
 //!
 //! # Features
 //!
@@ -50,13 +54,13 @@
 //! |---|---|---|
 //! | `tower` (default) | [`limit`] and [`timing`] as tower layers | `http`, `tower-layer`, `tower-service`: types and traits |
 //! | `rmcp` | the wrapper, and `serve` with `TCP_NODELAY` | `rmcp` with its server, `hyper` |
-//! | `redis` | Redis behind the cache | `redis`, `bb8` |
-//! | `redis-tls` | the same over TLS | `rustls` |
+//! | `redis` | Redis behind the cache, and its invalidation bus | `redis`, `bb8` |
+//! | `redis-tls` | the store over TLS | `tokio-rustls` with `ring` |
 //! | `postgres` | PostgreSQL behind the cache | `tokio-postgres`, `bb8` |
 //! | `message-pack` | `MessagePack` for values of the cache's remote tier | `rmp-serde` |
 //! | `zstd` | zstd for large values there | `zstd`, and a C compiler |
 //! | `quick-cache` | `quick_cache` as the engine of a cache's memory | `quick_cache` |
-//! | `test-util` | a movable clock, a store in memory, the contract tests for stores of your own | nothing |
+//! | `test-util` | a movable clock, a store and a bus in memory and ones that fail, contract tests, a checker that finds stale reads | nothing |
 //! | `full` | all but `test-util` | |
 //!
 //! Features only add. The default build holds no driver, no server and no TLS.
@@ -67,7 +71,7 @@
 //!   suite gives the same verdicts, check by check, with the wrapper and without.
 //! - A value that was read before an invalidation is not stored after it; one caller's private answer is never
 //!   another's. Both are tests that step through the races.
-//! - Memory is bounded: caches by entries, limiters by keys, timing by series.
+//! - Memory is bounded: caches by entries or bytes, limiters by keys, timing by series.
 //! - Dropping a future anywhere leaves every count and every waiter right. No `unsafe`. No panic that input
 //!   could cause.
 //! - A cache is a copy: what must be true at this instant does not belong in one.

@@ -97,9 +97,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// How many bytes of entries fit in memory, instead of how many entries; at least 64 KiB.
     ///
     /// `weigher` tells what a value takes up, on the heap and besides its own size (for a `String` its capacity);
-    /// its loader may say [otherwise](super::Loaded::cost). The key, the value's own size and about 160 bytes of
-    /// the cache's are added. The engine's tables grow with the number of entries, so the process takes up somewhat
-    /// more. Called under a lock: it must be quick, and must not call the cache.
+    /// its loader may say [otherwise](super::Loaded::cost). The key and about 300 bytes of the cache's are added. The
+    /// engine's tables grow with the number of entries, so the process takes up somewhat more.
     ///
     /// ```
     /// # fn main() -> Result<(), mcp_perf::Error> {

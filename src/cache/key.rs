@@ -98,6 +98,31 @@ impl<'a> Key<'a> {
         Some(Self { kind, bytes: Cow::Borrowed(bytes) })
     }
 
+    /// What it was made of, in order: the principal first, if it is private.
+    ///
+    /// For loaders of many, which have to know what they are to load.
+    ///
+    /// ```
+    /// use mcp_perf::cache::Key;
+    ///
+    /// assert_eq!(Key::public("lisbon").parts(), [b"lisbon"]);
+    /// assert_eq!(Key::private("ada", "inbox").part("1").parts(), [&b"ada"[..], b"inbox", b"1"]);
+    /// ```
+    #[must_use]
+    pub fn parts(&self) -> Vec<&[u8]> {
+        if self.kind == Kind::Public {
+            return vec![&self.bytes];
+        }
+        let (mut parts, mut rest) = (Vec::new(), &*self.bytes);
+        while let Some((length, after)) = rest.split_first_chunk() {
+            let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+            let Some((part, after)) = after.split_at_checked(length) else { break };
+            parts.push(part);
+            rest = after;
+        }
+        parts
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }

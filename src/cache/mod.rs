@@ -28,6 +28,10 @@
 //!   [`remove_by_tag`](Cache::remove_by_tag) or [`clear`](Cache::clear) is never stored after it, not in
 //!   this process and not in the remote tier, wherever the load was running. Callers that were waiting
 //!   when the invalidation came may still get it.
+//! - **What is stale is served where you said so**, and nowhere else: at once while a load runs behind it
+//!   ([`stale_while_revalidate`](CacheBuilder::stale_while_revalidate)), or in the place of a load that fails or is
+//!   slow ([`stale_if_error`](CacheBuilder::stale_if_error)). What was removed is never stale, it is gone; what was
+//!   made to [`expire`](Cache::expire) is waited for.
 //! - **No life gained.** An entry that travels through the tiers dies no later than it would have where
 //!   it was made.
 //! - **Other processes** see an invalidation at once in the remote tier, and in their own memory within
@@ -37,11 +41,11 @@
 //!   that: every invalidation is written down in the remote tier first, and every process sees there whether it
 //!   heard of all.
 //! - **A remote tier that is away** is left alone: the cache goes on from memory and loader, asks again
-//!   from time to time, and says so once in the log. Memory answers for
+//!   every two seconds in the background, and says so once in the log. Memory answers for
 //!   [`max_staleness`](RemoteCacheBuilder::max_staleness) at a time even then, since other processes may still
 //!   reach what this one cannot. What could not be invalidated there is an error of the call that wanted it, and
-//!   is owed: this process reads nothing there before it was told. What it answers is never trusted: bytes that are not ours, damaged, or of
-//!   another type are a miss.
+//!   is owed: this process reads nothing there before it was told. What it answers is never trusted: bytes that are
+//!   not ours, damaged, or of another type are a miss.
 //!
 //! Dropping any of the futures here is safe at any point: loads and writes run in tasks of their own and
 //! are finished.
@@ -61,7 +65,8 @@
 //! [`Cache::stats`] is a snapshot. For an exporter the same counts go to the `metrics` recorder that is installed
 //! when the cache is built, with the label `cache`: `mcp_perf_cache_hits_total`, `_misses_total`, `_joined_total`,
 //! `_throttled_total`, `_loads_total`, `_load_failures_total`, `_fenced_total`, `_remote_hits_total`,
-//! `_remote_misses_total` and `_remote_failures_total`; each is explained at the field of [`Stats`] of that name.
+//! `_remote_misses_total`, `_remote_failures_total`, `_stale_hits_total`, `_negative_hits_total`, `_refreshes_total`
+//! and `_saved_load_microseconds_total`; each is explained at the field of [`Stats`] of that name.
 //! With a bus also `mcp_perf_cache_bus_sent_total`, `_unsent_total`, `_received_total`, `_gaps_total`,
 //! `_doubts_total` and the gauge `mcp_perf_cache_bus_connected`, explained at [`BusStats`].
 //!

@@ -21,7 +21,14 @@
 //! out to be absent takes a second one, which writes a nonce in its place and reads again. A write is one call of a
 //! script.
 
-use std::{fmt, sync::LazyLock, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes};
 
@@ -217,14 +224,17 @@ impl RedisStore {
         arguments: &[&[u8]],
     ) -> Result<Token, Error> {
         let send = |connection: &Connection, script| {
-            let commands = match script {
-                Script::ByDigest => self.script(b"EVALSHA", text.digest.as_bytes(), names, arguments),
-                Script::InFull => self.script(b"EVAL", text.text.as_bytes(), names, arguments),
-            };
-            connection.run(commands)
+            connection.run(self.script_call(script, text, names, arguments))
         };
         let mut answers = self.pool.call(operation, size, send).await?;
         answers.pop().ok_or_else(|| Error::new(ErrorKind::Refused, "redis gave no answer"))
+    }
+
+    fn script_call(&self, script: Script, text: &Text, names: &[&str], arguments: &[&[u8]]) -> Commands {
+        match script {
+            Script::ByDigest => self.script(b"EVALSHA", text.digest.as_bytes(), names, arguments),
+            Script::InFull => self.script(b"EVAL", text.text.as_bytes(), names, arguments),
+        }
     }
 
     fn script(&self, command: &[u8], script: &[u8], names: &[&str], arguments: &[&[u8]]) -> Commands {
@@ -330,14 +340,22 @@ impl Store for RedisStore {
 
     async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
         let names: Vec<&str> = stamps.iter().map(|change| change.name).collect();
-        let contents: Vec<[u8; 16]> = stamps.iter().map(|change| change.stamp.to_bytes()).collect();
         let life = milliseconds(STAMP_LIFE);
-        let mut arguments: Vec<&[u8]> = vec![&life];
-        for (change, content) in stamps.iter().zip(&contents) {
-            let kind: &[u8] = if change.invalidation == Invalidation::Expire { b"E" } else { b"R" };
-            arguments.extend([kind, content]);
-        }
-        self.run_script("restamp", Size::Small, &RESTAMP, &names, &arguments).await.map(drop)
+        let was_sent = AtomicBool::new(false);
+        let send = |connection: &Connection, script| {
+            // It may have been carried out though its answer was lost, and another process may have changed the stamp
+            // since: to write the same one again would revive what was stored with it in between.
+            let is_repeated = was_sent.swap(true, Ordering::Relaxed);
+            let stamp = |change: &Restamp<'_>| if is_repeated { Stamp::random() } else { change.stamp };
+            let contents: Vec<[u8; 16]> = stamps.iter().map(|change| stamp(change).to_bytes()).collect();
+            let mut arguments: Vec<&[u8]> = vec![&life];
+            for (change, content) in stamps.iter().zip(&contents) {
+                let kind: &[u8] = if change.invalidation == Invalidation::Expire { b"E" } else { b"R" };
+                arguments.extend([kind, content]);
+            }
+            connection.run(self.script_call(script, &RESTAMP, &names, &arguments))
+        };
+        self.pool.call("restamp", Size::Small, send).await.map(drop)
     }
 
     async fn ping(&self) -> Result<(), Error> {
