@@ -142,7 +142,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        self.get_or_load_tagged(key, &[], loader).await
+        match self.at_hand(key, &[], |_| loader()) {
+            Ok(answer) => answer,
+            Err(loader) => Box::pin(self.0.need(key, &[], Purpose::Need, loader)).await,
+        }
     }
 
     /// As [`get_or_load`](Self::get_or_load), and an entry that is loaded carries `tags`.
@@ -169,7 +172,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        self.get_or_revalidate(key, tags, |_| loader()).await
+        match self.at_hand(key, tags, |_| loader()) {
+            Ok(answer) => answer,
+            Err(loader) => Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await,
+        }
     }
 
     /// As [`get_or_load_tagged`](Self::get_or_load_tagged), with a loader that is told of the value before: it may
@@ -224,13 +230,28 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
+        match self.at_hand(key, tags, loader) {
+            Ok(answer) => answer,
+            // Boxed, so that a hit carries no room for the miss.
+            Err(loader) => Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await,
+        }
+    }
+
+    /// What memory has to say, else the loader again. No future, so that a hit is not a stack of them.
+    #[inline]
+    fn at_hand<F, R, L, E>(&self, key: &Key<'_>, tags: &[&str], loader: F) -> Result<Result<V, Error>, F>
+    where
+        F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
+        R: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>> + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
         match self.0.remembered(key) {
             Some(Remembered::Fresh(value)) => {
                 self.0.events.hits.add();
-                Ok(value)
+                Ok(Ok(value))
             }
-            // Boxed, so that a hit carries no room for the miss.
-            None => Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await,
+            None => Err(loader),
             Some(remembered) => {
                 // While a load runs nothing more is to be done, and nothing to be made for it.
                 if matches!(remembered, Remembered::Due(_) | Remembered::Revalidate(_))
@@ -238,7 +259,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
                 {
                     self.0.refresh_behind(key, tags, loader);
                 }
-                self.0.recall(remembered)
+                Ok(self.0.recall(remembered))
             }
         }
     }

@@ -341,10 +341,12 @@ impl Store for RedisStore {
     async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
         let names: Vec<&str> = stamps.iter().map(|change| change.name).collect();
         let life = milliseconds(STAMP_LIFE);
-        let was_sent = AtomicBool::new(false);
+        let (was_sent, was_sent_in_full) = (AtomicBool::new(false), AtomicBool::new(false));
         let send = |connection: &Connection, script| {
             // It may have been carried out though its answer was lost, and another process may have changed the stamp
             // since: to write the same one again would revive what was stored with it in between.
+            // A script that the server did not know has not been carried out.
+            let was_sent = if matches!(script, Script::InFull) { &was_sent_in_full } else { &was_sent };
             let is_repeated = was_sent.swap(true, Ordering::Relaxed);
             let stamp = |change: &Restamp<'_>| if is_repeated { Stamp::random() } else { change.stamp };
             let contents: Vec<[u8; 16]> = stamps.iter().map(|change| stamp(change).to_bytes()).collect();

@@ -47,8 +47,10 @@ use crate::sync::{Mutex, lock};
 
 const MOST_CALLS: usize = 16 * 1024;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// So many calls that wait while nothing is under way are sent in two halves.
-const WORTH_HALVING: usize = 8;
+/// In so many parts the calls are to be under way that wait at one time, if there are enough of them.
+const WAVES: usize = 4;
+/// So many calls leave together if there are so many.
+const LEAST_WAVE: usize = 4;
 /// So many ticks may a connection owe an answer without a byte of it: a second.
 const SILENCE: u32 = 20;
 /// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
@@ -289,11 +291,12 @@ impl Driver {
     /// Makes what is queued ready to be sent.
     fn collect(&mut self) {
         let mut queue = lock(&self.shared.queue);
-        let calls = if self.owed.is_empty() && queue.calls.len() >= WORTH_HALVING {
-            // One half now and the other a moment later: while the server answers one, the callers of the other are
-            // at work. All together they would take turns, and half of the time one side would wait for the other.
-            let half = queue.calls.len() / 2;
-            let calls: Vec<Call> = queue.calls.drain(..half).collect();
+        // Some now and the rest a moment later: while the server answers some, the callers of others are at work. All
+        // together they would take turns, and half of the time one side would wait for the other.
+        let waves = WAVES.saturating_sub(self.owed.len()).max(1);
+        let some = queue.calls.len().div_ceil(waves).max(LEAST_WAVE);
+        let calls = if some < queue.calls.len() {
+            let calls: Vec<Call> = queue.calls.drain(..some).collect();
             let taken: usize = calls.iter().map(Call::size).sum();
             queue.bytes = queue.bytes.saturating_sub(taken);
             calls
