@@ -135,7 +135,10 @@ impl Policy {
 impl Times {
     /// The times of what is never stale: it is fresh for `fresh` and then gone.
     pub(crate) fn mortal(from: Instant, fresh: Duration) -> Self {
-        let fresh_until = from.after(fresh);
+        Self::mortal_until(from.after(fresh), 0)
+    }
+
+    pub(crate) fn mortal_until(fresh_until: Instant, load_cost: u32) -> Self {
         Self {
             fresh_until,
             ahead_from: fresh_until,
@@ -143,8 +146,16 @@ impl Times {
             revalidate_until: fresh_until,
             throttled_until: Instant::default(),
             dies_at: fresh_until,
-            load_cost: 0,
+            load_cost,
         }
+    }
+
+    /// Whether a value stands the same by either at any time.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        // When it is late matters to those alone who look ahead.
+        let looks_ahead = self.ahead_from < self.fresh_until;
+        let late_from = if looks_ahead { self.late_from } else { other.late_from };
+        Self { late_from, ..*self } == *other
     }
 
     /// How a value stands that nothing invalidated.

@@ -200,12 +200,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             (Purpose::Need, Standing::Fresh | Standing::Due) => true,
             // Another process was earlier, and there is nothing left to do.
             (Purpose::Refresh, Standing::Fresh | Standing::Due) => {
-                previous.is_none_or(|previous| previous.times.fresh_until < entry.times.fresh_until)
+                previous.is_none_or(|previous| previous.times().fresh_until < entry.times().fresh_until)
             }
             (_, _) => {
                 // That the attempt before this one failed, a moment ago, is known in memory alone.
                 if let (Some(previous), Some(entry)) = (previous, &mut flying.previous) {
-                    entry.times.throttled_until = previous.times.throttled_until;
+                    let mut times = entry.times();
+                    times.throttled_until = previous.times().throttled_until;
+                    entry.set_times(times);
                 }
                 return self.spare(flying);
             }
@@ -222,7 +224,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     fn spare(&self, flying: Flying<V>) -> Option<Flying<V>> {
         let now = self.clock.now();
         let is_throttled = |entry: &Entry<V>| {
-            now < entry.times.throttled_until.min(entry.times.dies_at) && entry.content.is_ok()
+            now < entry.times().throttled_until.min(entry.times().dies_at) && entry.content.is_ok()
         };
         match &flying.previous {
             Some(entry) if flying.purpose == Purpose::Need && is_throttled(entry) => {
@@ -334,9 +336,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 (Err(Error::not_found()), time_to_live.unwrap_or_else(|| policy.negative_life()))
             }
             What::NotModified => {
-                match flying.previous.as_ref().map(|entry| (&entry.content, &entry.validator)) {
+                match flying.previous.as_ref().map(|entry| (&entry.content, entry.validator())) {
                     Some((Ok(value), known)) => {
-                        validator = validator.or_else(|| known.clone());
+                        validator = validator.or_else(|| known.cloned());
                         (Ok(value.clone()), policy.life(time_to_live, &key, now))
                     }
                     _ => {
@@ -377,9 +379,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             tracing::debug!(cache = %self.settings.name, "a stale value stands in for a load that failed: {error}");
             self.events.stale_hits.add();
             let again = |entry: Entry<V>| {
-                let times = entry.times.after_failure(now, throttle);
-                let heard_at = entry.heard_at;
-                self.again(entry, times, heard_at)
+                let times = entry.times().after_failure(now, throttle);
+                self.again(entry, times)
             };
             match self.land_previous(flying, again) {
                 None => return,
@@ -595,7 +596,7 @@ impl<V: Clone> Flying<V> {
     fn previous(&self) -> Option<Previous<V>> {
         let entry = self.previous.as_ref()?;
         let value = entry.content.as_ref().ok()?.clone();
-        Some(Previous { value, validator: entry.validator.clone() })
+        Some(Previous { value, validator: entry.validator().cloned() })
     }
 }
 

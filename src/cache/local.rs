@@ -27,18 +27,88 @@ pub(crate) struct Entry<V> {
     pub(crate) calm_until: Instant,
     /// When other processes were last known not to have invalidated it.
     pub(crate) heard_at: Instant,
-    pub(crate) times: Times,
+    lives: Lives,
     /// The state of the whole cache and of the entry's tags as they were before the value was read.
     pub(crate) seen: Seen,
-    /// What the source said to know this very value by.
-    pub(crate) validator: Option<Arc<str>>,
-    /// When it was last asked for, in nanoseconds, if anybody wants to know.
-    pub(crate) touched: Option<Arc<AtomicU64>>,
+    /// What few entries have.
+    rare: Option<Arc<Rare>>,
     /// What it takes up, in the unit of the capacity.
-    pub(crate) weight: u32,
+    weight: u32,
+}
+
+/// An entry is moved out of the engine on every hit, so it is small where there is little to say.
+#[derive(Clone)]
+enum Lives {
+    /// As long as it is fresh and no longer.
+    Mortal {
+        fresh_until: Instant,
+        load_cost: u32,
+    },
+    Other(Arc<Times>),
+}
+
+struct Rare {
+    /// What the source said to know this very value by.
+    validator: Option<Arc<str>>,
+    /// When it was last asked for, in nanoseconds, if anybody wants to know.
+    touched: Option<AtomicU64>,
+}
+
+impl From<Times> for Lives {
+    fn from(times: Times) -> Self {
+        let Times { fresh_until, load_cost, .. } = times;
+        let mortal = Times::mortal_until(fresh_until, load_cost);
+        if times.is_as(&mortal) {
+            Self::Mortal { fresh_until, load_cost }
+        } else {
+            Self::Other(Arc::new(times))
+        }
+    }
 }
 
 impl<V> Entry<V> {
+    /// An entry that is calm for as long as its times are.
+    pub(crate) fn new(content: Result<V, Error>, times: Times, heard_at: Instant, seen: Seen) -> Self {
+        let (calm_until, lives) = (times.ahead_from, times.into());
+        Self { content, calm_until, heard_at, lives, seen, rare: None, weight: 1 }
+    }
+
+    /// The same, with what few entries have. Who wants to know when it was last asked for has to look at every hit.
+    pub(crate) fn with(mut self, validator: Option<Arc<str>>, touched: Option<Instant>, weight: u32) -> Self {
+        if touched.is_some() {
+            self.calm_until = Instant::default();
+        }
+        if validator.is_some() || touched.is_some() {
+            let touched = touched.map(|at| AtomicU64::new(at.as_nanos()));
+            self.rare = Some(Arc::new(Rare { validator, touched }));
+        }
+        self.weight = weight;
+        self
+    }
+
+    pub(crate) fn times(&self) -> Times {
+        match &self.lives {
+            Lives::Mortal { fresh_until, load_cost } => Times::mortal_until(*fresh_until, *load_cost),
+            Lives::Other(times) => **times,
+        }
+    }
+
+    pub(crate) fn set_times(&mut self, times: Times) {
+        self.lives = times.into();
+    }
+
+    #[inline]
+    pub(crate) fn load_cost(&self) -> u32 {
+        match &self.lives {
+            Lives::Mortal { load_cost, .. } => *load_cost,
+            Lives::Other(times) => times.load_cost,
+        }
+    }
+
+    pub(crate) fn validator(&self) -> Option<&Arc<str>> {
+        self.rare.as_ref()?.validator.as_ref()
+    }
+
     /// Whether it is to be served without a second thought.
     #[inline]
     pub(crate) fn is_calm(&self, now: Instant, epoch: &Epoch) -> bool {
@@ -47,7 +117,7 @@ impl<V> Entry<V> {
 
     /// Notes that it was asked for, unless nobody had for `idle`: then it stays so, whoever looks again.
     pub(crate) fn has_idled(&self, idle: Duration, now: Instant) -> bool {
-        let Some(touched) = &self.touched else { return false };
+        let Some(touched) = self.rare.as_ref().and_then(|rare| rare.touched.as_ref()) else { return false };
         if now.since(Instant::from_nanos(touched.load(Ordering::Relaxed))) >= idle {
             return true;
         }

@@ -219,8 +219,8 @@ impl Seen {
     /// Whether nothing was invalidated since.
     #[inline]
     pub(crate) fn still_holds(&self, epoch: &Epoch) -> bool {
-        self.epoch.version == epoch.version()
-            && self.tags().all(|(cell, seen)| cell.version() == seen.version)
+        let of_tags = |tags: &Arc<[Tag]>| tags.iter().all(|(cell, seen)| cell.version() == seen.version);
+        self.epoch.version == epoch.version() && self.tags.as_ref().is_none_or(of_tags)
     }
 
     /// Whether nothing was removed since, though it may have been made to expire.

@@ -12,10 +12,7 @@
 //!
 //! This file has the state and the steps that touch a tier; `load` strings them together.
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -138,7 +135,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if !entry.is_calm(now, &self.epoch) {
             return self.reconsider(found?, now);
         }
-        let load_cost = entry.times.load_cost;
+        let load_cost = entry.load_cost();
         match found {
             Some(Entry { content: Ok(value), .. }) => {
                 if load_cost != 0 {
@@ -172,7 +169,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             Standing::Gone
         } else if !self.is_confirmed(entry, now) {
             // Another process may have removed it: nothing to serve, and all there is if nobody can tell.
-            entry.times.standing_of_unconfirmed(now)
+            entry.times().standing_of_unconfirmed(now)
         } else {
             self.standing_of_heard(entry, now)
         }
@@ -183,9 +180,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if !entry.seen.is_left(&self.epoch) {
             Standing::Gone
         } else if entry.seen.still_holds(&self.epoch) {
-            entry.times.standing(now, || 1.0 - fastrand::f64())
+            entry.times().standing(now, || 1.0 - fastrand::f64())
         } else {
-            entry.times.standing_of_expired(now)
+            entry.times().standing_of_expired(now)
         }
     }
 
@@ -230,8 +227,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 self.local.remove(key);
                 return;
             }
-            let (times, heard_at) = (entry.times.expired(now), entry.heard_at);
-            let entry = self.again(entry, times, heard_at);
+            let times = entry.times().expired(now);
+            let entry = self.again(entry, times);
             self.local.insert(key.into(), entry);
         });
     }
@@ -296,24 +293,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         heard_at: Instant,
         seen: Seen,
     ) -> Entry<V> {
-        let calm_until = times.ahead_from.min(heard_at.after(self.max_local_life));
-        let idles = self.settings.time_to_idle.is_some();
-        Entry {
-            calm_until: if idles { Instant::default() } else { calm_until },
-            heard_at,
-            times,
-            seen,
-            validator: kept.validator.clone(),
-            touched: idles.then(|| Arc::new(AtomicU64::new(self.clock.now().as_nanos()))),
-            weight: self.weight(key, kept),
-            content: kept.content.clone(),
-        }
+        let touched = self.settings.time_to_idle.map(|_| self.clock.now());
+        let mut entry = Entry::new(kept.content.clone(), times, heard_at, seen);
+        entry.calm_until = entry.calm_until.min(heard_at.after(self.max_local_life));
+        entry.with(kept.validator.clone(), touched, self.weight(key, kept))
     }
 
-    /// An entry with other times, and heard of at another time.
-    pub(super) fn again(&self, entry: Entry<V>, times: Times, heard_at: Instant) -> Entry<V> {
-        let calm_until = times.ahead_from.min(heard_at.after(self.max_local_life)).min(entry.calm_until);
-        Entry { times, heard_at, calm_until, ..entry }
+    /// An entry with other times.
+    pub(super) fn again(&self, mut entry: Entry<V>, times: Times) -> Entry<V> {
+        entry.calm_until = entry.calm_until.min(times.ahead_from);
+        entry.set_times(times);
+        entry
     }
 
     fn weight(&self, key: &Key<'_>, kept: &Kept<V>) -> u32 {
