@@ -7,7 +7,7 @@
 //! The system clock reads the processor's counter where that is fit for it (by way of `quanta`), in a third of
 //! the time that the operating system takes. Counters may start anew when a machine wakes up or is moved, so every
 //! 20 ms of use the counter is held against the system's clock, and given up for good if the two disagree. With
-//! feature `test-util` there are also [`Clock::manual`], which moves only when told, and [`Clock::tokio`], which moves
+//! feature `test-util` there are also `Clock::manual`, which moves only when told, and `Clock::tokio`, which moves
 //! as tokio's does.
 
 use std::{
