@@ -329,10 +329,19 @@ impl<'de> Deserialize<'de> for Slow {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn who_asks_after_the_removal_of_a_tag_is_not_given_what_a_reader_without_that_tag_found() {
+async fn who_asks_after_an_invalidation_by_tag_is_not_given_what_a_reader_without_that_tag_found() {
+    for expires in [false, true] {
+        reader_without_the_tag(expires).await;
+    }
+}
+
+async fn reader_without_the_tag(expires: bool) {
     let clock = Clock::manual();
     let store = MemoryStore::new(clock.clone());
-    let node = || Cache::<Slow>::builder("test").clock(clock.clone()).remote(store.clone()).build();
+    let node = || {
+        let builder = Cache::<Slow>::builder("test").clock(clock.clone()).stale_if_error(SECOND);
+        builder.remote(store.clone()).build()
+    };
     let (one, two) = (node().await.unwrap(), node().await.unwrap());
     let load = |cache: &Cache<Slow>, value: &'static str, tags: &'static [&'static str]| {
         let cache = cache.clone();
@@ -349,14 +358,17 @@ async fn who_asks_after_the_removal_of_a_tag_is_not_given_what_a_reader_without_
     *HOLD.lock().unwrap() = Some((reached, may_go_on));
     let leader = tokio::spawn(load(&one, "new", &[]));
     tokio::task::spawn_blocking(move || has_reached.recv().unwrap()).await.unwrap();
-    one.remove_by_tag("tag").await.unwrap();
+    match expires {
+        true => one.expire_by_tag("tag").await.unwrap(),
+        false => one.remove_by_tag("tag").await.unwrap(),
+    }
     let after = tokio::spawn(load(&one, "new", &[]));
     while one.stats().joined == 0 {
         tokio::task::yield_now().await;
     }
     go_on.send(()).unwrap();
     leader.await.unwrap();
-    assert_eq!(after.await.unwrap(), "new");
+    assert_eq!(after.await.unwrap(), "new", "expires: {expires}");
 }
 
 /// A value whose n-th clone panics.

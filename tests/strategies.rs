@@ -73,6 +73,25 @@ async fn look_ups_of_one_turn_are_one_load() {
 }
 
 #[tokio::test]
+async fn value_that_is_due_is_answered_at_once_and_loaded_again_with_a_batch() {
+    let clock = Clock::manual();
+    let cache: Texts = Cache::builder("test")
+        .clock(clock.clone())
+        .time_to_live(100 * SECOND)
+        .refresh_ahead()
+        .build()
+        .unwrap();
+    let sizes = Arc::default();
+    let loader = BatchLoader::new(cache.clone(), noting(&sizes));
+    let key = Key::public("key");
+    cache.insert(&key, "old".to_owned()).await.unwrap();
+    clock.advance(91 * SECOND);
+    assert_eq!(loader.get(&key).await.unwrap(), "old");
+    settle().await;
+    assert_eq!((loader.get(&key).await.unwrap().as_str(), sizes.lock().unwrap().len()), ("value", 1));
+}
+
+#[tokio::test]
 async fn full_batch_does_not_wait_for_the_turn_to_end() {
     let sizes = Arc::default();
     let loader = BatchLoader::new(local(), noting(&sizes)).max_batch(NonZeroUsize::new(8).unwrap());

@@ -129,7 +129,8 @@ impl<V: Clone + Send + Sync + 'static> BatchLoader<V> {
     ///
     /// A caller that goes away leaves its key in the batch.
     pub async fn get(&self, key: &Key<'_>) -> Result<V, Error> {
-        if let Some(value) = self.0.cache.hit(key) {
+        // What is due goes with the batch as well, to be loaded again behind its answer.
+        if let Some(value) = self.0.cache.fresh(key) {
             return Ok(value);
         }
         let (answer, answered) = oneshot::channel();

@@ -75,6 +75,18 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         }
     }
 
+    /// The value, if there is nothing to do about it: it is fresh, and no new load is due.
+    #[inline]
+    pub(super) fn fresh(&self, key: &Key<'_>) -> Option<V> {
+        match self.0.remembered(key)? {
+            Remembered::Fresh(value) => {
+                self.0.events.hits.add();
+                Some(value)
+            }
+            _ => None,
+        }
+    }
+
     /// Returns the value from either tier, if it is there and fresh. Never loads.
     ///
     /// A remote tier that fails is a miss.

@@ -12,6 +12,7 @@ use super::{
     local::{Entry, Local},
     remote::Read,
     store::Fence,
+    tags::{Epoch, Seen},
     tiers::{Captured, Kept, Remembered, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant, error::BoxError};
@@ -217,7 +218,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
         // It may carry tags that this flight does not name, so who came after the removal of one of them
         // may be waiting here: to them it must not be given.
-        self.land_previous(flying, |entry| entry)
+        self.land_previous(flying, Seen::still_holds)
     }
 
     /// Ends a flight whose last attempt failed a moment ago, if there is something to serve instead.
@@ -229,24 +230,33 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         match &flying.previous {
             Some(entry) if flying.purpose == Purpose::Need && is_throttled(entry) => {
                 self.events.stale_hits.add();
-                self.land_previous(flying, |entry| entry)
+                self.land_previous(flying, Seen::is_left)
             }
             _ => Some(flying),
         }
     }
 
-    /// Lands with what there was, unless it was removed in the meantime; then the flight goes on.
+    /// Lands with what there was, if it may still be served as `holds` tells under the lock; else the flight goes on.
     fn land_previous(
         &self,
         mut flying: Flying<V>,
-        change: impl FnOnce(Entry<V>) -> Entry<V>,
+        holds: impl FnOnce(&Seen, &Epoch) -> bool,
     ) -> Option<Flying<V>> {
-        let entry = change(flying.previous.take()?);
+        let entry = flying.previous.take()?;
         let (seen, content) = (entry.seen.clone(), entry.content.clone());
-        let is_left = || seen.is_left(&self.epoch);
-        match flying.lead.land_if(is_left, content, |key| self.local.insert(key, entry)) {
+        let mut entry = Some(entry);
+        let store = |key| {
+            if let Some(entry) = entry.take() {
+                self.local.insert(key, entry);
+            }
+        };
+        match flying.lead.land_if(|| holds(&seen, &self.epoch), content, store) {
             Ok(_) => None,
-            Err(lead) => Some(Flying { lead, previous: None, ..flying }),
+            // What was only made to expire may stand in for the load that comes now.
+            Err(lead) => {
+                let previous = entry.filter(|_| seen.is_left(&self.epoch));
+                Some(Flying { lead, previous, ..flying })
+            }
         }
     }
 
@@ -378,11 +388,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if may_stand_in && self.fallback(&flying).is_some() {
             tracing::debug!(cache = %self.settings.name, "a stale value stands in for a load that failed: {error}");
             self.events.stale_hits.add();
-            let again = |entry: Entry<V>| {
+            if let Some(entry) = flying.previous.take() {
                 let times = entry.times().after_failure(now, throttle);
-                self.again(entry, times)
-            };
-            match self.land_previous(flying, again) {
+                flying.previous = Some(self.again(entry, times));
+            }
+            match self.land_previous(flying, Seen::is_left) {
                 None => return,
                 Some(goes_on) => flying = goes_on,
             }

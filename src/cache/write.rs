@@ -357,7 +357,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<BoxError> + 'static,
     {
-        if let Some(value) = self.0.cache.hit(key) {
+        if let Some(value) = self.0.cache.fresh(key) {
             return Ok(value);
         }
         if let Some(pending) = lock(&self.0.queue).pending.get(key as &dyn AsKey) {

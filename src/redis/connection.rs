@@ -1,10 +1,11 @@
 //! One connection, shared by many callers.
 //!
 //! A caller puts its call into the connection's queue and waits. The driver, a task of its own, is woken by the first
-//! of them; it lets every other task that is ready have its turn once, and then sends what is queued, whatever that is:
-//! the reads as one question ([`Batch`]), the other commands before it. A call that is alone is sent at once. Under load
-//! a batch grows by itself. Nothing waits for an answer before it is sent: stopping at one or two
-//! batches in flight halves what a few callers get.
+//! of them; it lets every other task that is ready have its turn once, and then sends what is queued: the reads as one
+//! question ([`Batch`]), the other commands before it. A call that is alone is sent at once. Under load a batch grows by
+//! itself. What is queued while little is under way leaves in up to [`WAVES`] parts, a turn apart, so that client and
+//! server work at the same time. Nothing waits for an answer before it is sent: stopping at one or two batches in
+//! flight halves what a few callers get.
 //!
 //! # Health
 //!

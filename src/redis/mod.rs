@@ -1,7 +1,7 @@
 //! Redis (6.2 or later, Valkey) as the remote tier of a cache, and as its invalidation bus.
 //!
 //! Two connections, shared by everybody: one for what is small, one for what is 64 KiB or more. Nobody waits for a
-//! connection, the server sees few of them, and reads that are made at the same time travel as one question, so that
+//! connection, the server sees few of them, and reads that are made at the same time travel as few questions, so that
 //! more callers cost less each. A connection that broke, fell silent or leads to a server that is the primary no
 //! longer is replaced, and a call that was under way on it is made once more.
 //!
