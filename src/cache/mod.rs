@@ -50,6 +50,14 @@
 //! Dropping any of the futures here is safe at any point: loads and writes run in tasks of their own and
 //! are finished.
 //!
+//! # How values are written
+//!
+//! | strategy | how | the caller waits for | lost in a crash |
+//! |---|---|---|---|
+//! | cache-aside | write the source, then [`Cache::remove`] | source and removal | nothing, but between the two others may be served the old value |
+//! | write-through | [`Cache::write_through`] | source and cache | nothing: a write that may or may not have arrived leaves the key empty |
+//! | write-behind | [`WriteBehind`] | the cache | what is [queued](WriteBehind::queued): up to its `delay` of writes, more while the source is away |
+//!
 //! # How values travel
 //!
 //! A value becomes bytes by a [`Codec`], is made smaller by a [`Compression`] if that pays, and lies in the store
@@ -121,6 +129,7 @@ mod store;
 mod tags;
 mod tiers;
 mod write;
+mod write_behind;
 
 pub use batch::{BatchLoader, Warmed};
 pub use builder::{CacheBuilder, MAX_TIME_TO_LIVE, MAX_VALUE, RemoteCacheBuilder};
@@ -136,4 +145,4 @@ pub use memoize::{Argument, Memoized};
 pub use stats::{BusStats, Stats};
 pub use store::{Fence, Found, Put, Restamp, Slot, Store, Stored, Written};
 pub use tags::{Invalidation, Stamp};
-pub use write::WriteBehind;
+pub use write_behind::WriteBehind;

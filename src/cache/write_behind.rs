@@ -1,0 +1,485 @@
+//! Write-behind: to the cache now, and to the source soon, by a bounded queue that keeps the last value of a key.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::Future,
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+use tracing::Instrument;
+
+use super::{
+    Cache, Key, Loaded,
+    front::detached,
+    key::{AsKey, StoredKey},
+    write::failed,
+};
+use crate::{
+    Error, ErrorKind,
+    error::BoxError,
+    sync::{Mutex, lock},
+};
+
+type Batch<V> = Vec<(Key<'static>, V)>;
+type Sink<V> = dyn Fn(Batch<V>) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> + Send + Sync;
+
+/// A cache whose writes reach their source a little later, together: write-behind.
+///
+/// A write is in the cache at once and in a bounded queue; of several writes to one key only the last is carried out.
+/// A batch that fails is tried again key by key, each with a pause that doubles, so that one value that the source
+/// will not take does not hold up the others. Cheap to clone; clones are the same queue.
+///
+/// **What is queued is lost in a crash**, and with the last clone without a [`shutdown`](Self::shutdown) before it
+/// the queue is still written, as long as the runtime lives. Other processes see a write in the remote tier before the
+/// source has it. Removals have no queue: call [`Cache::remove`], which does not wait for the queue either.
+///
+/// ```
+/// use mcp_perf::cache::{Cache, Key, WriteBehind};
+/// use std::{io, time::Duration};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+/// let counts: Cache<u64> = Cache::builder("counts").build()?;
+/// let counts = WriteBehind::new(counts, |batch| async move {
+///     // insert into counts select * from unnest($1, $2) on conflict (key) do update …
+///     println!("{} rows", batch.len());
+///     Ok::<_, io::Error>(())
+/// });
+/// for count in 0..100 {
+///     counts.insert(&Key::public("visits"), &[], count).await?;
+/// }
+/// assert_eq!(counts.shutdown(Duration::from_secs(5)).await, 0); // all written: one row
+/// # Ok(()) }
+/// ```
+pub struct WriteBehind<V: Clone + Send + Sync + 'static>(Arc<Behind<V>>);
+
+struct Behind<V: Clone + Send + Sync + 'static> {
+    cache: Cache<V>,
+    sink: Arc<Sink<V>>,
+    capacity: usize,
+    max_batch: usize,
+    delay: Duration,
+    queue: Mutex<Queue<V>>,
+    /// Held while the last value of a key is put into the cache, by the key's hash: of two that are put there at once
+    /// the older one might stay.
+    storing: [tokio::sync::Mutex<()>; STORING],
+    /// Told when something was written.
+    changed: Notify,
+    /// Told when pauses are to be cut short.
+    hurry: Notify,
+}
+
+struct Queue<V> {
+    /// What is not written yet, what is being written included.
+    pending: HashMap<StoredKey, Pending<V>>,
+    /// The keys that are to be written, each once, the oldest first.
+    order: VecDeque<StoredKey>,
+    /// Whether the task that writes is running.
+    is_running: bool,
+    is_closed: bool,
+}
+
+struct Pending<V> {
+    value: V,
+    tags: Arc<[String]>,
+    /// Of the value: it may be overwritten while it is being written.
+    number: u64,
+    failures: u32,
+    /// By the runtime's time, as the pauses.
+    not_before: Option<Instant>,
+    /// Whether the cache has it.
+    is_stored: bool,
+}
+
+/// Enough that writers of different keys seldom wait for each other.
+const STORING: usize = 64;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
+    /// Writes behind `cache` by `sink`, which is given the last values of up to 64 keys, each key once.
+    ///
+    /// If it fails, none, some or all of them may have been written: they are written again.
+    pub fn new<F, R, E>(cache: Cache<V>, sink: F) -> Self
+    where
+        F: Fn(Vec<(Key<'static>, V)>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        let sink = move |batch| {
+            let write = sink(batch);
+            Box::pin(async move { write.await.map_err(Into::into) })
+                as Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>
+        };
+        Self(Arc::new(Behind {
+            cache,
+            sink: Arc::new(sink),
+            capacity: 10_000,
+            max_batch: 64,
+            delay: Duration::from_millis(10),
+            queue: Mutex::new(Queue::new()),
+            storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            changed: Notify::new(),
+            hurry: Notify::new(),
+        }))
+    }
+
+    /// How many keys may wait to be written: 10,000 unless set. To be set before the first write, as the others.
+    #[must_use]
+    pub fn capacity(self, keys: NonZeroUsize) -> Self {
+        self.with(|behind| behind.capacity = keys.get())
+    }
+
+    /// How many keys are written at once, at most: 64 unless set.
+    #[must_use]
+    pub fn max_batch(self, keys: NonZeroUsize) -> Self {
+        self.with(|behind| behind.max_batch = keys.get())
+    }
+
+    /// How long a write waits for others to be written with: 10 ms unless set. What a crash may cost grows with it.
+    #[must_use]
+    pub fn delay(self, delay: Duration) -> Self {
+        self.with(|behind| behind.delay = delay)
+    }
+
+    fn with(self, change: impl FnOnce(&mut Behind<V>)) -> Self {
+        let mut behind = Arc::try_unwrap(self.0).unwrap_or_else(|shared| Behind {
+            cache: shared.cache.clone(),
+            sink: Arc::clone(&shared.sink),
+            capacity: shared.capacity,
+            max_batch: shared.max_batch,
+            delay: shared.delay,
+            queue: Mutex::new(Queue::new()),
+            storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            changed: Notify::new(),
+            hurry: Notify::new(),
+        });
+        change(&mut behind);
+        Self(Arc::new(behind))
+    }
+
+    /// The cache in front.
+    #[must_use]
+    pub fn cache(&self) -> &Cache<V> {
+        &self.0.cache
+    }
+
+    /// How many keys wait to be written, those that are being written included.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        lock(&self.0.queue).pending.len()
+    }
+
+    /// Stores a value in the cache, and queues it for the source.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ErrorKind::Unavailable) if the queue is full, [`Refused`](ErrorKind::Refused) after a
+    /// [`shutdown`](Self::shutdown); nothing is stored then. That the remote tier did not take the value is no error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled it is carried out.
+    pub async fn insert(&self, key: &Key<'_>, tags: &[&str], value: V) -> Result<(), Error> {
+        let tags: Arc<[String]> = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        {
+            let mut queue = lock(&self.0.queue);
+            if queue.is_closed {
+                return Err(Error::new(ErrorKind::Refused, "the queue of writes was shut down"));
+            }
+            if !queue.push(key, value, tags, self.0.capacity) {
+                return Err(Error::new(ErrorKind::Unavailable, "the queue of writes is full"));
+            }
+            if !std::mem::replace(&mut queue.is_running, true) {
+                tokio::spawn(write_all(Arc::clone(&self.0)).in_current_span());
+            }
+        }
+        let (behind, key) = (Arc::clone(&self.0), key.clone().into_owned());
+        detached(async move {
+            behind.store_last(&key, |pending| !pending.is_stored).await;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The value: from memory, from the queue, from the remote tier or from `loader`.
+    ///
+    /// Reads that must see this process's own writes have to come this way: when memory was too small for an entry
+    /// that is still queued, the source has an older value.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Cache::get_or_load`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Cache::get_or_load`].
+    pub async fn get_or_load<F, R, L, E>(&self, key: &Key<'_>, tags: &[&str], loader: F) -> Result<V, Error>
+    where
+        F: FnOnce() -> R + Send + 'static,
+        R: Future<Output = Result<L, E>> + Send + 'static,
+        L: Into<Loaded<V>> + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        if let Some(value) = self.0.cache.fresh(key) {
+            return Ok(value);
+        }
+        if let Some(pending) = lock(&self.0.queue).pending.get(key as &dyn AsKey) {
+            return Ok(pending.value.clone());
+        }
+        self.0.cache.get_or_load_tagged(key, tags, loader).await
+    }
+
+    /// Takes no more writes, writes what is queued without further delay, and returns how many keys were still
+    /// unwritten when that was done or `deadline` had passed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The writing goes on.
+    pub async fn shutdown(&self, deadline: Duration) -> usize {
+        lock(&self.0.queue).is_closed = true;
+        self.0.hurry.notify_one();
+        let drained = async {
+            loop {
+                let changed = self.0.changed.notified();
+                if self.queued() == 0 {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let _ = tokio::time::timeout(deadline, drained).await;
+        self.queued()
+    }
+}
+
+impl<V: Clone> Queue<V> {
+    fn new() -> Self {
+        Self { pending: HashMap::new(), order: VecDeque::new(), is_running: false, is_closed: false }
+    }
+
+    /// Returns whether there was room.
+    fn push(&mut self, key: &Key<'_>, value: V, tags: Arc<[String]>, capacity: usize) -> bool {
+        let key = StoredKey::from(key);
+        if let Some(pending) = self.pending.get_mut(&key) {
+            let is_being_written = pending.number % 2 == 1;
+            pending.value = value;
+            pending.tags = tags;
+            pending.is_stored = false;
+            // Even: not being written. Another number: what is being written is another value.
+            pending.number += if is_being_written { 1 } else { 2 };
+            if is_being_written {
+                self.order.push_back(key);
+            }
+            return true;
+        }
+        if self.pending.len() >= capacity {
+            return false;
+        }
+        let pending = Pending { value, tags, number: 0, failures: 0, not_before: None, is_stored: false };
+        self.pending.insert(key.clone(), pending);
+        self.order.push_back(key);
+        true
+    }
+
+    /// Whether there is no reason to wait for more.
+    fn has_enough(&self, most: usize) -> bool {
+        self.is_closed
+            || self.order.len() >= most
+            || self.pending.values().any(|pending| pending.failures > 0)
+    }
+
+    /// The next batch, and the numbers of its values; whoever failed before goes alone.
+    fn take(&mut self, most: usize, now: Instant) -> Vec<(StoredKey, V, u64)> {
+        let mut batch = Vec::new();
+        for _ in 0..self.order.len() {
+            let Some(key) = self.order.pop_front() else { break };
+            let Some(pending) = self.pending.get_mut(&key) else { continue };
+            let goes_alone = pending.failures > 0;
+            if pending.not_before > Some(now) || (goes_alone && !batch.is_empty()) {
+                self.order.push_back(key);
+                continue;
+            }
+            pending.number += 1;
+            batch.push((key, pending.value.clone(), pending.number));
+            if goes_alone || batch.len() >= most {
+                break;
+            }
+        }
+        batch
+    }
+
+    /// Takes note of how a batch went; returns what was written and is the last value still. That is pending until
+    /// it is [settled](Self::settled).
+    fn done(
+        &mut self,
+        batch: Vec<(StoredKey, V, u64)>,
+        is_written: bool,
+        now: Instant,
+    ) -> Vec<(StoredKey, u64)> {
+        let mut written = Vec::new();
+        for (key, _, number) in batch {
+            let Some(pending) = self.pending.get_mut(&key) else { continue };
+            let is_last = pending.number == number;
+            if is_written && is_last {
+                written.push((key, number));
+            } else if is_written {
+                pending.failures = 0;
+            } else {
+                pending.failures = pending.failures.saturating_add(1);
+                // The first time it may have been another's fault.
+                let pause = if pending.failures == 1 { Duration::ZERO } else { pause(pending.failures) };
+                pending.not_before = Some(now + pause);
+                if is_last {
+                    pending.number += 1;
+                    self.order.push_back(key);
+                }
+            }
+        }
+        written
+    }
+
+    /// Forgets a value that was written, if it is the last one still.
+    fn settled(&mut self, key: &StoredKey, number: u64) {
+        match self.pending.get_mut(key) {
+            Some(pending) if pending.number == number => drop(self.pending.remove(key)),
+            Some(pending) => pending.failures = 0,
+            None => {}
+        }
+    }
+}
+
+/// Writes until nothing is left.
+async fn write_all<V: Clone + Send + Sync + 'static>(behind: Arc<Behind<V>>) {
+    // Should the sink panic, the next insertion starts anew.
+    let _running = Running(&behind);
+    let mut failures: u32 = 0;
+    loop {
+        let pause = match failures {
+            0 if lock(&behind.queue).has_enough(behind.max_batch) => Duration::ZERO,
+            0 => behind.delay,
+            failures => pause(failures),
+        };
+        if !pause.is_zero() {
+            // Cut short by a shutdown.
+            let _ = tokio::time::timeout(pause, behind.hurry.notified()).await;
+        }
+        let (batch, is_over) = {
+            let mut queue = lock(&behind.queue);
+            let batch = queue.take(behind.max_batch, runtime_now());
+            let is_over = queue.pending.is_empty();
+            if is_over {
+                queue.is_running = false;
+            }
+            (batch, is_over)
+        };
+        if is_over {
+            behind.changed.notify_waiters();
+            return;
+        }
+        if batch.is_empty() {
+            // All that is left has failed before, and is to be tried later.
+            tokio::time::sleep(FIRST_PAUSE / 4).await;
+            continue;
+        }
+        let values = batch.iter().map(|(key, value, _)| (key.as_key().into_owned(), value.clone())).collect();
+        let write = tokio::time::timeout(behind.cache.0.settings.load_timeout, (behind.sink)(values));
+        let error = match write.await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(failed(error)),
+            Err(elapsed) => Some(failed(elapsed.into())),
+        };
+        match error {
+            None if failures > 0 => tracing::info!(cache = behind.cache.name(), "writing behind goes on"),
+            Some(_) if failures == 0 => {
+                let (cache, keys) = (behind.cache.name(), batch.len());
+                tracing::warn!(cache, keys, "writing behind failed, and is tried again");
+            }
+            _ => {}
+        }
+        failures = if error.is_some() { failures.saturating_add(1) } else { 0 };
+        let written = lock(&behind.queue).done(batch, error.is_none(), runtime_now());
+        for (key, number) in written {
+            behind.settle(&key.as_key()).await;
+            lock(&behind.queue).settled(&key, number);
+        }
+        behind.changed.notify_waiters();
+    }
+}
+
+/// Pauses are the runtime's, so what is measured against them is its time too.
+#[expect(clippy::disallowed_methods, reason = "no life and no rate depends on it")]
+fn runtime_now() -> Instant {
+    Instant::now()
+}
+
+/// The pause after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
+}
+
+struct Running<'a, V: Clone + Send + Sync + 'static>(&'a Behind<V>);
+
+impl<V: Clone + Send + Sync + 'static> Drop for Running<'_, V> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = lock(&self.0.queue);
+            queue.is_running = false;
+            // What was being written is to be written again.
+            let Queue { pending, order, .. } = &mut *queue;
+            for (key, pending) in pending.iter_mut().filter(|(_, pending)| pending.number % 2 == 1) {
+                pending.number += 1;
+                pending.failures = pending.failures.max(1);
+                order.push_back(key.clone());
+            }
+        }
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Behind<V> {
+    /// A load that began before the source had the value may have read the one before it, here or elsewhere.
+    async fn settle(&self, key: &Key<'_>) {
+        let tiers = &self.cache.0;
+        let was_loading = tiers.flights.is_running(key);
+        tiers.flights.fence(key, || ());
+        if tiers.remote.is_some() || was_loading {
+            self.store_last(key, |_| true).await;
+        }
+    }
+
+    /// Puts the last value of a key into the cache, if it is pending still and `wanted`.
+    async fn store_last(&self, key: &Key<'_>, wanted: impl FnOnce(&Pending<V>) -> bool) {
+        #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
+        let stripe = xxhash_rust::xxh3::xxh3_64(key.bytes()) as usize % STORING;
+        // Whoever queues a newer value from here on comes for it after this.
+        let _storing = self.storing[stripe].lock().await;
+        let (value, tags) = {
+            let mut queue = lock(&self.queue);
+            let Some(pending) = queue.pending.get_mut(key as &dyn AsKey).filter(|pending| wanted(pending))
+            else {
+                return;
+            };
+            pending.is_stored = true;
+            (pending.value.clone(), Arc::clone(&pending.tags))
+        };
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        // In this process it is there in any case.
+        let _ = self.cache.insert_tagged(key, &tags, value).await;
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Clone for WriteBehind<V> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> fmt::Debug for WriteBehind<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriteBehind").field("queued", &self.queued()).finish_non_exhaustive()
+    }
+}
