@@ -88,8 +88,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     fn explain_local(&self, entry: &Entry<V>, now: Instant) -> LocalState {
         let kept = entry.times().dies_at.since(now);
-        if !entry.seen.is_left(&self.epoch) {
-            let tag = entry.seen.removed_tag().and_then(|cell| self.tags.name_of(cell));
+        if !entry.is_left(&self.epoch) {
+            let tag = entry.removed_tag().and_then(|cell| self.tags.name_of(cell));
             return LocalState::Removed { tag };
         }
         if kept.is_zero() {
@@ -98,7 +98,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         match &entry.content {
             Err(error) => LocalState::Failure(error.kind()),
             Ok(_) if !self.is_confirmed(entry, now) => LocalState::Unconfirmed,
-            Ok(_) if !entry.seen.still_holds(&self.epoch) => LocalState::Expired(kept),
+            Ok(_) if !entry.still_holds(&self.epoch) => LocalState::Expired(kept),
             Ok(_) => match entry.times().standing(now, || 1.0) {
                 Standing::Fresh | Standing::Due => LocalState::Fresh(entry.times().fresh_until.since(now)),
                 _ => LocalState::Stale(kept),

@@ -66,13 +66,12 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// As [`get_local`](Self::get_local), for those who go on with a method that counts the miss.
     #[inline]
     pub(crate) fn hit(&self, key: &Key<'_>) -> Option<V> {
-        match self.0.remembered(key)? {
-            Remembered::Fresh(value) | Remembered::Due(value) => {
-                self.0.events.hits.add();
-                Some(value)
-            }
-            Remembered::Failure(_) | Remembered::Revalidate(_) | Remembered::Throttled(_) => None,
-        }
+        let (Ok(value) | Err(Some(Remembered::Fresh(value) | Remembered::Due(value)))) = self.0.at_hand(key)
+        else {
+            return None;
+        };
+        self.0.events.hits.add();
+        Some(value)
     }
 
     /// The value, if there is nothing to do about it: it is fresh, and no new load is due.
@@ -258,13 +257,13 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        match self.0.remembered(key) {
-            Some(Remembered::Fresh(value)) => {
+        match self.0.at_hand(key) {
+            Ok(value) => {
                 self.0.events.hits.add();
                 Ok(Ok(value))
             }
-            None => Err(loader),
-            Some(remembered) => {
+            Err(None) => Err(loader),
+            Err(Some(remembered)) => {
                 // While a load runs nothing more is to be done, and nothing to be made for it.
                 if matches!(remembered, Remembered::Due(_) | Remembered::Revalidate(_))
                     && !self.0.flights.is_running(key)

@@ -243,7 +243,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         holds: impl FnOnce(&Seen, &Epoch) -> bool,
     ) -> Option<Flying<V>> {
         let entry = flying.previous.take()?;
-        let (seen, content) = (entry.seen.clone(), entry.content.clone());
+        let (seen, content) = (entry.seen(), entry.content.clone());
         let mut entry = Some(entry);
         let store = |key| {
             if let Some(entry) = entry.take() {

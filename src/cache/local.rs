@@ -14,11 +14,13 @@ use std::{
 use super::{
     freshness::Times,
     key::{Key, StoredKey},
-    tags::{Epoch, Seen},
+    tags::{Cell, Epoch, Seen, SeenTags, Version},
 };
 use crate::{Error, clock::Instant};
 
 /// What the in-process tier holds under a key.
+///
+/// Every hit moves it out of the engine, so it is a cache line where there is little to say.
 #[derive(Clone)]
 pub(crate) struct Entry<V> {
     /// The value, or the error that a load ended in and that is not to be asked for again yet.
@@ -27,50 +29,50 @@ pub(crate) struct Entry<V> {
     pub(crate) calm_until: Instant,
     /// When other processes were last known not to have invalidated it.
     pub(crate) heard_at: Instant,
-    lives: Lives,
-    /// The state of the whole cache and of the entry's tags as they were before the value was read.
-    pub(crate) seen: Seen,
-    /// What few entries have.
-    rare: Option<Arc<Rare>>,
+    fresh_until: Instant,
+    /// The state of the whole cache as it was before the value was read.
+    epoch: Version,
+    load_cost: u32,
     /// What it takes up, in the unit of the capacity.
     weight: u32,
+    rare: Option<Arc<Rare>>,
 }
 
-/// An entry is moved out of the engine on every hit, so it is small where there is little to say.
-#[derive(Clone)]
-enum Lives {
-    /// As long as it is fresh and no longer.
-    Mortal {
-        fresh_until: Instant,
-        load_cost: u32,
-    },
-    Other(Arc<Times>),
-}
-
+/// What few entries have.
+#[derive(Default)]
 struct Rare {
+    /// The states of the entry's tags, as the epoch's.
+    tags: SeenTags,
+    /// Its times, unless it is as long as it is fresh and no longer.
+    times: Option<Times>,
     /// What the source said to know this very value by.
     validator: Option<Arc<str>>,
     /// When it was last asked for, in nanoseconds, if anybody wants to know.
     touched: Option<AtomicU64>,
 }
 
-impl From<Times> for Lives {
-    fn from(times: Times) -> Self {
-        let Times { fresh_until, load_cost, .. } = times;
-        let mortal = Times::mortal_until(fresh_until, load_cost);
-        if times.is_as(&mortal) {
-            Self::Mortal { fresh_until, load_cost }
-        } else {
-            Self::Other(Arc::new(times))
-        }
+impl Rare {
+    fn if_any(self) -> Option<Arc<Self>> {
+        let Self { tags, times, validator, touched } = &self;
+        let is_there = !tags.is_empty() || times.is_some() || validator.is_some() || touched.is_some();
+        is_there.then(|| Arc::new(self))
     }
 }
 
 impl<V> Entry<V> {
     /// An entry that is calm for as long as its times are.
     pub(crate) fn new(content: Result<V, Error>, times: Times, heard_at: Instant, seen: Seen) -> Self {
-        let (calm_until, lives) = (times.ahead_from, times.into());
-        Self { content, calm_until, heard_at, lives, seen, rare: None, weight: 1 }
+        let Seen { epoch, tags } = seen;
+        Self {
+            content,
+            calm_until: times.ahead_from,
+            heard_at,
+            fresh_until: times.fresh_until,
+            epoch,
+            load_cost: times.load_cost,
+            weight: 1,
+            rare: Rare { tags, times: rare_times(times), ..Rare::default() }.if_any(),
+        }
     }
 
     /// The same, with what few entries have. Who wants to know when it was last asked for has to look at every hit.
@@ -78,41 +80,61 @@ impl<V> Entry<V> {
         if touched.is_some() {
             self.calm_until = Instant::default();
         }
-        if validator.is_some() || touched.is_some() {
-            let touched = touched.map(|at| AtomicU64::new(at.as_nanos()));
-            self.rare = Some(Arc::new(Rare { validator, touched }));
-        }
         self.weight = weight;
+        let touched = touched.map(|at| AtomicU64::new(at.as_nanos()));
+        self.rare = Rare { validator, touched, ..self.copy_of_rare() }.if_any();
         self
     }
 
-    pub(crate) fn times(&self) -> Times {
-        match &self.lives {
-            Lives::Mortal { fresh_until, load_cost } => Times::mortal_until(*fresh_until, *load_cost),
-            Lives::Other(times) => **times,
+    pub(crate) fn set_times(&mut self, times: Times) {
+        (self.fresh_until, self.load_cost) = (times.fresh_until, times.load_cost);
+        self.rare = Rare { times: rare_times(times), ..self.copy_of_rare() }.if_any();
+    }
+
+    fn copy_of_rare(&self) -> Rare {
+        let Some(rare) = &self.rare else { return Rare::default() };
+        Rare {
+            tags: rare.tags.clone(),
+            times: rare.times,
+            validator: rare.validator.clone(),
+            touched: rare.touched.as_ref().map(|touched| AtomicU64::new(touched.load(Ordering::Relaxed))),
         }
     }
 
-    pub(crate) fn set_times(&mut self, times: Times) {
-        self.lives = times.into();
+    pub(crate) fn times(&self) -> Times {
+        let mortal = || Times::mortal_until(self.fresh_until, self.load_cost);
+        self.rare.as_ref().and_then(|rare| rare.times).unwrap_or_else(mortal)
     }
 
     #[inline]
     pub(crate) fn load_cost(&self) -> u32 {
-        match &self.lives {
-            Lives::Mortal { load_cost, .. } => *load_cost,
-            Lives::Other(times) => times.load_cost,
-        }
+        self.load_cost
+    }
+
+    /// The state of the whole cache and of the entry's tags as they were before the value was read.
+    pub(crate) fn seen(&self) -> Seen {
+        let tags = self.rare.as_ref().map(|rare| rare.tags.clone()).unwrap_or_default();
+        Seen { epoch: self.epoch, tags }
     }
 
     pub(crate) fn validator(&self) -> Option<&Arc<str>> {
         self.rare.as_ref()?.validator.as_ref()
     }
 
-    /// Whether it is to be served without a second thought.
+    /// Whether nothing was invalidated since it was read.
     #[inline]
-    pub(crate) fn is_calm(&self, now: Instant, epoch: &Epoch) -> bool {
-        now < self.calm_until && self.seen.still_holds(epoch)
+    pub(crate) fn still_holds(&self, epoch: &Epoch) -> bool {
+        self.epoch.still_holds(epoch) && self.rare.as_ref().is_none_or(|rare| rare.tags.still_hold())
+    }
+
+    /// Whether nothing was removed since it was read, though it may have been made to expire.
+    pub(crate) fn is_left(&self, epoch: &Epoch) -> bool {
+        self.epoch.is_left(epoch) && self.rare.as_ref().is_none_or(|rare| rare.tags.are_left())
+    }
+
+    /// The tag that was removed since it was read, if one was.
+    pub(crate) fn removed_tag(&self) -> Option<&Arc<Cell>> {
+        self.rare.as_ref()?.tags.removed()
     }
 
     /// Notes that it was asked for, unless nobody had for `idle`: then it stays so, whoever looks again.
@@ -124,6 +146,12 @@ impl<V> Entry<V> {
         touched.store(now.as_nanos(), Ordering::Relaxed);
         false
     }
+}
+
+/// Times that say more than until when it is fresh.
+fn rare_times(times: Times) -> Option<Times> {
+    let mortal = Times::mortal_until(times.fresh_until, times.load_cost);
+    (!times.is_as(&mortal)).then_some(times)
 }
 
 /// Which engine holds the in-process tier.

@@ -104,8 +104,8 @@ impl fmt::Debug for Stamp {
 #[derive(Default)]
 pub(crate) struct Cell {
     version: AtomicU64,
-    /// How many of the versions took values away instead of only expiring them.
-    generation: AtomicU64,
+    /// The last version that took values away instead of only expiring them.
+    removed_in: AtomicU64,
     /// How often it was removed here. Unlike the version it does not change when the remote tier is merely
     /// found to say something else.
     removals: AtomicU64,
@@ -120,44 +120,47 @@ pub(crate) struct Cell {
 pub(crate) type Epoch = Arc<Cell>;
 
 impl Cell {
-    fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+    #[inline]
+    fn version(&self) -> Version {
+        Version(self.version.load(Ordering::Acquire))
     }
 
     /// The state to note before a value is read.
     pub(crate) fn capture(&self) -> (Version, Option<Stamp>) {
         if let Some(noted) = &*self.noted.load()
-            && noted.0.version == self.version()
+            && noted.0 == self.version()
         {
             return **noted;
         }
         let remote = lock(&self.remote);
-        (self.versions(), *remote)
+        (self.version(), *remote)
     }
 
-    /// To be asked under the lock, or by those who look for a difference only.
-    fn versions(&self) -> Version {
-        Version { version: self.version(), generation: self.generation() }
+    /// Whether nothing was removed since `seen`.
+    fn is_left(&self, seen: Version) -> bool {
+        seen >= Version(self.removed_in.load(Ordering::Acquire))
+    }
+
+    /// Goes on to another version, under the lock.
+    fn advance(&self, removes: bool) {
+        let next = self.version().0 + 1;
+        if removes {
+            self.removed_in.store(next, Ordering::Release);
+        }
+        self.version.store(next, Ordering::Release);
     }
 
     /// Invalidates what depends on the cell; `stamp` has the nonces that the remote tier is being told.
     pub(crate) fn bump(&self, invalidation: Invalidation, stamp: Option<Stamp>) {
         let mut remote = lock(&self.remote);
-        if invalidation == Invalidation::Remove {
-            self.generation.fetch_add(1, Ordering::AcqRel);
-        }
-        self.version.fetch_add(1, Ordering::AcqRel);
+        self.advance(invalidation == Invalidation::Remove);
         self.removals.fetch_add(1, Ordering::AcqRel);
         *remote = match invalidation {
             Invalidation::Remove => stamp,
             // Of a half that was never heard nothing can be said.
             Invalidation::Expire => remote.zip(stamp).map(|(old, new)| old.after(invalidation, new)),
         };
-        self.noted.store(Some(Arc::new((self.versions(), *remote))));
-    }
-
-    fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        self.noted.store(Some(Arc::new((self.version(), *remote))));
     }
 
     fn removals(&self) -> u64 {
@@ -178,28 +181,22 @@ impl Cell {
     ) -> (Version, Option<Stamp>) {
         let (asked_at, known) = asked_in;
         // No news, which is what nearly every answer is: a nonce never changes without the version.
-        if known == Some(answer) && self.version() == asked_at.version {
+        if known == Some(answer) && self.version() == asked_at {
             return asked_in;
         }
         let mut remote = lock(&self.remote);
-        if self.version() == asked_at.version && *remote != Some(answer) {
-            if remote.is_none_or(|known| !answer.has_not_removed(known)) {
-                self.generation.fetch_add(1, Ordering::AcqRel);
-            }
-            self.version.fetch_add(1, Ordering::AcqRel);
+        if self.version() == asked_at && *remote != Some(answer) {
+            self.advance(remote.is_none_or(|known| !answer.has_not_removed(known)));
             *remote = Some(answer);
-            self.noted.store(Some(Arc::new((self.versions(), *remote))));
+            self.noted.store(Some(Arc::new((self.version(), *remote))));
         }
-        (self.versions(), remote.filter(|known| *known == answer))
+        (self.version(), remote.filter(|known| *known == answer))
     }
 }
 
-/// A cell's state as it was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Version {
-    version: u64,
-    generation: u64,
-}
+/// A cell's state as it was seen: how often it had changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(u64);
 
 /// A tag, and its state as it was seen.
 type Tag = (Arc<Cell>, Version);
@@ -207,36 +204,65 @@ type Tag = (Arc<Cell>, Version);
 /// The states of epoch and tags that a load saw before it read anything.
 #[derive(Clone)]
 pub(crate) struct Seen {
-    epoch: Version,
-    tags: Option<Arc<[Tag]>>,
+    pub(crate) epoch: Version,
+    pub(crate) tags: SeenTags,
+}
+
+/// The states of tags, if there are any.
+#[derive(Clone, Default)]
+pub(crate) struct SeenTags(Option<Arc<[Tag]>>);
+
+impl Version {
+    #[inline]
+    pub(crate) fn still_holds(self, epoch: &Epoch) -> bool {
+        self == epoch.version()
+    }
+
+    pub(crate) fn is_left(self, epoch: &Epoch) -> bool {
+        epoch.is_left(self)
+    }
 }
 
 impl Seen {
     pub(crate) fn new(epoch: Version, tags: Vec<Tag>) -> Self {
-        Self { epoch, tags: (!tags.is_empty()).then(|| tags.into()) }
+        Self { epoch, tags: SeenTags((!tags.is_empty()).then(|| tags.into())) }
     }
 
     /// Whether nothing was invalidated since.
-    #[inline]
     pub(crate) fn still_holds(&self, epoch: &Epoch) -> bool {
-        let of_tags = |tags: &Arc<[Tag]>| tags.iter().all(|(cell, seen)| cell.version() == seen.version);
-        self.epoch.version == epoch.version() && self.tags.as_ref().is_none_or(of_tags)
+        self.epoch.still_holds(epoch) && self.tags.still_hold()
     }
 
     /// Whether nothing was removed since, though it may have been made to expire.
     pub(crate) fn is_left(&self, epoch: &Epoch) -> bool {
-        self.epoch.generation == epoch.generation()
-            && self.tags().all(|(cell, seen)| cell.generation() == seen.generation)
+        self.epoch.is_left(epoch) && self.tags.are_left()
+    }
+}
+
+impl SeenTags {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
 
-    /// The tag that was removed since, if it was one.
-    pub(crate) fn removed_tag(&self) -> Option<&Arc<Cell>> {
-        self.tags().find(|(cell, seen)| cell.generation() != seen.generation).map(|(cell, _)| cell)
+    /// Whether nothing was invalidated since.
+    #[inline]
+    pub(crate) fn still_hold(&self) -> bool {
+        self.iter().all(|(cell, seen)| cell.version() == *seen)
+    }
+
+    /// Whether nothing was removed since, though it may have been made to expire.
+    pub(crate) fn are_left(&self) -> bool {
+        self.removed().is_none()
+    }
+
+    /// The tag that was removed since, if one was.
+    pub(crate) fn removed(&self) -> Option<&Arc<Cell>> {
+        self.iter().find(|(cell, seen)| !cell.is_left(*seen)).map(|(cell, _)| cell)
     }
 
     #[inline]
-    fn tags(&self) -> impl Iterator<Item = &Tag> {
-        self.tags.iter().flat_map(|tags| tags.iter())
+    fn iter(&self) -> impl Iterator<Item = &Tag> {
+        self.0.iter().flat_map(|tags| tags.iter())
     }
 }
 

@@ -125,32 +125,38 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
+    /// What memory has to say without a second thought, or else with one.
     #[inline]
     pub(super) fn remembered(&self, key: &Key<'_>) -> Option<Remembered<V>> {
-        // Looked at where it is: an entry has ten times the size of most values, and to move it costs as much as to
-        // read the clock.
-        let found = self.local.get(key);
-        let entry = found.as_ref()?;
-        let now = self.clock.now();
-        if !entry.is_calm(now, &self.epoch) {
-            return self.reconsider(found?, now);
+        match self.at_hand(key) {
+            Ok(value) => Some(Remembered::Fresh(value)),
+            Err(remembered) => remembered,
+        }
+    }
+
+    /// The value if there is nothing to think about, which is what nearly every hit comes to; or else what memory says.
+    #[inline(always)]
+    pub(super) fn at_hand(&self, key: &Key<'_>) -> Result<V, Option<Remembered<V>>> {
+        let Some(entry) = self.local.get(key) else { return Err(None) };
+        if !self.clock.is_surely_before(entry.calm_until) || !entry.still_holds(&self.epoch) {
+            return Err(self.reconsider(entry));
         }
         let load_cost = entry.load_cost();
-        match found {
-            Some(Entry { content: Ok(value), .. }) => {
+        match entry.content {
+            Ok(value) => {
                 if load_cost != 0 {
                     self.events.saved_micros.add_many(load_cost.into());
                 }
-                Some(Remembered::Fresh(value))
+                Ok(value)
             }
-            Some(Entry { content: Err(error), .. }) => Some(Remembered::Failure(error)),
-            None => None,
+            Err(error) => Err(Some(Remembered::Failure(error))),
         }
     }
 
     /// What to make of an entry that is not to be served without a second thought.
     #[inline(never)]
-    fn reconsider(&self, entry: Entry<V>, now: Instant) -> Option<Remembered<V>> {
+    fn reconsider(&self, entry: Entry<V>) -> Option<Remembered<V>> {
+        let now = self.clock.now();
         if self.settings.time_to_idle.is_some_and(|idle| entry.has_idled(idle, now)) {
             return None;
         }
@@ -165,7 +171,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     pub(super) fn standing(&self, entry: &Entry<V>, now: Instant) -> Standing {
-        if !entry.seen.is_left(&self.epoch) {
+        if !entry.is_left(&self.epoch) {
             Standing::Gone
         } else if !self.is_confirmed(entry, now) {
             // Another process may have removed it: nothing to serve, and all there is if nobody can tell.
@@ -177,9 +183,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// How an entry stands that the remote tier has just told of.
     pub(super) fn standing_of_heard(&self, entry: &Entry<V>, now: Instant) -> Standing {
-        if !entry.seen.is_left(&self.epoch) {
+        if !entry.is_left(&self.epoch) {
             Standing::Gone
-        } else if entry.seen.still_holds(&self.epoch) {
+        } else if entry.still_holds(&self.epoch) {
             entry.times().standing(now, || 1.0 - fastrand::f64())
         } else {
             entry.times().standing_of_expired(now)
