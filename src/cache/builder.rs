@@ -10,6 +10,7 @@ use super::{
     codec::Codec,
     coherence::{Coherence, LEAST_MESSAGE},
     compress::Compression,
+    envelope,
     format::Format,
     freshness::Policy,
     front::Cache,
@@ -438,6 +439,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             store: self.store,
             format: Format::new(&self.local.name, self.codec, self.compression, self.schema, self.max_value),
             cache: self.local.name.as_str().into(),
+            epoch: envelope::epoch_name(&self.local.name).into(),
             timeout: self.timeout,
             // A load may begin just before the removal, read for `timeout`, run, and write for `timeout`.
             hold: self.local.load_timeout + 4 * self.timeout + 5 * SECOND,

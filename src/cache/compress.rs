@@ -158,16 +158,16 @@ pub(super) fn is_known(number: u8) -> bool {
     matches!(number, NONE | LZ4 | DEFLATE) || number == ZSTD && cfg!(feature = "zstd")
 }
 
-/// The bytes that were packed, if there are exactly as many as declared.
+/// The bytes that were packed, if there are exactly as many as declared. What was packed is a part of `stored`.
 ///
 /// Allocates what was declared, and only if the packed bytes can bear it out.
-pub(super) fn unpack(number: u8, packed: &Bytes, raw_length: u32) -> Option<Bytes> {
+pub(super) fn unpack(number: u8, stored: &Bytes, packed: &[u8], raw_length: u32) -> Option<Bytes> {
     let length = usize::try_from(raw_length).ok()?;
     if !is_readable(packed.len(), length) {
         return None;
     }
     let raw = match number {
-        NONE => return (packed.len() == length).then(|| packed.clone()),
+        NONE => return (packed.len() == length).then(|| stored.slice_ref(packed)),
         LZ4 if u64::from(raw_length) <= MAX_LZ4_RATIO.saturating_mul(packed.len() as u64) => {
             let mut raw = vec![0; length];
             let read = lz4_flex::block::decompress_into(packed, &mut raw).ok()?;
@@ -294,7 +294,7 @@ mod tests {
     }
 
     fn unpacked(number: u8, packed: &Bytes, length: usize) -> Option<Bytes> {
-        unpack(number, packed, u32::try_from(length).unwrap())
+        unpack(number, packed, packed, u32::try_from(length).unwrap())
     }
 
     #[test]
@@ -383,12 +383,13 @@ mod tests {
             for declared in [20 * MAX_RATIO + 1, 1 << 20, u64::from(u32::MAX)] {
                 let declared = u32::try_from(declared).unwrap();
                 let used = allocation_counter::measure(|| {
-                    assert_eq!(unpack(number, &bytes, declared), None);
+                    assert_eq!(unpack(number, &bytes, &bytes, declared), None);
                 });
                 assert_eq!(used.bytes_total, 0, "{number}, {declared}");
             }
         }
-        let used = allocation_counter::measure(|| assert_eq!(unpack(LZ4, &bytes, 20 * 255 + 1), None));
+        let used =
+            allocation_counter::measure(|| assert_eq!(unpack(LZ4, &bytes, &bytes, 20 * 255 + 1), None));
         assert_eq!(used.bytes_total, 0);
         // What would be as long as it says, and longer than is written.
         #[cfg(feature = "zstd")]
@@ -396,7 +397,7 @@ mod tests {
             let zeros = vec![0; 1 << 20];
             let bomb = Bytes::from(zstandard::pack(&zeros, 9, zeros.len()).unwrap());
             assert!(bomb.len() < 1_000);
-            assert_eq!(unpack(ZSTD, &bomb, 1 << 20), None);
+            assert_eq!(unpack(ZSTD, &bomb, &bomb, 1 << 20), None);
         }
     }
 

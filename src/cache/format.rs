@@ -107,14 +107,17 @@ impl<V: Send + Sync + 'static> Format<V> {
         if !is_ours || length > self.max_value {
             return None;
         }
+        let is_free = self.codec.is_free() && bytes.len() == length;
+        let is_large = !is_free && bytes.len().max(length) > OFF_THREAD;
+        if !is_large {
+            return unpacked(&self.codec, stored, payload);
+        }
         let (packed, codec) = (stored.slice_ref(bytes), self.codec.clone());
-        let is_free = self.codec.is_free() && packed.len() == length;
-        let is_large = !is_free && packed.len().max(length) > OFF_THREAD;
         let decode = move || {
-            let raw = compress::unpack(compression, &packed, raw_length)?;
-            guarded(|| codec.decode(raw)).ok()
+            let payload = Payload { codec: codec.id(), compression, schema, raw_length, bytes: &packed };
+            unpacked(&codec, &packed, &payload)
         };
-        if is_large { self.elsewhere(decode).await.ok()? } else { decode() }
+        self.elsewhere(decode).await.ok()?
     }
 
     /// Runs work that takes long where nobody waits for the thread.
@@ -151,6 +154,12 @@ impl<V: Send + Sync + 'static> Format<V> {
         }
         error
     }
+}
+
+/// The value of a payload that lies in `stored`.
+fn unpacked<V>(codec: &Codec<V>, stored: &Bytes, payload: &Payload<'_>) -> Option<V> {
+    let raw = compress::unpack(payload.compression, stored, payload.bytes, payload.raw_length)?;
+    guarded(|| codec.decode(raw)).ok()
 }
 
 /// A codec that panics is one that fails: what lies in the store must not bring down who reads it.

@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::{
     availability::{Failure, Gate, Passage, Round, Turn},
@@ -28,7 +29,7 @@ use super::{
     key::Key,
     message::Item,
     stats::Events,
-    store::{ErasedStore, Fence, Put, Restamp, Slot, Written},
+    store::{ErasedStore, Fence, Found, Put, Restamp, Slot, Written},
     tags::{Invalidation, Stamp},
 };
 use crate::{
@@ -42,6 +43,8 @@ pub(super) struct Remote<V> {
     pub(super) store: Arc<dyn ErasedStore>,
     pub(super) format: Format<V>,
     pub(super) cache: Box<str>,
+    /// What the stamp of the whole cache is called.
+    pub(super) epoch: Box<str>,
     pub(super) timeout: Duration,
     /// How long the store has to remember a removal: longer than any load that may have begun before it.
     pub(super) hold: Duration,
@@ -88,8 +91,10 @@ pub(super) struct Read {
 impl<V> Remote<V> {
     /// Reads an entry with the stamps of `tags`, in one trip.
     pub(super) async fn read(&self, key: &Key<'_>, tags: &[&str]) -> Result<Read, Error> {
-        let mut reads = self.read_many(std::slice::from_ref(key), tags).await?;
-        reads.pop().ok_or_else(short_answer)
+        let name = envelope::entry_name(&self.cache, key);
+        let Found { mut entries, stamps } = self.find(&[&name], tags).await?;
+        let (slot, epoch) = entries.pop().zip(stamps.first().copied()).ok_or_else(short_answer)?;
+        Ok(Read { slot, epoch, tags: stamps[1..].to_vec() })
     }
 
     /// Reads many entries that stand or fall with the same tags, in one trip. As many answers as keys, in their
@@ -97,13 +102,7 @@ impl<V> Remote<V> {
     pub(super) async fn read_many(&self, keys: &[Key<'_>], tags: &[&str]) -> Result<Vec<Read>, Error> {
         let names: Vec<String> = keys.iter().map(|key| envelope::entry_name(&self.cache, key)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let stamps = self.stamp_names(tags);
-        let stamps: Vec<&str> = stamps.iter().map(String::as_str).collect();
-        self.pay().await?;
-        let found = self.call(Kind::Read, self.store.get_many(&names, &stamps)).await?;
-        if found.entries.len() != names.len() || found.stamps.len() != stamps.len() {
-            return Err(short_answer());
-        }
+        let found = self.find(&names, tags).await?;
         let Some((&epoch, tags)) = found.stamps.split_first() else { return Err(short_answer()) };
         let read = |slot| Read { slot, epoch, tags: tags.to_vec() };
         Ok(found.entries.into_iter().map(read).collect())
@@ -111,11 +110,18 @@ impl<V> Remote<V> {
 
     /// Reads the stamps of `tags`, and that of the whole cache first.
     pub(super) async fn stamps(&self, tags: &[&str]) -> Result<Vec<Stamp>, Error> {
+        Ok(self.find(&[], tags).await?.stamps)
+    }
+
+    /// Reads entries by their names, and the stamps of the whole cache and of tags.
+    async fn find(&self, names: &[&str], tags: &[&str]) -> Result<Found, Error> {
+        let tags: Vec<String> = tags.iter().map(|tag| envelope::tag_name(&self.cache, tag)).collect();
+        let stamps: SmallVec<[&str; 4]> =
+            std::iter::once(&*self.epoch).chain(tags.iter().map(String::as_str)).collect();
         self.pay().await?;
-        let names = self.stamp_names(tags);
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let found = self.call(Kind::Read, self.store.get_many(&[], &names)).await?;
-        if found.stamps.len() == names.len() { Ok(found.stamps) } else { Err(short_answer()) }
+        let found = self.call(Kind::Read, self.store.get_many(names, &stamps)).await?;
+        let is_whole = found.entries.len() == names.len() && found.stamps.len() == stamps.len();
+        if is_whole { Ok(found) } else { Err(short_answer()) }
     }
 
     /// Writes an entry; without a fence over whatever is there.
@@ -156,7 +162,7 @@ impl<V> Remote<V> {
     ) -> Result<(), Error> {
         let (name, item) = match tag {
             Some(tag) => (envelope::tag_name(&self.cache, tag), Item::Tag(tag.into(), invalidation)),
-            None => (envelope::epoch_name(&self.cache), Item::Everything(invalidation)),
+            None => (self.epoch.to_string(), Item::Everything(invalidation)),
         };
         let told = self.announce(&item).await;
         let change = Restamp { name: &name, invalidation, stamp };
@@ -261,7 +267,7 @@ impl<V> Remote<V> {
         let number = owed.number;
         note(&mut owed, number);
         if owed.entries.len() + owed.stamps.len() > MOST_DEBTS {
-            let everything = (envelope::epoch_name(&self.cache), (number, Invalidation::Remove));
+            let everything = (self.epoch.to_string(), (number, Invalidation::Remove));
             (owed.entries, owed.stamps) = (HashMap::new(), HashMap::from([everything]));
         }
         self.debts.exist.store(true, Ordering::Release);
@@ -302,11 +308,6 @@ impl<V> Remote<V> {
         owed.stamps.retain(|name, number| paid.stamps.get(name) != Some(number));
         self.debts.exist.store(!(owed.entries.is_empty() && owed.stamps.is_empty()), Ordering::Release);
         Ok(())
-    }
-
-    fn stamp_names(&self, tags: &[&str]) -> Vec<String> {
-        let epoch = envelope::epoch_name(&self.cache);
-        std::iter::once(epoch).chain(tags.iter().map(|tag| envelope::tag_name(&self.cache, tag))).collect()
     }
 
     /// One call, if the tier is not known to be away, with its deadline.

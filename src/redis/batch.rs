@@ -16,6 +16,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::{
@@ -25,17 +26,19 @@ use super::{
 
 /// How many names one command has.
 const AT_ONCE: usize = 64;
+/// How many names a read usually has: an entry and the stamp of its cache.
+const USUAL: usize = 2;
 
 /// The names that a read wants, each as a part of a command.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     bytes: Vec<u8>,
-    ends: Vec<usize>,
+    ends: SmallVec<[usize; USUAL]>,
 }
 
 impl Names {
     pub(super) fn with_capacity(names: usize) -> Self {
-        Self { bytes: Vec::with_capacity(96 * names), ends: Vec::with_capacity(names) }
+        Self { bytes: Vec::with_capacity(96 * names), ends: SmallVec::with_capacity(names) }
     }
 
     /// Adds a name, given in pieces.
@@ -64,7 +67,7 @@ pub(super) struct Values {
     /// The server's time, in milliseconds, rounded up.
     pub(super) time: u64,
     /// In the order of the names.
-    pub(super) values: Vec<Option<Bytes>>,
+    pub(super) values: SmallVec<[Option<Bytes>; USUAL]>,
 }
 
 pub(super) type Waiter<T> = oneshot::Sender<Result<T, Fault>>;
@@ -256,7 +259,7 @@ mod tests {
     fn values(answer: &mut Answer) -> Option<Vec<Option<Bytes>>> {
         let values = answer.try_recv().ok()?.unwrap();
         assert_eq!(values.time, 1_700_000_000_001, "rounded up");
-        Some(values.values)
+        Some(values.values.into_vec())
     }
 
     #[test]

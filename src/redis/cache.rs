@@ -268,20 +268,9 @@ impl RedisStore {
             }
         }
         let mut found = self.read(size, entries, stamps, &before).await?;
-        let is_absent = |place: usize| matches!(found.values.get(place), Some(None));
-        let mut before = Commands::default();
-        let life = milliseconds(ABSENT_LIFE);
-        for (_, name) in entries.iter().enumerate().filter(|(place, _)| is_absent(*place)) {
-            let nonce = header(ABSENT);
-            before.add_named(b"SET", &[&self.tag, name], &[&nonce, b"NX", b"PX", &life]);
-        }
-        let life = milliseconds(STAMP_LIFE);
-        for (_, name) in stamps.iter().enumerate().filter(|(place, _)| is_absent(entries.len() + place)) {
-            let stamp = Stamp::random().to_bytes();
-            before.add_named(b"SET", &[&self.tag, name], &[&stamp, b"NX", b"PX", &life]);
-        }
-        if before.count > 0 {
+        if found.values.iter().any(Option::is_none) {
             // A server that is full or a replica refuses to note an absence, and can be read all the same.
+            let before = self.notes_of_absence(entries, stamps, &found);
             found = self.read(size, entries, stamps, &before).await?;
         }
         let mut values = found.values.into_iter();
@@ -296,6 +285,23 @@ impl RedisStore {
         // What is no stamp was not written by us, and equals nothing.
         let stamps = values.map(|value| stamp(value.as_deref()).unwrap_or_else(Stamp::random)).collect();
         Ok(Found { entries, stamps })
+    }
+
+    /// Nonces in the place of what was not found.
+    fn notes_of_absence(&self, entries: &[&str], stamps: &[&str], found: &Values) -> Commands {
+        let is_absent = |place: usize| matches!(found.values.get(place), Some(None));
+        let mut notes = Commands::default();
+        let life = milliseconds(ABSENT_LIFE);
+        for (_, name) in entries.iter().enumerate().filter(|(place, _)| is_absent(*place)) {
+            let nonce = header(ABSENT);
+            notes.add_named(b"SET", &[&self.tag, name], &[&nonce, b"NX", b"PX", &life]);
+        }
+        let life = milliseconds(STAMP_LIFE);
+        for (_, name) in stamps.iter().enumerate().filter(|(place, _)| is_absent(entries.len() + place)) {
+            let stamp = Stamp::random().to_bytes();
+            notes.add_named(b"SET", &[&self.tag, name], &[&stamp, b"NX", b"PX", &life]);
+        }
+        notes
     }
 }
 
