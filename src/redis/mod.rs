@@ -31,3 +31,6 @@ mod wire;
 
 pub use bus::{RedisBus, RedisSubscription};
 pub use cache::RedisStore;
+#[cfg(feature = "test-util")]
+#[doc(hidden)]
+pub use wire::tokens;

@@ -159,6 +159,24 @@ pub(super) fn missing(buffer: &[u8]) -> usize {
     }
 }
 
+/// The tokens of an answer that arrives in these pieces, as they would be shown, and what is left of it; `None` if it is
+/// not of the protocol. A door for fuzzing, and no part of what this crate promises.
+#[cfg(feature = "test-util")]
+#[doc(hidden)]
+#[must_use]
+pub fn tokens(pieces: &[&[u8]]) -> Option<(Vec<String>, Vec<u8>)> {
+    let (mut buffer, mut tokens) = (BytesMut::new(), Vec::new());
+    for piece in pieces {
+        buffer.extend_from_slice(piece);
+        while let Some(token) = next(&mut buffer).ok()? {
+            tokens.push(format!("{token:?}"));
+        }
+        // What more there is room made for, before it has arrived.
+        let _ = missing(&buffer);
+    }
+    Some((tokens, buffer.to_vec()))
+}
+
 fn value(buffer: &mut BytesMut, end: usize) -> Result<Option<Token>, Malformed> {
     let Ok(length) = usize::try_from(signed(&buffer[1..end])?) else {
         buffer.advance(end + 2);
