@@ -39,6 +39,7 @@ pub(super) struct Format<V> {
     off_thread: Arc<Semaphore>,
     told_too_large: AtomicBool,
     told_not_encoded: AtomicBool,
+    told_unreadable: AtomicBool,
 }
 
 /// A payload and its bytes.
@@ -75,6 +76,7 @@ impl<V: Send + Sync + 'static> Format<V> {
             off_thread: Arc::new(Semaphore::new(processors)),
             told_too_large: AtomicBool::new(false),
             told_not_encoded: AtomicBool::new(false),
+            told_unreadable: AtomicBool::new(false),
         }
     }
 
@@ -133,6 +135,15 @@ impl<V: Send + Sync + 'static> Format<V> {
             done
         };
         Ok(task::spawn_blocking(work).await?)
+    }
+
+    /// Notes that an entry was there and could not be read: here, or already what is around the payload.
+    pub(super) fn tell_unreadable(&self) {
+        if !self.told_unreadable.swap(true, Ordering::Relaxed) {
+            let message =
+                "an entry of the remote tier cannot be read: damaged, or of another codec, schema or size";
+            tracing::warn!(cache = %self.cache, "{message}");
+        }
     }
 
     fn not_encoded(&self, cause: BoxError) -> Error {

@@ -598,6 +598,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             fenced: events.fenced.sum(),
             remote_hits: events.remote_hits.sum(),
             remote_misses: events.remote_misses.sum(),
+            remote_unreadable: events.remote_unreadable.sum(),
             remote_failures: events.remote_failures.sum(),
             len: local.len(),
             weight: local.weight(),

@@ -41,6 +41,10 @@ pub struct Stats {
     pub remote_hits: u64,
     /// Not in the remote tier, or not fit to be served.
     pub remote_misses: u64,
+    /// Entries, among those misses, that were there and could not be read: damaged, of another key, codec or schema,
+    /// larger than [`max_value`](super::RemoteCacheBuilder::max_value), or not what the codec takes. A few while
+    /// releases of different schemas run side by side are to be expected; many mean that programs share a name.
+    pub remote_unreadable: u64,
     /// Calls to the remote tier that failed, timed out, or were not made because it is away.
     pub remote_failures: u64,
     /// Entries in memory, those counted that died and are not yet gone.
@@ -126,6 +130,7 @@ pub(super) struct Events {
     pub(super) fenced: Event,
     pub(super) remote_hits: Event,
     pub(super) remote_misses: Event,
+    pub(super) remote_unreadable: Event,
     pub(super) remote_failures: Event,
 }
 
@@ -147,6 +152,7 @@ impl Events {
             fenced: event("mcp_perf_cache_fenced_total"),
             remote_hits: event("mcp_perf_cache_remote_hits_total"),
             remote_misses: event("mcp_perf_cache_remote_misses_total"),
+            remote_unreadable: event("mcp_perf_cache_remote_unreadable_total"),
             remote_failures: event("mcp_perf_cache_remote_failures_total"),
         }
     }

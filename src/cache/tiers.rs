@@ -380,7 +380,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         stored: Stored,
         asked_at: Instant,
     ) -> Option<Entry<V>> {
-        let envelope = Envelope::open(&stored.bytes, key)?;
+        let unreadable = || {
+            self.events.remote_unreadable.add();
+            remote.format.tell_unreadable();
+        };
+        let Some(envelope) = Envelope::open(&stored.bytes, key) else {
+            unreadable();
+            return None;
+        };
         let asked_for = |tag: &str| captured.tags.iter().find(|captured| &*captured.name == tag);
         let more: Vec<&str> =
             envelope.tags.iter().map(|(tag, _)| *tag).filter(|tag| asked_for(tag).is_none()).collect();
@@ -409,7 +416,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let fresh = envelope.fresh.saturating_sub(envelope.life - remaining);
         let content = match envelope.negative {
             true => Err(Error::not_found()),
-            false => Ok(remote.format.decode(&stored.bytes, &envelope.payload).await?),
+            false => match remote.format.decode(&stored.bytes, &envelope.payload).await {
+                Some(value) => Ok(value),
+                None => {
+                    unreadable();
+                    return None;
+                }
+            },
         };
         let times = match &content {
             Ok(_) => {

@@ -15,6 +15,8 @@
 mod entries;
 #[allow(unreachable_pub, reason = "the targets in `fuzz/` have it too")]
 mod reader;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::{
     env, fs,
@@ -22,7 +24,10 @@ use std::{
 };
 
 use entries::Named;
-use reader::{Hearer, ReadBy, Reader};
+use mcp_perf::cache::Codec;
+use reader::{Hearer, ReadBy, Reader, Shelf, Value};
+use support::log::Log;
+use tracing::Level;
 
 /// The folder of a target's corpus, if this is the repository.
 fn corpus(target: &str) -> Option<PathBuf> {
@@ -85,6 +90,28 @@ fn corpus_of_entries_is_read_as_its_names_say_and_brings_nothing_down() {
     for Named { name, .. } in &made {
         assert!(files.iter().any(|file| file.name == *name), "{name} is not in the corpus");
     }
+}
+
+#[test]
+fn entry_that_cannot_be_read_is_left_alone_counted_and_said_once() {
+    let log = Log::hear();
+    let shelf = Shelf::default();
+    let unreadable: Vec<Named> = entries::broken()
+        .into_iter()
+        .filter(|entry| !["negative", "expired"].contains(&&*entry.name))
+        .collect();
+    reader::runtime().block_on(async {
+        let cache = reader::node(&shelf, Codec::<Value>::json()).build().await.unwrap();
+        for Named { name, bytes } in &unreadable {
+            shelf.answer_with(Some(bytes.clone().into()));
+            assert_eq!(cache.get(&reader::key()).await, None, "{name}");
+        }
+        assert_eq!(cache.stats().remote_unreadable, unreadable.len() as u64);
+        assert_eq!(cache.stats().remote_misses, unreadable.len() as u64);
+    });
+    // It may be of a later release, which reads it.
+    assert_eq!((shelf.take_written(), shelf.removals()), (None, 0));
+    assert_eq!(log.at_least(Level::INFO).len(), 1, "{:?}", log.at_least(Level::INFO));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! by the targets in `fuzz/`.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -42,23 +42,38 @@ pub fn key() -> Key<'static> {
     Key::private("alice", "key")
 }
 
-/// A store that answers with the same entry whatever the name, and notes what was written last.
+/// A store that answers with the same entry whatever the name, and notes what was done to it.
 #[derive(Clone, Default)]
-pub struct Shelf(Arc<Mutex<(Option<Bytes>, Option<Bytes>)>>);
+pub struct Shelf(Arc<Mutex<Noted>>);
+
+#[derive(Default)]
+struct Noted {
+    entry: Option<Bytes>,
+    written: Option<Bytes>,
+    removals: usize,
+}
 
 impl Shelf {
     pub fn answer_with(&self, entry: Option<Bytes>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = entry;
+        self.noted().entry = entry;
     }
 
     pub fn take_written(&self) -> Option<Bytes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.take()
+        self.noted().written.take()
+    }
+
+    pub fn removals(&self) -> usize {
+        self.noted().removals
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Store for Shelf {
     async fn get_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
-        let entry = self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        let entry = self.noted().entry.clone();
         // Not less than any entry was written with.
         let stored = |bytes| Stored { bytes, remaining: Duration::from_secs(3_600) };
         let slot = Slot { entry: entry.map(stored), fence: Fence::default() };
@@ -66,11 +81,12 @@ impl Store for Shelf {
     }
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(put.bytes);
+        self.noted().written = Some(put.bytes);
         Ok(Written::Stored(Fence::default()))
     }
 
-    async fn remove_many(&self, _: &[&str], _: Duration) -> Result<(), Error> {
+    async fn remove_many(&self, names: &[&str], _: Duration) -> Result<(), Error> {
+        self.noted().removals += names.len();
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Private servers for the integration tests.
+//! What the integration tests share: private servers, stores that are walked through, waiting, and the log.
 //!
 //! A guard starts a server of its own on a free loopback port, in a temporary folder, with durability
 //! off, and ends it when it is dropped, on a panic too. A server that is not installed is a failure
@@ -17,7 +17,9 @@
     reason = "a server that does not start is the failure of its test"
 )]
 
+pub mod log;
 pub mod postgres;
 pub mod process;
 pub mod redis;
 pub mod stepped;
+pub mod wait;
