@@ -1,0 +1,253 @@
+//! What becomes of a read, a write and an invalidation while the remote tier hangs, is full, was emptied, or holds what
+//! cannot be read; and keys and tags of any bytes.
+//!
+//! The table of the guide's page on failures, as far as it is not the subject of `outage`, `redis_servers`, `bus`,
+//! `bytes` or `hostile`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says what is wrong by panicking")]
+
+mod support;
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use mcp_perf::{
+    Error, ErrorKind,
+    cache::{Cache, CacheBuilder, Key, Store},
+    clock::Clock,
+    redis::RedisStore,
+    testing::MemoryStore,
+};
+use support::{
+    log::Log,
+    redis::RedisServer,
+    stepped::{Step, Stepped},
+    wait::{settle, until},
+};
+use tracing::Level;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The default of `max_staleness`.
+const STALENESS: Duration = Duration::from_secs(5);
+
+type Texts = Cache<String>;
+
+fn key() -> Key<'static> {
+    Key::public("key")
+}
+
+/// Fresh for 100 s, and kept for 1,000 s after that.
+fn settings(clock: &Clock) -> CacheBuilder<String> {
+    Cache::builder("test").clock(clock.clone()).time_to_live(100 * SECOND).stale_if_error(1_000 * SECOND)
+}
+
+async fn node(clock: &Clock, store: impl Store) -> Texts {
+    settings(clock).remote(store).build().await.unwrap()
+}
+
+async fn load(cache: &Texts, key: &Key<'_>, tags: &[&str], value: &'static str) -> Result<String, Error> {
+    cache.get_or_load_tagged(key, tags, move || async move { Ok::<_, io::Error>(value.to_owned()) }).await
+}
+
+async fn ask(server: &RedisServer, command: &[&str]) {
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let (name, arguments) = command.split_first().unwrap();
+    let _: ::redis::Value = ::redis::cmd(name).arg(arguments).query_async(&mut redis).await.unwrap();
+}
+
+// ===== a store that hangs =====
+
+/// Not at the soft time-out alone: that nobody removed the stale value only the store can tell, and what was removed
+/// must not be served because the network is slower than somebody's patience.
+#[tokio::test(start_paused = true)]
+async fn caller_with_a_stale_value_waits_for_store_and_source_no_longer_than_their_time_outs() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let (soft, hard) = (Duration::from_millis(10), Duration::from_millis(50));
+    let cache = settings(&clock).soft_timeout(soft).remote(store.clone()).remote_timeout(hard);
+    let cache = cache.build().await.unwrap();
+    load(&cache, &key(), &[], "old").await.unwrap();
+    settle().await;
+    clock.advance(150 * SECOND);
+    let _hang = store.hold(Step::ReadAnswered);
+    let (began, never) = (tokio::time::Instant::now(), || std::future::pending::<io::Result<String>>());
+    assert_eq!(cache.get_or_load(&key(), never).await.unwrap(), "old");
+    assert_eq!(began.elapsed(), hard + soft);
+}
+
+#[tokio::test(start_paused = true)]
+async fn caller_with_nothing_waits_for_a_store_that_hangs_no_longer_than_the_time_out() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let cache = node(&clock, store.clone()).await;
+    let _hang = store.hold(Step::ReadAnswered);
+    let began = tokio::time::Instant::now();
+    assert_eq!(load(&cache, &key(), &[], "loaded").await.unwrap(), "loaded");
+    assert_eq!(began.elapsed(), Duration::from_millis(250));
+    assert_eq!(cache.get_local(&key()).as_deref(), Some("loaded"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn write_to_a_store_that_hangs_keeps_nobody_waiting() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let cache = node(&clock, store.clone()).await;
+    let mut hang = store.hold(Step::BeforeWrite);
+    let began = tokio::time::Instant::now();
+    assert_eq!(load(&cache, &key(), &[], "loaded").await.unwrap(), "loaded");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    hang.reached().await;
+    assert_eq!(cache.get(&key()).await.as_deref(), Some("loaded"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalidation_that_hangs_is_an_error_at_the_time_out_and_made_up_for_before_the_next_read() {
+    for by_tag in [true, false] {
+        let clock = Clock::manual();
+        let store = Stepped::new(MemoryStore::new(clock.clone()));
+        let (one, two) = (node(&clock, store.clone()).await, node(&clock, store.clone()).await);
+        load(&one, &key(), &["tag"], "old").await.unwrap();
+        settle().await;
+        assert_eq!(two.get(&key()).await.as_deref(), Some("old"));
+        let hang = store.hold(Step::BeforeInvalidation);
+        let failed = if by_tag { one.remove_by_tag("tag").await } else { one.remove(&key()).await };
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::TimedOut);
+        // Here at once, and there once the store has heard of it.
+        assert_eq!(one.get(&key()).await, None, "by tag: {by_tag}");
+        clock.advance(STALENESS);
+        assert_eq!(two.get(&key()).await, None, "by tag: {by_tag}");
+        drop(hang);
+    }
+}
+
+// ===== a store that was emptied, or is full =====
+
+#[tokio::test]
+async fn store_that_was_emptied_costs_one_load_and_revives_nothing() {
+    let server = RedisServer::start();
+    let clock = Clock::manual();
+    let node = async || node(&clock, RedisStore::new(&server.url()).unwrap()).await;
+    let (one, two) = (node().await, node().await);
+    load(&one, &key(), &["tag"], "old").await.unwrap();
+    until("the value is in the store", async || two.get(&key()).await).await;
+    ask(&server, &["FLUSHALL"]).await;
+    clock.advance(STALENESS);
+    // The stamps that its entry carried are gone for good, so it is not even for standing in.
+    assert_eq!(two.get(&key()).await, None);
+
+    let loads = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..100)
+        .map(|_| {
+            let (one, loads) = (one.clone(), Arc::clone(&loads));
+            tokio::spawn(async move {
+                let load = || async move {
+                    loads.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, io::Error>("new".to_owned())
+                };
+                one.get_or_load_tagged(&key(), &["tag"], load).await.unwrap()
+            })
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), "new");
+    }
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    two.remove_by_tag("tag").await.unwrap();
+    clock.advance(STALENESS);
+    assert_eq!(one.get(&key()).await, None, "the new stamps are everybody's");
+}
+
+#[tokio::test]
+async fn store_that_is_full_is_read_and_said_to_be_full_once_and_told_later_what_it_refused() {
+    let server = RedisServer::start();
+    let clock = Clock::manual();
+    let node = async || node(&clock, RedisStore::new(&server.url()).unwrap()).await;
+    let (one, two) = (node().await, node().await);
+    let other = Key::public("other");
+    for key in [&key(), &other] {
+        load(&one, key, &[], "old").await.unwrap();
+        until("the value is in the store", async || two.get(key).await).await;
+    }
+    let log = Log::hear();
+    ask(&server, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
+    ask(&server, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    for index in 0_u32..20 {
+        let key = Key::public("new").part(&index.to_le_bytes());
+        assert_eq!(load(&one, &key, &[], "loaded").await.unwrap(), "loaded");
+        assert_eq!(one.get(&key).await.as_deref(), Some("loaded"), "from memory");
+    }
+    assert_eq!(one.remove(&key()).await.unwrap_err().kind(), ErrorKind::Refused);
+    let third = node().await;
+    assert_eq!(third.get(&other).await.as_deref(), Some("old"), "what is there is read");
+    assert_eq!(log.at_least(Level::INFO), ["remote tier refuses writes"]);
+
+    ask(&server, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_eq!(one.get(&other).await.as_deref(), Some("old"));
+    clock.advance(STALENESS);
+    one.get(&other).await;
+    assert_eq!(two.get(&key()).await, None, "it was told before the next read");
+    assert_eq!(log.at_least(Level::INFO), ["remote tier refuses writes", "remote tier takes writes again"]);
+}
+
+// ===== keys and tags =====
+
+#[tokio::test]
+async fn keys_and_tags_of_any_bytes_and_size_are_stored_found_and_invalidated_in_redis() {
+    let server = RedisServer::start();
+    let clock = Clock::manual();
+    let node = async || node(&clock, RedisStore::new(&server.url()).unwrap()).await;
+    let (one, two) = (node().await, node().await);
+    let (long, longest_tag) = (vec![b'k'; 1 << 20], "t".repeat(65_535));
+    let keys = [
+        Key::public(""),
+        Key::public("\0"),
+        Key::public(":"),
+        Key::public("a:b"),
+        Key::public("a").part("b"),
+        Key::public("\r\n$1\r\n*"),
+        Key::public(&[0xff, 0xfe]),
+        Key::public(&long),
+        Key::private("", ""),
+        Key::private("alice", &long),
+    ];
+    let tags = ["", "\0", ":", "a:b", "a", "b", "\r\n", "ä", "{tag}", &longest_tag];
+    for (key, tag) in keys.iter().zip(tags) {
+        one.insert_tagged(key, &[tag], tag.to_owned()).await.unwrap();
+    }
+    for (key, tag) in keys.iter().zip(tags) {
+        assert_eq!(two.get(key).await.as_deref(), Some(tag), "{key:?}");
+    }
+    for index in 0..keys.len() {
+        if index % 2 == 0 {
+            one.remove(&keys[index]).await.unwrap();
+        } else {
+            one.remove_by_tag(tags[index]).await.unwrap();
+        }
+        clock.advance(STALENESS);
+        for (later, key) in keys.iter().enumerate() {
+            assert_eq!(two.get(key).await.is_some(), later > index, "{key:?} after {:?}", keys[index]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn tag_too_long_to_be_stored_is_an_error_to_a_writer_and_costs_a_reader_nothing() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (cache, tag) = (node(&clock, store.clone()).await, "t".repeat(65_536));
+    let error = cache.insert_tagged(&key(), &[&tag], "value".to_owned()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    let other = Key::public("other");
+    assert_eq!(load(&cache, &other, &[&tag], "loaded").await.unwrap(), "loaded");
+    settle().await;
+    assert_eq!(cache.get_local(&other).as_deref(), Some("loaded"));
+    cache.remove_by_tag(&tag).await.unwrap();
+    assert_eq!(cache.get_local(&other), None);
+}
