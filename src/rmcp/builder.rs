@@ -10,6 +10,7 @@ use super::{
     key::Definition,
     meter::{Meter, TOOLS_CALL},
     policy::{Principal, Tagger, ToolCall, ToolPolicy},
+    unlisted::Seen,
 };
 use crate::{
     Error,
@@ -51,6 +52,9 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
     }
 
     /// Keeps the answers of a tool, as the policy says; see [what is cached](super#what-is-cached).
+    ///
+    /// A name that no tool has is no error, since servers may make their tools as they go. It is logged, as a
+    /// warning, when the first list of tools that goes by in one page does not have it.
     pub fn cache_tool(mut self, tool: impl Into<String>, policy: ToolPolicy) -> Self {
         self.policies.push((tool.into(), policy));
         self
@@ -64,7 +68,7 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
     /// of [`answers`](super::Performance::answers). If a remote tier cannot be told, the call's answer is sent all
     /// the same; this process does not read old answers there, other processes may until it is told.
     ///
-    /// A name that no tool has is not noticed.
+    /// A name that no tool has is told as that of [`cache_tool`](Self::cache_tool) is.
     pub fn invalidate_after(
         mut self,
         tool: impl Into<String>,
@@ -224,6 +228,7 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
             handler: self.handler,
             answers,
             rules,
+            listed: Seen::default(),
             identity: self.identity,
             limit: self.limit,
             limit_code: self.limit_code,

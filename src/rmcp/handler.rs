@@ -30,6 +30,7 @@ use super::{
     key::{self, Definition},
     meter::Meter,
     policy::{Tagger, ToolCall, ToolPolicy},
+    unlisted::Seen,
 };
 use crate::{
     ErrorKind,
@@ -48,6 +49,7 @@ pub(super) struct Shared<H> {
     pub(super) handler: H,
     pub(super) answers: Cache<Answer>,
     pub(super) rules: HashMap<Box<str>, Rule>,
+    pub(super) listed: Seen,
     pub(super) identity: Option<Identity>,
     pub(super) limit: Option<Limit>,
     pub(super) limit_code: i32,
@@ -319,7 +321,6 @@ impl<H: ServerHandler> ServerHandler for Performance<H> {
         list_resource_templates(request: Page, context: Context) -> ListResourceTemplatesResult = list_resource_templates;
         list_resources(request: Page, context: Context) -> ListResourcesResult = list_resources;
         list_skills(request: Page, context: Context) -> ListSkillsResult = list_skills;
-        list_tools(request: Page, context: Context) -> ListToolsResult = list_tools;
         listen(context: SubscriptionContext) -> () = listen;
         on_custom_request(request: CustomRequest, context: Context) -> CustomResult = custom;
         ping(context: Context) -> () = ping;
@@ -359,6 +360,19 @@ impl<H: ServerHandler> ServerHandler for Performance<H> {
             Some(rule) => Box::pin(self.0.call(rule, request, context)).await,
         };
         self.0.meter.finish_tool(span, outcome_of_call(&response));
+        response
+    }
+
+    async fn list_tools(&self, request: Page, context: Context) -> Result<ListToolsResult, ErrorData> {
+        let is_first = request.as_ref().is_none_or(|request| request.cursor.is_none());
+        let span = self.0.meter.list_tools.start();
+        let response = self.0.handler.list_tools(request, context).await;
+        span.finish(response.outcome());
+        if let Ok(list) = &response
+            && is_first
+        {
+            self.0.look_through(list);
+        }
         response
     }
 

@@ -62,6 +62,7 @@ mod key;
 mod meter;
 mod policy;
 mod serve;
+mod unlisted;
 
 pub use answer::Answer;
 pub use builder::PerformanceBuilder;

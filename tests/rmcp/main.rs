@@ -13,6 +13,9 @@ mod fixture;
 mod invalidation;
 mod keys;
 mod limits;
+#[path = "../support/log.rs"]
+#[allow(dead_code, unreachable_pub, reason = "several test binaries include this module")]
+mod log;
 mod private;
 mod secrets;
 mod serve;
@@ -23,4 +26,5 @@ mod sharing;
 mod stepped;
 mod timing;
 mod transports;
+mod unlisted;
 mod wire;

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tracing::{
@@ -28,18 +28,34 @@ impl Log {
 
     /// Those of a level and above, in their order, without their fields.
     pub fn at_least(&self, level: Level) -> Vec<String> {
-        let lines = self.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().filter(|line| line.0 <= level).map(|line| line.1.clone()).collect()
+        self.lines().iter().filter(|line| line.level <= level).map(|line| line.message.clone()).collect()
+    }
+
+    /// What is in the field of this name, of all lines that have one.
+    pub fn fields(&self, name: &str) -> Vec<String> {
+        let lines = self.lines();
+        let fields = lines.iter().flat_map(|line| &line.fields).filter(|field| field.0 == name);
+        fields.map(|field| field.1.clone()).collect()
     }
 
     /// How many of them, of any level, say this.
     pub fn count(&self, words: &str) -> usize {
         self.at_least(Level::TRACE).iter().filter(|line| line.contains(words)).count()
     }
+
+    fn lines(&self) -> MutexGuard<'_, Vec<Line>> {
+        self.lines.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<(Level, String)>>>);
+struct Lines(Arc<Mutex<Vec<Line>>>);
+
+struct Line {
+    level: Level,
+    message: String,
+    fields: Vec<(&'static str, String)>,
+}
 
 impl tracing::Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -55,9 +71,8 @@ impl tracing::Subscriber for Lines {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut message = Message(String::new());
-        event.record(&mut message);
-        let line = (*event.metadata().level(), message.0);
+        let mut line = Line { level: *event.metadata().level(), message: String::new(), fields: Vec::new() };
+        event.record(&mut line);
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 
@@ -66,12 +81,11 @@ impl tracing::Subscriber for Lines {
     fn exit(&self, _: &span::Id) {}
 }
 
-struct Message(String);
-
-impl Visit for Message {
+impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.0 = format!("{value:?}");
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            name => self.fields.push((name, format!("{value:?}"))),
         }
     }
 }
