@@ -22,8 +22,7 @@ use mcp_perf::{
     testing::MemoryStore,
 };
 use serde::{Deserialize, Serialize};
-use support::redis::RedisServer;
-use tracing::{Metadata, field::Field, span};
+use support::{log::Log, redis::RedisServer, wait::settle};
 
 const EVERY_SETTING: [Compression; 4] =
     [Compression::Off, Compression::Light, Compression::Balanced, Compression::Heavy];
@@ -69,13 +68,6 @@ async fn load<V: Clone + Send + Sync + 'static>(cache: &Cache<V>, value: V) -> V
     let value = cache.get_or_load(&key(), || async { Ok::<_, io::Error>(value) }).await.unwrap();
     settle().await;
     value
-}
-
-/// Lets the tasks run that a load left behind.
-async fn settle() {
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
 }
 
 /// What one node stores with any setting, another reads with any setting.
@@ -163,10 +155,7 @@ async fn entry_of_another_schema_is_a_miss() {
 
 #[tokio::test]
 async fn value_above_the_maximum_is_served_and_not_shared_and_said_so_once() {
-    let log = Log::default();
-    // With one subscriber alone, whether a line is wanted is asked of the thread that comes to it first.
-    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
-    let _guard = tracing::subscriber::set_default(log.clone());
+    let log = Log::hear();
     let store = memory();
     let cache = node(&store, Codec::bytes()).max_value(1_000).build().await.unwrap();
     for name in ["a", "b", "c"] {
@@ -177,7 +166,7 @@ async fn value_above_the_maximum_is_served_and_not_shared_and_said_so_once() {
     }
     assert!(store.is_empty());
     assert_eq!(cache.get_local(&Key::public("a")).map(|value| value.len()), Some(1_001));
-    assert_eq!(log.lines("max_value"), 1);
+    assert_eq!(log.count("max_value"), 1);
 
     assert_eq!(load(&cache, vec![7; 1_000].into()).await.len(), 1_000);
     assert_eq!(store.len(), 1);
@@ -319,40 +308,4 @@ async fn impossible_setting_is_an_error_that_names_the_field() {
         assert!(error.to_string().starts_with("max_value: "), "{error}");
     }
     built(node(&memory(), custom(200)).max_value(MAX_VALUE)).await.unwrap();
-}
-
-/// The messages that were logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Log {
-    fn lines(&self, word: &str) -> usize {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().filter(|line| line.contains(word)).count()
-    }
-}
-
-impl tracing::Subscriber for Log {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("mcp_perf")
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        let log = Arc::clone(&self.0);
-        event.record(&mut move |_: &Field, value: &dyn fmt::Debug| {
-            log.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{value:?}"));
-        });
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
 }

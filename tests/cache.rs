@@ -21,7 +21,10 @@ use mcp_perf::{
     clock::Clock,
     testing::MemoryStore,
 };
-use support::stepped::{Step, Stepped};
+use support::{
+    stepped::{Step, Stepped},
+    wait::settle,
+};
 use tokio::{
     sync::{Notify, oneshot},
     task::JoinHandle,
@@ -109,13 +112,6 @@ impl<V: Clone + Send + Sync + 'static> Running<V> {
 
 async fn load<V: Clone + Send + Sync + 'static>(cache: &Cache<V>, value: V) -> V {
     cache.get_or_load_tagged(&key(), &[TAG], || async { Ok::<_, io::Error>(value) }).await.unwrap()
-}
-
-/// Lets every task that can run do so, until none can.
-async fn settle() {
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
 }
 
 // ===== law 1: a value read before an invalidation is never stored after it =====

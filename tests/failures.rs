@@ -56,9 +56,8 @@ async fn load(cache: &Texts, key: &Key<'_>, tags: &[&str], value: &'static str) 
 }
 
 async fn ask(server: &RedisServer, command: &[&str]) {
-    let client = ::redis::Client::open(server.url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
     let (name, arguments) = command.split_first().unwrap();
+    let mut redis = server.connection().await;
     let _: ::redis::Value = ::redis::cmd(name).arg(arguments).query_async(&mut redis).await.unwrap();
 }
 

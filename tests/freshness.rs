@@ -19,7 +19,7 @@ use mcp_perf::{
     clock::Clock,
     testing::MemoryStore,
 };
-use support::stepped::Stepped;
+use support::{stepped::Stepped, wait::settle};
 use tokio::sync::oneshot;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -55,13 +55,6 @@ async fn load(cache: &Texts, value: &'static str) -> Result<String, Error> {
 
 async fn fail(cache: &Texts) -> Result<String, Error> {
     cache.get_or_load(&key(), || async { Err::<String, _>(io::Error::other("the source is down")) }).await
-}
-
-/// Lets every task that can run do so, until none can.
-async fn settle() {
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
 }
 
 #[tokio::test]

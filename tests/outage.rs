@@ -39,11 +39,8 @@ use mcp_perf::{
         history::{Bounds, History, Node, Versioned},
     },
 };
-use support::redis::RedisServer;
-use tokio::{
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use support::{redis::RedisServer, wait::until};
+use tokio::{task::JoinHandle, time::sleep};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -241,26 +238,8 @@ impl Load {
     }
 }
 
-async fn until<T>(what: &str, done: impl AsyncFn() -> Option<T>) -> T {
-    let deadline = 60 * SECOND;
-    let poll = async {
-        loop {
-            if let Some(done) = done().await {
-                return done;
-            }
-            sleep(2 * MILLISECOND).await; // polling, with a deadline
-        }
-    };
-    timeout(deadline, poll).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
-}
-
 fn address(server: &RedisServer) -> SocketAddr {
     ([127, 0, 0, 1], server.port()).into()
-}
-
-async fn connection(server: &RedisServer) -> ::redis::aio::MultiplexedConnection {
-    let client = ::redis::Client::open(server.url()).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
 }
 
 /// As long as a normal run of the tests can spare, unless the environment says otherwise.
@@ -339,7 +318,7 @@ async fn redis_that_becomes_a_replica_is_read_and_what_it_refused_is_told_when_i
     let server = RedisServer::start();
     let load = Load::start(&server.url()).await;
     sleep(300 * MILLISECOND).await; // load
-    let mut redis = connection(&server).await;
+    let mut redis = server.connection().await;
     // Of nobody that answers, so it keeps what it has.
     let () = ::redis::cmd("REPLICAOF").arg(&["127.0.0.1", "1"]).query_async(&mut redis).await.unwrap();
     until("removals are refused", async || load.nodes[0].cache().remove(&Key::public("probe")).await.err())
@@ -360,7 +339,7 @@ async fn write_that_was_given_up_and_arrives_after_a_removal_loses() {
     };
     let one = node(&format!("redis://{}/", proxy.address())).await;
     let two = node(&server.url()).await;
-    let mut redis = connection(&server).await;
+    let mut redis = server.connection().await;
     let mut scripts_run = async || {
         let stats: String = ::redis::cmd("INFO").arg("commandstats").query_async(&mut redis).await.unwrap();
         let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).unwrap_or_default();

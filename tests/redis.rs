@@ -10,11 +10,7 @@
 
 mod support;
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use mcp_perf::{
     ErrorKind,
@@ -22,8 +18,8 @@ use mcp_perf::{
     redis::RedisStore,
     testing,
 };
-use support::redis::RedisServer;
-use tracing::{Level, Metadata, span};
+use support::{log::Log, redis::RedisServer, wait::until};
+use tracing::Level;
 
 fn store(server: &RedisServer) -> RedisStore {
     RedisStore::new(&server.url()).unwrap()
@@ -36,20 +32,6 @@ async fn node(server: &RedisServer) -> Cache<String> {
 async fn load(cache: &Cache<String>, key: &Key<'_>, value: &str) -> String {
     let value = value.to_owned();
     cache.get_or_load_tagged(key, &["tag"], || async { Ok::<_, io::Error>(value) }).await.unwrap()
-}
-
-/// Waits until what a load left to its own task has been done, which only the store can tell.
-async fn until<T>(what: &str, done: impl AsyncFn() -> Option<T>) -> T {
-    let deadline = Duration::from_secs(30);
-    let poll = async {
-        loop {
-            if let Some(done) = done().await {
-                return done;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await; // polling, with a deadline
-        }
-    };
-    tokio::time::timeout(deadline, poll).await.unwrap_or_else(|_| panic!("not within {deadline:?}: {what}"))
 }
 
 #[tokio::test]
@@ -79,8 +61,7 @@ async fn nodes_share_what_one_of_them_loaded_and_forget_what_one_removed() {
 #[tokio::test]
 async fn garbage_and_strange_types_in_redis_are_a_miss() {
     let server = RedisServer::start();
-    let client = ::redis::Client::open(server.url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut redis = server.connection().await;
     for garbage in ["", "x", "E23456789abcdef0", "Eaaaaaaaaaaaaaaaagarbage", "X"] {
         let cache = node(&server).await;
         cache.insert(&Key::public("key"), "value".to_owned()).await.unwrap();
@@ -145,10 +126,7 @@ async fn until_shared(other: &Cache<String>, key: &Key<'_>) -> Option<()> {
 
 #[tokio::test]
 async fn server_goes_on_without_redis_says_so_once_and_uses_it_again() {
-    let logs = Logs::default();
-    // With one subscriber alone, whether a line is wanted is asked of the thread that comes to it first.
-    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
-    let _guard = tracing::subscriber::set_default(logs.clone());
+    let log = Log::hear();
     let mut server = RedisServer::start();
     let cache = node(&server).await;
     server.kill();
@@ -161,15 +139,15 @@ async fn server_goes_on_without_redis_says_so_once_and_uses_it_again() {
     assert_eq!(cache.stats().loads, 200);
     let error = cache.remove(&Key::public("key")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert_eq!(logs.at_least(Level::INFO), ["remote tier is away: going on from memory and loader"]);
+    assert_eq!(log.at_least(Level::INFO), ["remote tier is away: going on from memory and loader"]);
 
     server.restart();
     until("the Redis that came back is used", async || {
         cache.remove(&Key::public("key")).await.ok()?;
-        (logs.at_least(Level::INFO).last()? == "remote tier is back").then_some(())
+        (log.at_least(Level::INFO).last()? == "remote tier is back").then_some(())
     })
     .await;
-    assert_eq!(logs.at_least(Level::INFO).len(), 2);
+    assert_eq!(log.at_least(Level::INFO).len(), 2);
 }
 
 #[tokio::test]
@@ -195,12 +173,11 @@ async fn redis_that_hangs_costs_no_more_than_the_time_out_and_then_nothing() {
 #[tokio::test]
 async fn connections_that_were_cut_while_idle_cost_no_invalidation() {
     let server = RedisServer::start();
-    let client = ::redis::Client::open(server.url()).unwrap();
     let (one, two) = (node(&server).await, node(&server).await);
     let key = Key::public("key");
     load(&one, &key, "old").await;
     until("the value is in Redis", async || two.get(&key).await).await;
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut redis = server.connection().await;
     let _: ::redis::Value = ::redis::cmd("CLIENT")
         .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
         .query_async(&mut redis)
@@ -230,8 +207,7 @@ async fn removal_that_redis_forgot_still_bars_the_load_from_before_it() {
     has_started.await.unwrap();
     two.remove(&Key::public("key")).await.unwrap();
     // As an eviction does, which likes what dies soon.
-    let client = ::redis::Client::open(server.url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut redis = server.connection().await;
     let names: Vec<String> = ::redis::cmd("KEYS").arg("*:e:*").query_async(&mut redis).await.unwrap();
     let () = ::redis::cmd("DEL").arg(&names).query_async(&mut redis).await.unwrap();
     release.send(()).unwrap();
@@ -243,8 +219,7 @@ async fn removal_that_redis_forgot_still_bars_the_load_from_before_it() {
 #[tokio::test]
 async fn wrong_password_is_refused_and_shown_nowhere() {
     let server = RedisServer::start();
-    let client = ::redis::Client::open(server.url()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut redis = server.connection().await;
     let () =
         ::redis::cmd("CONFIG").arg(&["SET", "requirepass", "right"]).query_async(&mut redis).await.unwrap();
     let url = format!("redis://:hunter2@127.0.0.1:{}", server.port());
@@ -276,46 +251,4 @@ async fn prefixes_keep_programs_apart() {
     let (one, two) = (store(&server).prefix("one").unwrap(), store(&server).prefix("two").unwrap());
     one.put_if(Put::new("name", "1".into(), Duration::from_secs(60))).await.unwrap();
     assert!(two.get_many(&["name"], &[]).await.unwrap().entries[0].entry.is_none());
-}
-
-/// Keeps the messages of this crate.
-#[derive(Clone, Default)]
-struct Logs(Arc<Mutex<Vec<(Level, String)>>>);
-
-impl Logs {
-    fn at_least(&self, level: Level) -> Vec<String> {
-        self.0.lock().unwrap().iter().filter(|line| line.0 <= level).map(|line| line.1.clone()).collect()
-    }
-}
-
-impl tracing::Subscriber for Logs {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("mcp_perf")
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Message(String);
-        impl tracing::field::Visit for Message {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                if field.name() == "message" {
-                    self.0 = format!("{value:?}");
-                }
-            }
-        }
-        let mut message = Message(String::new());
-        event.record(&mut message);
-        self.0.lock().unwrap().push((*event.metadata().level(), message.0));
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
 }

@@ -19,28 +19,14 @@ use mcp_perf::{
     testing,
 };
 use redis::{FromRedisValue, aio::MultiplexedConnection};
-use support::{process::free_ports, redis::RedisServer};
+use support::{process::free_ports, redis::RedisServer, wait::until};
 use tokio::net::TcpListener;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A connection beside the store's own.
-async fn beside(server: &RedisServer) -> MultiplexedConnection {
-    redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
-}
-
 async fn ask<T: FromRedisValue>(redis: &mut MultiplexedConnection, command: &str) -> T {
     let mut words = command.split(' ');
     redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>()).query_async(redis).await.unwrap()
-}
-
-async fn until(what: &str, done: impl AsyncFn() -> bool) {
-    let poll = async {
-        while !done().await {
-            tokio::time::sleep(Duration::from_millis(5)).await; // polling, with a deadline
-        }
-    };
-    tokio::time::timeout(MINUTE, poll).await.unwrap_or_else(|_| panic!("not within a minute: {what}"));
 }
 
 async fn put(store: &RedisStore, name: &str, bytes: &'static [u8]) -> Result<Written, mcp_perf::Error> {
@@ -62,7 +48,7 @@ async fn runs(redis: &mut MultiplexedConnection, command: &str) -> u64 {
 #[tokio::test]
 async fn reads_at_the_same_time_are_few_questions_and_a_hit_writes_nothing() {
     let server = RedisServer::start();
-    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
     let names: Vec<String> = (0..100).map(|name| format!("name-{name}")).collect();
     for name in &names {
         put(&store, name, b"value").await.unwrap();
@@ -122,7 +108,7 @@ async fn caller_that_goes_away_costs_the_others_of_its_batch_nothing() {
 #[tokio::test]
 async fn reads_under_way_on_a_connection_that_is_cut_are_made_again() {
     let server = RedisServer::start();
-    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
     put(&store, "name", b"value").await.unwrap();
     for _ in 0..20 {
         let reads = (0..64).map(|_| {
@@ -141,7 +127,7 @@ async fn reads_under_way_on_a_connection_that_is_cut_are_made_again() {
 async fn what_is_large_has_a_connection_of_its_own() {
     let server = RedisServer::start();
     let store = RedisStore::new(&server.url()).unwrap().client_name("lanes").unwrap();
-    let mut redis = beside(&server).await;
+    let mut redis = server.connection().await;
     let connections = async |redis: &mut MultiplexedConnection| {
         let list: String = ask(redis, "CLIENT LIST").await;
         list.matches("name=lanes ").count()
@@ -162,7 +148,7 @@ async fn what_is_large_has_a_connection_of_its_own() {
 #[tokio::test]
 async fn script_that_the_server_forgot_is_sent_again() {
     let server = RedisServer::start();
-    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
     for _ in 0..2 {
         let stored = put(&store, "name", b"value").await.unwrap();
         assert!(matches!(stored, Written::Stored(_)));
@@ -175,7 +161,7 @@ async fn cluster() -> [(RedisServer, MultiplexedConnection, String); 2] {
     let mut nodes = Vec::new();
     for slots in ["0 8191", "8192 16383"] {
         let server = RedisServer::start_with(&["--cluster-enabled", "yes"]);
-        let mut redis = beside(&server).await;
+        let mut redis = server.connection().await;
         let () = ask(&mut redis, &format!("CLUSTER ADDSLOTSRANGE {slots}")).await;
         let id: String = ask(&mut redis, "CLUSTER MYID").await;
         nodes.push((server, redis, id));
@@ -185,7 +171,8 @@ async fn cluster() -> [(RedisServer, MultiplexedConnection, String); 2] {
     for (_, redis, _) in &nodes {
         until("the cluster is formed", async || {
             let info: String = ask(&mut redis.clone(), "CLUSTER INFO").await;
-            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:2")
+            let is_up = info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:2");
+            is_up.then_some(())
         })
         .await;
     }
@@ -228,7 +215,7 @@ async fn store_finds_its_node_of_a_cluster_and_follows_the_names_to_another() {
         let () = ask(node, &format!("CLUSTER SETSLOT {slot} STABLE")).await;
         let () = ask(node, &format!("CLUSTER SETSLOT {slot} NODE {}", two.2)).await;
     }
-    let moved = async || put(&store, "name", b"moved").await.is_ok();
+    let moved = async || put(&store, "name", b"moved").await.ok();
     until("both nodes know where the slot is", moved).await;
     assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"moved"[..]));
     let keys: i64 = ask(&mut two.1, "DBSIZE").await;
@@ -238,18 +225,18 @@ async fn store_finds_its_node_of_a_cluster_and_follows_the_names_to_another() {
 #[tokio::test]
 async fn cluster_that_does_not_serve_the_slot_is_away_and_not_broken() {
     let server = RedisServer::start_with(&["--cluster-enabled", "yes"]);
-    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
     let error = read(&store, "name").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.is_retryable() && error.to_string().contains("CLUSTERDOWN"), "{error}");
     let () = ask(&mut redis, "CLUSTER ADDSLOTSRANGE 0 16383").await;
-    until("the cluster is up", async || read(&store, "name").await.is_ok()).await;
+    until("the cluster is up", async || read(&store, "name").await.ok()).await;
 }
 
 #[tokio::test]
 async fn primary_that_became_a_replica_is_left_for_another_connection() {
     let server = RedisServer::start();
-    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
     put(&store, "name", b"value").await.unwrap();
     let connections = async |redis: &mut MultiplexedConnection| {
         let stats: String = ask(redis, "INFO stats").await;
@@ -273,7 +260,7 @@ async fn primary_that_became_a_replica_is_left_for_another_connection() {
 #[tokio::test]
 async fn full_server_refuses_writes_and_answers_reads() {
     let server = RedisServer::start();
-    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), beside(&server).await);
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
     put(&store, "name", b"value").await.unwrap();
     read(&store, "name").await.unwrap();
     let () = ask(&mut redis, "CONFIG SET maxmemory-policy noeviction").await;
@@ -298,7 +285,7 @@ async fn full_server_refuses_writes_and_answers_reads() {
 #[tokio::test]
 async fn user_password_database_and_name_are_taken_from_the_url_and_shown_nowhere() {
     let server = RedisServer::start();
-    let mut redis = beside(&server).await;
+    let mut redis = server.connection().await;
     let () = ask(&mut redis, "ACL SETUSER ca@he on >p@s/s:w%rd ~{mcp-perf}:* +@all -pexpire").await;
     let at = |login: &str| format!("redis://{login}@127.0.0.1:{}/3", server.port());
     let store = RedisStore::new(&at("ca%40he:p%40s%2Fs%3Aw%25rd")).unwrap().client_name("me").unwrap();
@@ -322,7 +309,7 @@ async fn user_password_database_and_name_are_taken_from_the_url_and_shown_nowher
 #[tokio::test]
 async fn what_the_user_may_not_do_is_refused_by_its_kind() {
     let server = RedisServer::start();
-    let mut redis = beside(&server).await;
+    let mut redis = server.connection().await;
     let () = ask(&mut redis, "ACL SETUSER narrow on >secret ~{mcp-perf}:* +@all -mget").await;
     let () = ask(&mut redis, "ACL SETUSER elsewhere on >secret ~{other}:* +@all").await;
     for (user, operation) in [("narrow", "read"), ("elsewhere", "read"), ("elsewhere", "write")] {

@@ -21,7 +21,10 @@ use mcp_perf::{
     clock::Clock,
     testing::MemoryStore,
 };
-use support::stepped::{Step, Stepped};
+use support::{
+    stepped::{Step, Stepped},
+    wait::settle,
+};
 use tokio::sync::oneshot;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,12 +38,6 @@ fn local() -> Texts {
 async fn node(clock: &Clock, store: &Stepped<MemoryStore>) -> Texts {
     let builder = Cache::builder("test").clock(clock.clone()).remote(store.clone());
     builder.remote_timeout(60 * SECOND).build().await.unwrap()
-}
-
-async fn settle() {
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
 }
 
 type Row = (Key<'static>, Result<String, io::Error>);

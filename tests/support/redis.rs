@@ -66,6 +66,17 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
+    /// A connection beside those of what is tested.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not answer.
+    pub async fn connection(&self) -> ::redis::aio::MultiplexedConnection {
+        let client = ::redis::Client::open(self.url()).unwrap_or_else(|error| panic!("no address: {error}"));
+        let connection = client.get_multiplexed_async_connection().await;
+        connection.unwrap_or_else(|error| panic!("Redis does not answer: {error}"))
+    }
+
     /// Kills the server: its data is lost and its connections are closed at once.
     pub fn kill(&mut self) {
         self.process = None;
