@@ -155,7 +155,7 @@ fn stampede(criterion: &mut Criterion) {
 /// What it costs to write a value to the remote tier and to read it there, but for the way: the store is in memory.
 fn bytes(criterion: &mut Criterion) {
     use Compression::{Balanced, Heavy, Light, Off};
-    for size in [1 << 10, 11 << 10, 115 << 10] {
+    for size in [1 << 10, 11 << 10, 115 << 10, 1 << 20] {
         let results = results(size);
         let json = Bytes::from(serde_json::to_vec(&results).unwrap());
         for setting in [Off, Balanced] {
