@@ -229,6 +229,8 @@ pub struct Hearer {
     runtime: Runtime,
     channel: Channel,
     cache: Cache<u32>,
+    /// One that it understands.
+    sound: Bytes,
 }
 
 impl Hearer {
@@ -244,7 +246,11 @@ impl Hearer {
             cache.insert_tagged(&key(), &["tag"], 1).await.expect("a store that takes it");
             settle().await;
         });
-        Self { runtime, channel, cache }
+        let mut hearer = Self { runtime, channel, cache, sound: Bytes::new() };
+        hearer.sound = hearer.message_of(async |cache| {
+            cache.remove(&Key::public("another")).await.expect("a store that takes it");
+        });
+        hearer
     }
 
     /// What is published when this is done.
@@ -270,6 +276,10 @@ impl Hearer {
         self.runtime.block_on(async {
             self.channel.deliver(Bytes::copy_from_slice(message));
             settle().await;
+            let heard = self.cache.stats().bus.received;
+            self.channel.deliver(self.sound.clone());
+            settle().await;
+            assert!(self.cache.stats().bus.received > heard, "it listens no more");
             assert_eq!(
                 self.cache.get(&key()).await,
                 Some(1),
