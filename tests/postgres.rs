@@ -593,25 +593,13 @@ async fn tables_of_a_later_release_are_left_alone_and_what_is_missing_is_made_ag
     assert_eq!(bytes(&store, "name").await, None);
 }
 
-/// From now on everybody but `postgres` needs a password.
-fn ask_for_passwords(server: &PostgresServer) {
-    let rules = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256";
-    let write = format!(
-        "do $$ begin execute format('copy (select %L) to %L', '{rules}', current_setting('hba_file')); end $$"
-    );
-    // `copy` would write the line break as `\\n`.
-    let write = write.replace("copy (select %L)", "copy (select unnest(string_to_array(%L, chr(10))))");
-    server.psql(&write).unwrap();
-    server.psql("select pg_reload_conf()").unwrap();
-}
-
 #[tokio::test]
 async fn what_keeps_a_connection_from_being_made_is_told_apart_and_holds_no_secret() {
     let server =
         PostgresServer::start_with(&[("max_connections", "12"), ("superuser_reserved_connections", "3")]);
     migrated(&server).await;
     server.psql("create role server login password 'right'").unwrap();
-    ask_for_passwords(&server);
+    server.ask_for_passwords();
     let url = |user: &str, host: &str, database: &str| {
         format!("postgres://{user}@{host}:{}/{database}", server.port())
     };

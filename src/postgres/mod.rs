@@ -1,4 +1,4 @@
-//! PostgreSQL (13 or later) as the remote tier of a cache.
+//! PostgreSQL (13 or later) as the remote tier of a cache, and as its invalidation bus.
 //!
 //! For those who have a PostgreSQL and no Redis, and want one cache for several processes. A read is one prepared
 //! statement, which brings the entry, what is left of its life and the stamps of its tags; a write is one
@@ -21,7 +21,7 @@
 //! queries of many callers at once. So nobody waits for a connection, and no read waits behind a write that waits
 //! for a lock. bb8 makes, keeps and replaces them; a connection that was closed, or on which three calls in a row
 //! went unanswered, is replaced when it is next asked for, and a call whose connection was cut is made again on
-//! another one. Every connection is set up as follows; what the URL says in `options` comes after and wins.
+//! another one. A bus has two more, of which one listens. Every connection is set up as follows; what the URL says in `options` comes after and wins.
 //!
 //! | setting | value | why |
 //! |---|---|---|
@@ -43,6 +43,7 @@
 //! minutes ago in batches of 500, skips what others hold locked, and ends after 20 batches; a process runs one at
 //! a time. [`PostgresStore::purge`] is the same for a scheduler of your own.
 
+mod bus;
 mod cache;
 mod fence;
 mod pool;
@@ -51,6 +52,7 @@ mod schema;
 
 use std::{error::Error as _, io};
 
+pub use bus::{PostgresBus, PostgresSubscription};
 pub use cache::PostgresStore;
 
 use tokio_postgres::error::SqlState;

@@ -76,7 +76,7 @@ impl Connector {
             return Err(Error::configuration("url", "names no host"));
         }
         if config.get_ssl_mode() == SslMode::Require && !has_tls {
-            return Err(Error::configuration("url", "asks for TLS, which takes `PostgresStore::with_tls`"));
+            return Err(Error::configuration("url", "asks for TLS, which takes `with_tls`"));
         }
         let options = match config.get_options() {
             Some(own) => format!("{OPTIONS} {own}"),

@@ -28,10 +28,11 @@ pub(super) enum Query {
     PurgeEntries,
     PurgeStamps,
     Ping,
+    Notify,
 }
 
 impl Query {
-    pub(super) const COUNT: usize = Self::Ping as usize + 1;
+    pub(super) const COUNT: usize = Self::Notify as usize + 1;
 
     /// The time of every statement is the time at which it came in: one that had to wait for a lock errs to the
     /// short side.
@@ -106,6 +107,7 @@ impl Query {
                               (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE')) AS p(privilege))
                  FROM {versions} v"
             ),
+            Self::Notify => "SELECT pg_notify($1::text, $2::text)".to_owned(),
         }
     }
 }

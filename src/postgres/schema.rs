@@ -145,7 +145,7 @@ pub(super) fn is_known(version: i32) -> Result<(), Error> {
 }
 
 /// Of a name of which nothing but itself can be made, quoted or not.
-fn check(field: &str, name: &str) -> Result<(), Error> {
+pub(super) fn check(field: &str, name: &str) -> Result<(), Error> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     let begins = name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
     if begins && name.len() <= 40 && name.bytes().all(fits) {

@@ -89,6 +89,22 @@ impl PostgresServer {
         output(&mut command)
     }
 
+    /// From now on everybody but `postgres` needs a password, as soon as the server has read its rules.
+    ///
+    /// # Panics
+    ///
+    /// When the rules cannot be written.
+    pub fn ask_for_passwords(&self) {
+        let rules = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256";
+        let write = format!(
+            "do $$ begin execute format('copy (select %L) to %L', '{rules}', current_setting('hba_file')); end $$"
+        );
+        // `copy` would write the line break as `\\n`.
+        let write = write.replace("copy (select %L)", "copy (select unnest(string_to_array(%L, chr(10))))");
+        self.psql(&write).unwrap();
+        self.psql("select pg_reload_conf()").unwrap();
+    }
+
     /// Creates an extension in the database.
     ///
     /// # Panics
