@@ -81,6 +81,7 @@ fn answered(code: &SqlState) -> (ErrorKind, String) {
     let (kind, cause) = match *code {
         SqlState::TOO_MANY_CONNECTIONS => (Unavailable, "it has too many connections"),
         SqlState::ADMIN_SHUTDOWN => (Unavailable, "it is shutting down, or ended the connection"),
+        SqlState::IDLE_SESSION_TIMEOUT => (Unavailable, "it ended a connection that was idle for too long"),
         SqlState::CRASH_SHUTDOWN => (Unavailable, "it crashed and starts anew"),
         SqlState::CANNOT_CONNECT_NOW => (Unavailable, "it is starting or stopping"),
         SqlState::T_R_DEADLOCK_DETECTED | SqlState::T_R_SERIALIZATION_FAILURE => {
@@ -136,8 +137,14 @@ fn broke(error: &tokio_postgres::Error) -> bool {
         return unanswered(error).0 == ErrorKind::Unavailable;
     };
     let code = answer.code();
+    let is_over = [
+        SqlState::ADMIN_SHUTDOWN,
+        SqlState::CANNOT_CONNECT_NOW,
+        SqlState::CRASH_SHUTDOWN,
+        SqlState::IDLE_SESSION_TIMEOUT,
+    ];
     code.code().starts_with("08")
-        || [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW].contains(code)
+        || is_over.contains(code)
         || *code == SqlState::INVALID_SQL_STATEMENT_NAME
         // "cached plan must not change result type", which has no code of its own.
         || answer.routine() == Some("RevalidateCachedQuery")
