@@ -311,6 +311,7 @@ async fn message_that_is_too_long_is_refused_and_a_key_that_is_makes_others_doub
     let longest = vec![255; bus.max_message()];
     let refused = bus.publish("channel", [&longest[..], b"1"].concat().into()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused);
+    assert_eq!(refused.to_string(), "postgres: a message of 6000 bytes, and at most 5999");
     bus.publish("channel", longest.clone().into()).await.unwrap();
     assert_eq!(hears(&mut listener).await.unwrap(), longest);
 
