@@ -14,7 +14,7 @@ use std::{io, time::Duration};
 
 use mcp_perf::{
     ErrorKind,
-    cache::{Bus, Cache, Key},
+    cache::{Bus, Cache, Key, Subscription},
     redis::{RedisBus, RedisStore},
     testing,
 };
@@ -210,7 +210,6 @@ async fn bus_that_is_not_there_when_the_cache_is_built_is_used_once_it_is() {
 async fn prefixes_keep_the_buses_of_programs_apart() {
     let server = RedisServer::start();
     let (one, two) = (bus(&server).prefix("one").unwrap(), bus(&server).prefix("two").unwrap());
-    use mcp_perf::cache::Subscription;
     let mut listener = one.subscribe("channel").await.unwrap();
     two.publish("channel", "two's".into()).await.unwrap();
     one.publish("channel", "one's".into()).await.unwrap();
@@ -240,4 +239,100 @@ async fn password_is_shown_nowhere() {
     let away = bus.subscribe("channel").await.unwrap_err();
     assert_eq!(away.kind(), ErrorKind::Unavailable);
     assert!(!format!("{bus:?} {refused} {refused:?} {away} {away:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn user_who_may_only_publish_and_subscribe_on_its_channels_is_enough() {
+    let server = RedisServer::start();
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let rules =
+        ["SETUSER", "ca@he", "on", ">p@s/s:w%rd", "resetchannels", "&mcp-perf:*", "+publish", "+subscribe"];
+    let () = ::redis::cmd("ACL").arg(&rules).query_async(&mut redis).await.unwrap();
+    let at = |login: &str| RedisBus::new(&format!("redis://{login}@127.0.0.1:{}/3", server.port())).unwrap();
+    let bus = at("ca%40he:p%40s%2Fs%3Aw%25rd");
+    testing::bus::keeps_its_contract(&bus).await;
+    let elsewhere = bus.prefix("elsewhere").unwrap();
+    let wrong = at("ca%40he:hunter2");
+    for (error, refused) in [
+        (elsewhere.subscribe("channel").await.unwrap_err(), "redis refused (subscribe): NOPERM"),
+        (
+            elsewhere.publish("channel", "message".into()).await.unwrap_err(),
+            "redis refused (publish): NOPERM",
+        ),
+        (wrong.subscribe("channel").await.unwrap_err(), "redis refused (subscribe): WRONGPASS"),
+        (wrong.publish("channel", "message".into()).await.unwrap_err(), "redis refused (publish): WRONGPASS"),
+    ] {
+        assert_eq!((error.kind(), error.to_string()), (ErrorKind::Refused, refused.to_owned()));
+        assert!(!format!("{error:?} {wrong:?}").contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn tls_carries_the_bus_and_checks_the_certificate() {
+    let (server, certificate) = RedisServer::start_with_tls();
+    let url = server.tls_url().unwrap();
+    let bus = RedisBus::new(&url).unwrap().certificate_authority(&certificate).unwrap();
+    testing::bus::keeps_its_contract(&bus).await;
+    let store = RedisStore::new(&url).unwrap().certificate_authority(&certificate).unwrap();
+    let make = async || {
+        let builder = Cache::<String>::builder("test").remote(store.clone()).max_staleness(HOUR);
+        let cache = builder.bus(bus.clone()).build().await.unwrap();
+        until("the bus is there", async || is_connected(&cache)).await;
+        cache
+    };
+    let (one, two) = (make().await, make().await);
+    let key = Key::public("key");
+    both_remember(&one, &two, &key, "value").await;
+    one.remove(&key).await.unwrap();
+    forgets(&two, &key).await;
+
+    let unknown = RedisBus::new(&url).unwrap();
+    for error in [
+        unknown.subscribe("channel").await.unwrap_err(),
+        unknown.publish("channel", "message".into()).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("TLS"), "{error}");
+    }
+    let plain = RedisBus::new(&server.url()).unwrap().certificate_authority(&certificate).unwrap_err();
+    assert!(plain.to_string().starts_with("certificate_authority: "), "{plain}");
+}
+
+#[tokio::test]
+async fn listener_that_is_too_slow_loses_its_subscription_and_others_keep_theirs() {
+    let server = RedisServer::start();
+    let bus = bus(&server);
+    let (mut slow, mut quick) =
+        (bus.subscribe("channel").await.unwrap(), bus.subscribe("channel").await.unwrap());
+    for number in 0..1_100 {
+        bus.publish("channel", number.to_string().into()).await.unwrap();
+        assert_eq!(quick.next().await.unwrap(), number.to_string());
+    }
+    let mut heard = 0;
+    let ended = loop {
+        match slow.next().await {
+            Ok(_) => heard += 1,
+            Err(ended) => break ended,
+        }
+    };
+    assert_eq!(heard, 1024);
+    assert!(ended.to_string().contains("more messages came than were asked for"), "{ended}");
+    until("its connection is gone", async || (listeners(&server).await == 1).then_some(())).await;
+}
+
+#[tokio::test]
+async fn message_that_is_too_long_is_refused_and_one_of_somebody_else_ends_the_subscription() {
+    let server = RedisServer::start();
+    let bus = bus(&server);
+    let mut listener = bus.subscribe("channel").await.unwrap();
+    let refused = bus.publish("channel", vec![7; bus.max_message() + 1].into()).await.unwrap_err();
+    assert_eq!(refused.to_string(), "redis: a message of 16385 bytes, and at most 16384");
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let long = vec![7_u8; 1 << 20];
+    let () = ::redis::cmd("PUBLISH").arg("mcp-perf:channel").arg(long).query_async(&mut redis).await.unwrap();
+    let ended = listener.next().await.unwrap_err();
+    assert_eq!(ended.kind(), ErrorKind::Unavailable);
+    assert!(ended.to_string().contains("too long"), "{ended}");
 }

@@ -376,45 +376,22 @@ async fn what_answers_nothing_or_is_no_redis_is_an_error_in_time() {
 
 #[tokio::test]
 async fn tls_checks_the_certificate_by_the_given_authority_or_the_roots_of_the_system() {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
-    let home = tempfile::tempdir().unwrap();
-    let file = |name: &str, content: String| {
-        let path = home.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let (certificate_file, key_file) =
-        (file("certificate.pem", certificate.pem()), file("key.pem", key.serialize_pem()));
-    let port = free_ports().next().unwrap();
-    let _server = RedisServer::start_with(&[
-        "--tls-port",
-        &port.to_string(),
-        "--tls-cert-file",
-        &certificate_file,
-        "--tls-key-file",
-        &key_file,
-        "--tls-ca-cert-file",
-        &certificate_file,
-        "--tls-auth-clients",
-        "no",
-    ]);
-    let url = format!("rediss://localhost:{port}");
-    let store = RedisStore::new(&url).unwrap().certificate_authority(certificate.pem()).unwrap();
+    let (server, certificate) = RedisServer::start_with_tls();
+    let url = server.tls_url().unwrap();
+    let store = RedisStore::new(&url).unwrap().certificate_authority(&certificate).unwrap();
     testing::store::keeps_its_contract(&store, async |time| tokio::time::sleep(time).await).await; // server time
 
     let unknown = RedisStore::new(&url).unwrap();
     let error = unknown.ping().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("TLS"), "{error}");
-    let another_name = RedisStore::new(&format!("rediss://127.0.0.1:{port}")).unwrap();
-    let another_name = another_name.certificate_authority(certificate.pem()).unwrap();
+    let another_name = RedisStore::new(&url.replace("localhost", "127.0.0.1")).unwrap();
+    let another_name = another_name.certificate_authority(&certificate).unwrap();
     assert!(another_name.ping().await.unwrap_err().to_string().contains("TLS"));
 
     let plain = RedisStore::new("redis://localhost").unwrap();
     for error in [
-        plain.certificate_authority(certificate.pem()).unwrap_err(),
+        plain.certificate_authority(&certificate).unwrap_err(),
         unknown.certificate_authority("no certificate").unwrap_err(),
     ] {
         assert!(error.to_string().starts_with("certificate_authority: "), "{error}");

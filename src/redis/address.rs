@@ -25,10 +25,10 @@ pub(super) struct Address {
     place: Place,
     user: Option<Box<str>>,
     password: Option<Box<str>>,
-    database: i64,
+    pub(super) database: i64,
     pub(super) client_name: Option<Box<str>>,
     #[cfg(feature = "redis-tls")]
-    pub(super) tls: Option<super::tls::Tls>,
+    tls: Option<super::tls::Tls>,
 }
 
 #[derive(Clone)]
@@ -77,12 +77,27 @@ impl Address {
         Self { place: Place::Tcp(host, port), ..self.clone() }
     }
 
-    /// A connection that is ready for commands.
+    /// The same, trusting the certificates in the PEM and no others.
+    #[cfg(feature = "redis-tls")]
+    pub(super) fn trusting(mut self, pem: &[u8]) -> Result<Self, Error> {
+        if self.tls.is_none() {
+            return Err(Error::configuration("certificate_authority", "the URL is not one of rediss://"));
+        }
+        self.tls = Some(super::tls::Tls::trusting(pem)?);
+        Ok(self)
+    }
+
+    /// A connection that many share.
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+        self.open().await.map(Connection::new)
+    }
+
+    /// A connection that is ready for commands.
+    pub(super) async fn open(&self) -> Result<Box<dyn Stream>, Fault> {
         let connecting = async {
             let mut stream = self.stream().await?;
             self.greet(&mut stream).await?;
-            Ok(Connection::new(stream))
+            Ok(stream)
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or(Err(Fault::Lost(Lost::TimedOut)))
     }
@@ -122,7 +137,9 @@ impl Address {
             unimportant = greeting.count;
             greeting.add(&[b"CLIENT", b"SETNAME", name.as_bytes()]);
         }
-        // One that still loads its data, or wants a password that we do not have, says so here.
+        // One that still loads its data, or wants a password that we do not have, says so here. Who may not ask is
+        // known to it, which is as good.
+        let ping = greeting.count;
         greeting.add(&[b"PING"]);
         stream.write_all(&greeting.bytes).await?;
         stream.flush().await?;
@@ -139,6 +156,7 @@ impl Address {
             match token {
                 Token::Status => {}
                 Token::Refusal(_) if answer == unimportant => {}
+                Token::Refusal(refusal) if answer == ping && refusal.code() == "NOPERM" => {}
                 Token::Refusal(refusal) => return Err(Fault::Refused(refusal)),
                 _ => return Err(Fault::Lost(Lost::NotRedis)),
             }

@@ -1,35 +1,43 @@
 //! The invalidation bus of a cache in Redis: `PUBLISH` and `SUBSCRIBE`.
 //!
-//! Every subscription has a connection of its own, in RESP3, and all that is published goes over one more: neither
-//! waits for the answers of the cache's store, which may be long. What arrives is handed on from the driver's own
-//! task without waiting: who asks too slowly loses the subscription, not the server its memory.
+//! Every subscription has a connection of its own, and all that is published goes over one more: neither waits for
+//! the answers of the cache's store, which may be long. What arrives is handed on from the task that reads the
+//! connection, without waiting: who asks too slowly loses the subscription, not the server its memory.
 //!
 //! Pub/sub in Redis keeps nothing: who is not connected when a message is published never gets it. The cache finds
 //! that out by itself. In a cluster `PUBLISH` reaches the subscribers of every node.
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, OnceLock},
 };
 
-use ::redis::{
-    AsyncConnectionConfig, Client, ErrorKind as Cause, IntoConnectionInfo, ProtocolVersion, PushInfo,
-    PushKind, RedisError, ServerErrorKind, Value,
-    aio::{MultiplexedConnection, SendError},
-    cmd,
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+    task::AbortHandle,
 };
-use bytes::Bytes;
-use tokio::sync::mpsc;
 
+use super::{
+    address::{Address, CONNECT_TIMEOUT},
+    connection::{Connection, Stream},
+    fault::{Fault, Lost},
+    pool::{Pool, Size},
+    wire::{self, Commands, Token},
+};
 use crate::{
     Error, ErrorKind,
     cache::{Bus, Subscription},
 };
 
+const MOST_MESSAGE: usize = 16 * 1024;
 /// How many messages wait for one listener, before its subscription ends.
 const MOST_WAITING: usize = 1024;
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Of a message that has not arrived whole no more than this is kept. A longer one is of somebody else.
+const MOST_PIECES: usize = 2 * MOST_MESSAGE;
+/// What the server says on a subscription has three parts, or four for what we never ask for.
+const MOST_PARTS: usize = 4;
 
 /// A [`Bus`] in Redis 6 or later, or Valkey. Connects when it is first used; clones share the connection that they
 /// publish over.
@@ -49,41 +57,33 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// ```
 #[derive(Clone)]
 pub struct RedisBus {
-    client: Client,
+    publishing: Pool,
     prefix: String,
-    publishing: Arc<tokio::sync::Mutex<Publishing>>,
-}
-
-/// The connection that messages go out over, and which one it is.
-#[derive(Default)]
-struct Publishing {
-    connection: Option<MultiplexedConnection>,
-    number: u64,
 }
 
 /// What [`RedisBus`] gives to who listens.
 pub struct RedisSubscription {
     messages: mpsc::Receiver<Bytes>,
-    // Closed when it is dropped.
-    _connection: MultiplexedConnection,
+    /// Why it is over, unless it was too slow.
+    ended: Arc<OnceLock<Error>>,
+    task: AbortHandle,
 }
 
 impl RedisBus {
-    /// A bus at `redis://[user:password@]host[:port]`. Databases share their channels: programs that share a Redis
-    /// and not their caches need different [prefixes](Self::prefix).
+    /// A bus at `redis://[user:password@]host[:port]`, or `redis+unix:///path[?user=…&pass=…]`.
+    ///
+    /// `rediss://` is TLS, with the feature `redis-tls`. User and password are percent-encoded where they have to be.
+    /// Databases share their channels: programs that share a Redis and not their caches need different
+    /// [prefixes](Self::prefix).
     ///
     /// # Errors
     ///
     /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form.
     pub fn new(url: &str) -> Result<Self, Error> {
-        // The driver's error may quote the URL, and with it the password: it is left out.
-        let not_a_url = |_: RedisError| {
-            Error::configuration("url", "not one of the form redis://[user:password@]host[:port]")
-        };
-        let address = url.into_connection_info().map_err(not_a_url)?;
-        let settings = address.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let client = Client::open(address.set_redis_settings(settings)).map_err(not_a_url)?;
-        Ok(Self { client, prefix: "mcp-perf".to_owned(), publishing: Arc::default() })
+        let mut address = Address::parse(url)?;
+        // One command less that the user would have to be allowed.
+        address.database = 0;
+        Ok(Self { publishing: Pool::new(address), prefix: "mcp-perf".to_owned() })
     }
 
     /// What every channel begins with: `mcp-perf` unless set, as for [`RedisStore`](super::RedisStore), whose prefix
@@ -102,97 +102,153 @@ impl RedisBus {
         }
     }
 
+    /// Whom to trust with `rediss://`: the certificates in this PEM, and no others. Unless set, the authorities that
+    /// the system trusts.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
+    #[cfg(feature = "redis-tls")]
+    pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
+        self.publishing = Pool::new(self.publishing.address().clone().trusting(pem.as_ref())?);
+        Ok(self)
+    }
+
     fn name(&self, channel: &str) -> String {
         format!("{}:{channel}", self.prefix)
     }
 
-    async fn publishing(&self) -> Result<(MultiplexedConnection, u64), RedisError> {
-        let mut publishing = self.publishing.lock().await;
-        if let Some(connection) = &publishing.connection {
-            return Ok((connection.clone(), publishing.number));
-        }
-        let connection = self.client.get_multiplexed_async_connection_with_config(&configuration()).await?;
-        publishing.connection = Some(connection.clone());
-        publishing.number += 1;
-        Ok((connection, publishing.number))
-    }
-
-    /// Another connection is to be made, unless that was done already.
-    async fn give_up(&self, number: u64) {
-        let mut publishing = self.publishing.lock().await;
-        if publishing.number == number {
-            publishing.connection = None;
+    /// A connection that listens to the channel.
+    async fn listening(&self, channel: &str) -> Result<Ear, Fault> {
+        let stream = self.publishing.address().open().await?;
+        let mut ear = Ear { stream, buffer: BytesMut::new(), parts: Vec::new() };
+        let mut subscribe = Commands::default();
+        subscribe.add(&[b"SUBSCRIBE", channel.as_bytes()]);
+        ear.stream.write_all(&subscribe.bytes).await?;
+        ear.stream.flush().await?;
+        match ear.next().await? {
+            Said::Subscribed => Ok(ear),
+            _ => Err(Fault::Lost(Lost::NotRedis)),
         }
     }
-
-    async fn try_publish(&self, channel: &str, message: &Bytes) -> Result<(), RedisError> {
-        let (mut connection, number) = self.publishing().await?;
-        let published = cmd("PUBLISH").arg(channel).arg(&message[..]).query_async(&mut connection).await;
-        if let Err(error) = &published
-            && (error.is_io_error() || error.is_unrecoverable_error())
-        {
-            self.give_up(number).await;
-        }
-        published
-    }
-}
-
-fn configuration() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(TIMEOUT))
 }
 
 impl Bus for RedisBus {
     type Subscription = RedisSubscription;
 
+    fn max_message(&self) -> usize {
+        MOST_MESSAGE
+    }
+
     async fn publish(&self, channel: &str, message: Bytes) -> Result<(), Error> {
-        let channel = self.name(channel);
-        let published = match self.try_publish(&channel, &message).await {
-            // It may have been cut while it was idle, which says nothing of the server. Twice does no harm.
-            Err(error) if error.is_io_error() && !error.is_timeout() && !error.is_connection_refusal() => {
-                self.try_publish(&channel, &message).await
-            }
-            published => published,
-        };
-        published.map_err(|error| sorted("publish", error))
+        if message.len() > MOST_MESSAGE {
+            let problem = format!("redis: a message of {} bytes, and at most {MOST_MESSAGE}", message.len());
+            return Err(Error::new(ErrorKind::Refused, problem));
+        }
+        let mut publish = Commands::default();
+        publish.add(&[b"PUBLISH", self.name(channel).as_bytes(), &message]);
+        // Made again if the connection turns out to have been cut: twice does no harm.
+        let send = |connection: &Connection, _| connection.run(publish.clone());
+        self.publishing.call("publish", Size::Small, send).await.map(drop)
     }
 
     async fn subscribe(&self, channel: &str) -> Result<RedisSubscription, Error> {
         let channel = self.name(channel);
+        let ear = tokio::time::timeout(CONNECT_TIMEOUT, self.listening(&channel)).await;
+        let ear =
+            ear.unwrap_or(Err(Fault::Lost(Lost::TimedOut))).map_err(|fault| fault.during("subscribe"))?;
         let (sender, messages) = mpsc::channel(MOST_WAITING);
-        let mailbox = Mutex::new(Some(sender));
-        let configuration = configuration().set_push_sender(move |push| deliver(&mailbox, push));
-        let failed = |error| sorted("subscribe", error);
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&configuration);
-        let mut connection = connecting.await.map_err(failed)?;
-        connection.subscribe(channel).await.map_err(failed)?;
-        Ok(RedisSubscription { messages, _connection: connection })
+        let ended = Arc::<OnceLock<Error>>::default();
+        let task = tokio::spawn(hear(ear, sender, Arc::clone(&ended))).abort_handle();
+        Ok(RedisSubscription { messages, ended, task })
     }
-}
-
-/// Called by the driver for what the server sends unasked.
-fn deliver(mailbox: &Mutex<Option<mpsc::Sender<Bytes>>>, push: PushInfo) -> Result<(), SendError> {
-    let mut mailbox = mailbox.lock().unwrap_or_else(PoisonError::into_inner);
-    let delivered = match push.kind {
-        PushKind::Message => match (push.data.into_iter().nth(1), &*mailbox) {
-            (Some(Value::BulkString(message)), Some(sender)) => sender.try_send(message.into()).is_ok(),
-            _ => false,
-        },
-        // Whatever else ends it is no subscription either.
-        PushKind::Disconnection | PushKind::Unsubscribe => false,
-        _ => true,
-    };
-    if delivered {
-        return Ok(());
-    }
-    *mailbox = None;
-    Err(SendError)
 }
 
 impl Subscription for RedisSubscription {
     async fn next(&mut self) -> Result<Bytes, Error> {
-        let ended = || Error::new(ErrorKind::Unavailable, "redis: the subscription has ended");
-        self.messages.recv().await.ok_or_else(ended)
+        let too_slow = || {
+            let problem = "redis: the subscription has ended: more messages came than were asked for";
+            Error::new(ErrorKind::Unavailable, problem)
+        };
+        let message = self.messages.recv().await;
+        message.ok_or_else(|| self.ended.get().cloned().unwrap_or_else(too_slow))
     }
+}
+
+impl Drop for RedisSubscription {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Hands on what is published, for as long as the connection is there and there is room.
+async fn hear(mut ear: Ear, sender: mpsc::Sender<Bytes>, ended: Arc<OnceLock<Error>>) {
+    let fault = loop {
+        match ear.next().await {
+            Ok(Said::Message(message)) => {
+                if sender.try_send(message).is_err() {
+                    return;
+                }
+            }
+            Ok(Said::Subscribed) => {}
+            Err(fault) => break fault,
+        }
+    };
+    // Before the sender is gone, which is how it is noticed.
+    let _ = ended.set(fault.during("listen"));
+}
+
+/// The reading end of a connection that is subscribed.
+struct Ear {
+    stream: Box<dyn Stream>,
+    buffer: BytesMut,
+    /// What has arrived of what is being said, its head included.
+    parts: Vec<Token>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Said {
+    Message(Bytes),
+    Subscribed,
+}
+
+impl Ear {
+    async fn next(&mut self) -> Result<Said, Fault> {
+        loop {
+            while let Some(token) = wire::next(&mut self.buffer)? {
+                if let Some(said) = understand(&mut self.parts, token)? {
+                    return Ok(said);
+                }
+            }
+            if self.buffer.len() > MOST_PIECES {
+                return Err(Fault::Lost(Lost::TooLong));
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(Fault::Lost(Lost::Closed));
+            }
+        }
+    }
+}
+
+/// What was said, once its last part has come.
+fn understand(parts: &mut Vec<Token>, token: Token) -> Result<Option<Said>, Fault> {
+    parts.push(token);
+    let said = match &parts[..] {
+        [Token::Refusal(refusal)] => return Err(Fault::Refused(refusal.clone())),
+        [Token::Array(count), rest @ ..] if *count <= MOST_PARTS && rest.len() < *count => return Ok(None),
+        [Token::Array(_), Token::Bytes(kind), Token::Bytes(_), Token::Bytes(message)]
+            if kind == "message" =>
+        {
+            Said::Message(message.clone())
+        }
+        [Token::Array(_), Token::Bytes(kind), Token::Bytes(_), Token::Integer(_)] if kind == "subscribe" => {
+            Said::Subscribed
+        }
+        // Whatever ends it is no subscription either.
+        _ => return Err(Fault::Lost(Lost::NotRedis)),
+    };
+    parts.clear();
+    Ok(Some(said))
 }
 
 impl fmt::Debug for RedisBus {
@@ -207,20 +263,46 @@ impl fmt::Debug for RedisSubscription {
     }
 }
 
-/// Sorts a driver's error: is the server away, or did it refuse?
-fn sorted(operation: &'static str, error: RedisError) -> Error {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
-    let away = !matches!(error.kind(), Cause::AuthenticationFailed)
-        && (error.is_io_error() || error.is_unrecoverable_error())
-        || matches!(
-            error.kind(),
-            Cause::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain)
-        );
-    // In the driver's own fixed words: its full text, which may quote what was sent, is the source's.
-    let cause = if error.is_connection_refusal() { "connection refused" } else { error.category() };
-    if away {
-        Error::unavailable(format!("redis cannot be reached ({operation}): {cause}"), error)
-    } else {
-        Error::refused(format!("redis refused ({operation}): {cause}"), error)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ear(bytes: &[u8]) -> Ear {
+        Ear { stream: Box::new(tokio::io::empty()), buffer: BytesMut::from(bytes), parts: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn messages_are_understood_however_they_are_cut() {
+        let said =
+            b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$2\r\n\r\n\r\n";
+        for cut in 0..said.len() {
+            let (first, rest) = said.split_at(cut);
+            let mut ear = ear(first);
+            ear.stream = Box::new(tokio::io::join(rest, tokio::io::sink()));
+            assert_eq!(ear.next().await.unwrap(), Said::Subscribed, "cut at {cut}");
+            assert_eq!(ear.next().await.unwrap(), Said::Message(Bytes::from_static(b"\r\n")), "cut at {cut}");
+            assert!(matches!(ear.next().await, Err(Fault::Lost(Lost::Closed))));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_ends_the_subscription() {
+        for said in [
+            &b"+OK\r\n"[..],
+            b":1\r\n",
+            b"*0\r\n",
+            b"*1000000000\r\n",
+            b"*3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n",
+            b"*3\r\n*3\r\n*3\r\n*3\r\n",
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        ] {
+            let fault = ear(said).next().await.unwrap_err();
+            assert!(matches!(fault, Fault::Lost(Lost::NotRedis)), "{fault:?}");
+        }
+        let refused = ear(b"-NOPERM no access to 'secret'\r\n").next().await.unwrap_err();
+        assert_eq!(refused.during("listen").to_string(), "redis refused (listen): NOPERM");
+        let endless =
+            [&b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1000000\r\n"[..], &vec![b'x'; MOST_PIECES]].concat();
+        assert!(matches!(ear(&endless).next().await, Err(Fault::Lost(Lost::TooLong))));
     }
 }

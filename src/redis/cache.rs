@@ -187,12 +187,7 @@ impl RedisStore {
     /// [`Configuration`](crate::ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
     #[cfg(feature = "redis-tls")]
     pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
-        let mut address = self.pool.address().clone();
-        if address.tls.is_none() {
-            return Err(Error::configuration("certificate_authority", "the URL is not one of rediss://"));
-        }
-        address.tls = Some(super::tls::Tls::trusting(pem.as_ref())?);
-        self.pool = Pool::new(address);
+        self.pool = Pool::new(self.pool.address().clone().trusting(pem.as_ref())?);
         Ok(self)
     }
 

@@ -34,6 +34,8 @@ pub(super) enum Lost {
     Replaced,
     Silent,
     TimedOut,
+    /// It brought a message that is longer than any of ours.
+    TooLong,
 }
 
 impl Fault {
@@ -79,6 +81,7 @@ impl Lost {
             Self::Replaced => "the connection was replaced",
             Self::Silent => "the connection fell silent",
             Self::TimedOut => "no connection in time",
+            Self::TooLong => "somebody else's message is too long",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A private Redis.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::iter;
 use std::net::{Ipv4Addr, TcpStream};
@@ -18,6 +19,8 @@ pub struct RedisServer {
     program: PathBuf,
     arguments: Vec<String>,
     port: u16,
+    /// The port for TLS, and the folder of what the server needs for it.
+    tls: Option<(u16, TempDir)>,
     // Before the folder: the process ends while its folder still exists.
     process: Option<Process>,
     home: TempDir,
@@ -54,7 +57,47 @@ impl RedisServer {
             .unwrap_or_else(|error| panic!("no temporary folder for Redis: {error}"));
         let (process, port) = start_on(free_ports(), |port| launch(&program, port, &arguments, home.path()))
             .unwrap_or_else(|failure| panic!("Redis did not start: {failure}"));
-        Self { program, arguments, port, process: Some(process), home }
+        Self { program, arguments, port, tls: None, process: Some(process), home }
+    }
+
+    /// Starts a server that speaks TLS on a second port, and hands out the certificate, in PEM, that it shows there
+    /// as `localhost`.
+    ///
+    /// # Panics
+    ///
+    /// When Redis is not installed or does not come up.
+    pub fn start_with_tls() -> (Self, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = certificate.self_signed(&key).unwrap().pem();
+        let files = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &str| {
+            let path = files.path().join(name);
+            fs::write(&path, content).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let (certificate_file, key_file) =
+            (file("certificate.pem", &certificate), file("key.pem", &key.serialize_pem()));
+        let port = free_ports().next().unwrap();
+        let mut server = Self::start_with(&[
+            "--tls-port",
+            &port.to_string(),
+            "--tls-cert-file",
+            &certificate_file,
+            "--tls-key-file",
+            &key_file,
+            "--tls-ca-cert-file",
+            &certificate_file,
+            "--tls-auth-clients",
+            "no",
+        ]);
+        server.tls = Some((port, files));
+        (server, certificate)
+    }
+
+    /// The address over TLS of a server that [speaks it](Self::start_with_tls).
+    pub fn tls_url(&self) -> Option<String> {
+        self.tls.as_ref().map(|(port, _)| format!("rediss://localhost:{port}"))
     }
 
     pub fn port(&self) -> u16 {
