@@ -319,6 +319,8 @@ async fn listener_that_is_too_slow_loses_its_subscription_and_others_keep_theirs
     assert_eq!(heard, 1024);
     assert!(ended.to_string().contains("more messages came than were asked for"), "{ended}");
     until("its connection is gone", async || (listeners(&server).await == 1).then_some(())).await;
+    drop(quick);
+    until("who is dropped listens no more", async || (listeners(&server).await == 0).then_some(())).await;
 }
 
 #[tokio::test]

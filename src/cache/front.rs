@@ -597,6 +597,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             load_failures: events.load_failures.sum(),
             fenced: events.fenced.sum(),
             remote_hits: events.remote_hits.sum(),
+            remote_unchanged: events.remote_unchanged.sum(),
             remote_misses: events.remote_misses.sum(),
             remote_unreadable: events.remote_unreadable.sum(),
             remote_failures: events.remote_failures.sum(),

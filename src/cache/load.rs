@@ -10,10 +10,11 @@ use super::{
     key::{Key, StoredKey},
     loaded::{Loaded, Previous, What},
     local::{Entry, Local},
-    remote::Read,
+    recheck::Again,
+    remote::{Read, Remote},
     store::Fence,
     tags::{Epoch, Seen},
-    tiers::{Captured, Kept, Remembered, Tiers},
+    tiers::{Captured, Kept, Looked, Remembered, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant, error::BoxError};
 
@@ -29,9 +30,11 @@ pub(super) enum Purpose {
 }
 
 /// A flight under way, and what is known by now.
-struct Flying<V> {
-    lead: Lead<V>,
-    captured: Captured,
+pub(super) struct Flying<V> {
+    pub(super) lead: Lead<V>,
+    pub(super) captured: Captured,
+    /// What memory has, if that is worth asking about.
+    pub(super) known: Option<Box<Entry<V>>>,
     purpose: Purpose,
     began_at: Instant,
     /// The remote tier was asked, and answered.
@@ -138,7 +141,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 let began_at = self.clock.now();
                 let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
                 let previous = self.local.get(key).filter(left);
-                Boarded::Lead(Box::new(Flying { lead, captured, purpose, began_at, fence: None, previous }))
+                let known = self.known(key, &captured).map(Box::new);
+                let flying = Flying { lead, captured, known, purpose, began_at, fence: None, previous };
+                Boarded::Lead(Box::new(flying))
             }
         }
     }
@@ -176,16 +181,25 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// Asks the remote tier; `None` if that was the end of the flight.
     async fn look(&self, mut flying: Flying<V>) -> Option<Flying<V>> {
         let Some(remote) = &self.remote else { return self.spare(flying) };
+        if flying.known.is_some() {
+            let Again { mut changed, mut missing } = self.look_again_many(remote, vec![flying]).await;
+            match changed.pop() {
+                Some(changed) => flying = changed,
+                None => return missing.pop(),
+            }
+        }
         let asked_at = self.clock.now();
         let read = remote.read(&flying.lead.key(), &flying.captured.names()).await;
         match read {
             Ok(read) => self.heard(flying, read, asked_at).await,
-            Err(_) => {
-                // Nobody can tell whether what is in memory was removed elsewhere. It is what there is.
-                flying.fence = None;
-                self.spare(flying)
-            }
+            Err(_) => self.unheard(flying),
         }
+    }
+
+    /// What it means for a flight that the remote tier does not answer: nobody can tell whether what is in memory was
+    /// removed elsewhere. It is what there is.
+    pub(super) fn unheard(&self, flying: Flying<V>) -> Option<Flying<V>> {
+        self.spare(Flying { fence: None, ..flying })
     }
 
     /// What the remote tier's answer means for a flight.
@@ -193,6 +207,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Some(remote) = &self.remote else { return Some(flying) };
         let Flying { lead, captured, .. } = &mut flying;
         let looked = self.take(remote, &lead.key(), captured, read, asked_at).await;
+        self.looked(flying, looked)
+    }
+
+    /// The same, once it is known what it came to.
+    pub(super) fn looked(&self, mut flying: Flying<V>, looked: Looked<V>) -> Option<Flying<V>> {
         flying.fence = Some(looked.fence);
         let previous = std::mem::replace(&mut flying.previous, looked.entry);
         let Some(entry) = &flying.previous else { return Some(flying) };
@@ -530,27 +549,34 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         writes.join_all().await;
     }
 
-    /// Asks the remote tier for many, in one trip; returns the flights that go on.
+    /// Asks the remote tier for many, at once; returns the flights that go on.
     async fn look_many(&self, leads: Vec<Flying<V>>) -> Vec<Flying<V>> {
         let mut missing = Vec::new();
         let Some(remote) = &self.remote else {
             missing.extend(leads.into_iter().filter_map(|flying| self.spare(flying)));
             return missing;
         };
+        let (known, unknown) = leads.into_iter().partition(|flying: &Flying<V>| flying.known.is_some());
+        let (again, read) =
+            tokio::join!(self.look_again_many(remote, known), self.read_many(remote, unknown));
+        missing.extend(again.missing);
+        missing.extend(read);
+        missing.extend(self.read_many(remote, again.changed).await);
+        missing
+    }
+
+    async fn read_many(&self, remote: &Remote<V>, leads: Vec<Flying<V>>) -> Vec<Flying<V>> {
+        let Some(first) = leads.first() else { return Vec::new() };
         let asked_at = self.clock.now();
         let keys: Vec<Key<'_>> = leads.iter().map(|flying| flying.lead.key()).collect();
-        let names = leads.first().map(|flying| flying.captured.names()).unwrap_or_default();
-        match remote.read_many(&keys, &names).await {
-            Ok(reads) => {
-                drop((keys, names));
-                for (flying, read) in leads.into_iter().zip(reads) {
-                    missing.extend(self.heard(flying, read, asked_at).await);
-                }
-            }
-            Err(_) => {
-                drop((keys, names));
-                missing.extend(leads.into_iter().filter_map(|flying| self.spare(flying)));
-            }
+        let read = remote.read_many(&keys, &first.captured.names()).await;
+        drop(keys);
+        let Ok(reads) = read else {
+            return leads.into_iter().filter_map(|flying| self.unheard(flying)).collect();
+        };
+        let mut missing = Vec::new();
+        for (flying, read) in leads.into_iter().zip(reads) {
+            missing.extend(self.heard(flying, read, asked_at).await);
         }
         missing
     }

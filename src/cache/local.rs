@@ -14,6 +14,7 @@ use std::{
 use super::{
     freshness::Times,
     key::{Key, StoredKey},
+    store::Fence,
     tags::{Cell, Epoch, Seen, SeenTags, Version},
 };
 use crate::{Error, clock::Instant};
@@ -49,12 +50,16 @@ struct Rare {
     validator: Option<Arc<str>>,
     /// When it was last asked for, in nanoseconds, if anybody wants to know.
     touched: Option<AtomicU64>,
+    /// The entry of the remote tier that it was read from, if asking for that one's fence is less than reading it
+    /// again.
+    read_from: Option<Fence>,
 }
 
 impl Rare {
     fn if_any(self) -> Option<Arc<Self>> {
-        let Self { tags, times, validator, touched } = &self;
-        let is_there = !tags.is_empty() || times.is_some() || validator.is_some() || touched.is_some();
+        let Self { tags, times, validator, touched, read_from } = &self;
+        let is_bare = tags.is_empty() && times.is_none() && validator.is_none();
+        let is_there = !is_bare || touched.is_some() || read_from.is_some();
         is_there.then(|| Arc::new(self))
     }
 }
@@ -76,14 +81,34 @@ impl<V> Entry<V> {
     }
 
     /// The same, with what few entries have. Who wants to know when it was last asked for has to look at every hit.
-    pub(crate) fn with(mut self, validator: Option<Arc<str>>, touched: Option<Instant>, weight: u32) -> Self {
+    pub(crate) fn with(
+        mut self,
+        validator: Option<Arc<str>>,
+        touched: Option<Instant>,
+        read_from: Option<Fence>,
+        weight: u32,
+    ) -> Self {
         if touched.is_some() {
             self.calm_until = Instant::default();
         }
         self.weight = weight;
         let touched = touched.map(|at| AtomicU64::new(at.as_nanos()));
-        self.rare = Rare { validator, touched, ..self.copy_of_rare() }.if_any();
+        self.rare = Rare { validator, touched, read_from, ..self.copy_of_rare() }.if_any();
         self
+    }
+
+    /// The same entry, which the remote tier was asked about at `at`, as if it had been read again.
+    pub(crate) fn heard_again(mut self, at: Instant, max_local_life: Duration) -> Self {
+        self.heard_at = at;
+        match self.rare.as_ref().and_then(|rare| rare.touched.as_ref()) {
+            Some(touched) => touched.store(at.as_nanos(), Ordering::Relaxed),
+            None => self.calm_until = self.times().ahead_from.min(at.after(max_local_life)),
+        }
+        self
+    }
+
+    pub(crate) fn read_from(&self) -> Option<Fence> {
+        self.rare.as_ref()?.read_from
     }
 
     pub(crate) fn set_times(&mut self, times: Times) {
@@ -98,6 +123,7 @@ impl<V> Entry<V> {
             times: rare.times,
             validator: rare.validator.clone(),
             touched: rare.touched.as_ref().map(|touched| AtomicU64::new(touched.load(Ordering::Relaxed))),
+            read_from: rare.read_from,
         }
     }
 

@@ -73,9 +73,9 @@
 //! [`Cache::stats`] is a snapshot. For an exporter the same counts go to the `metrics` recorder that is installed
 //! when the cache is built, with the label `cache`: `mcp_perf_cache_hits_total`, `_misses_total`, `_joined_total`,
 //! `_throttled_total`, `_loads_total`, `_load_failures_total`, `_fenced_total`, `_remote_hits_total`,
-//! `_remote_misses_total`, `_remote_unreadable_total`, `_remote_failures_total`, `_stale_hits_total`,
-//! `_negative_hits_total`, `_refreshes_total` and `_saved_load_microseconds_total`; each is explained at the field of
-//! [`Stats`] of that name.
+//! `_remote_misses_total`, `_remote_unreadable_total`, `_remote_unchanged_total`, `_remote_failures_total`,
+//! `_stale_hits_total`, `_negative_hits_total`, `_refreshes_total` and `_saved_load_microseconds_total`; each is
+//! explained at the field of [`Stats`] of that name.
 //! With a bus also `mcp_perf_cache_bus_sent_total`, `_unsent_total`, `_received_total`, `_gaps_total`,
 //! `_doubts_total` and the gauge `mcp_perf_cache_bus_connected`, explained at [`BusStats`].
 //!
@@ -124,6 +124,7 @@ mod loaded;
 mod local;
 mod memoize;
 mod message;
+mod recheck;
 mod remote;
 mod stats;
 mod store;

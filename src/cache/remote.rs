@@ -80,6 +80,13 @@ struct Owed {
     number: u64,
 }
 
+/// Whether the bytes of entries are wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Read,
+    Peek,
+}
+
 /// An entry and the stamps it stands or falls with.
 pub(super) struct Read {
     pub(super) slot: Slot,
@@ -92,7 +99,7 @@ impl<V> Remote<V> {
     /// Reads an entry with the stamps of `tags`, in one trip.
     pub(super) async fn read(&self, key: &Key<'_>, tags: &[&str]) -> Result<Read, Error> {
         let name = envelope::entry_name(&self.cache, key);
-        let Found { mut entries, stamps } = self.find(&[&name], tags).await?;
+        let Found { mut entries, stamps } = self.find(&[&name], tags, Look::Read).await?;
         let (slot, epoch) = entries.pop().zip(stamps.first().copied()).ok_or_else(short_answer)?;
         Ok(Read { slot, epoch, tags: stamps[1..].to_vec() })
     }
@@ -100,9 +107,18 @@ impl<V> Remote<V> {
     /// Reads many entries that stand or fall with the same tags, in one trip. As many answers as keys, in their
     /// order.
     pub(super) async fn read_many(&self, keys: &[Key<'_>], tags: &[&str]) -> Result<Vec<Read>, Error> {
+        self.look_at_many(keys, tags, Look::Read).await
+    }
+
+    /// The same without the bytes of the entries.
+    pub(super) async fn peek_many(&self, keys: &[Key<'_>], tags: &[&str]) -> Result<Vec<Read>, Error> {
+        self.look_at_many(keys, tags, Look::Peek).await
+    }
+
+    async fn look_at_many(&self, keys: &[Key<'_>], tags: &[&str], look: Look) -> Result<Vec<Read>, Error> {
         let names: Vec<String> = keys.iter().map(|key| envelope::entry_name(&self.cache, key)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let found = self.find(&names, tags).await?;
+        let found = self.find(&names, tags, look).await?;
         let Some((&epoch, tags)) = found.stamps.split_first() else { return Err(short_answer()) };
         let read = |slot| Read { slot, epoch, tags: tags.to_vec() };
         Ok(found.entries.into_iter().map(read).collect())
@@ -110,16 +126,20 @@ impl<V> Remote<V> {
 
     /// Reads the stamps of `tags`, and that of the whole cache first.
     pub(super) async fn stamps(&self, tags: &[&str]) -> Result<Vec<Stamp>, Error> {
-        Ok(self.find(&[], tags).await?.stamps)
+        Ok(self.find(&[], tags, Look::Read).await?.stamps)
     }
 
     /// Reads entries by their names, and the stamps of the whole cache and of tags.
-    async fn find(&self, names: &[&str], tags: &[&str]) -> Result<Found, Error> {
+    async fn find(&self, names: &[&str], tags: &[&str], look: Look) -> Result<Found, Error> {
         let tags: Vec<String> = tags.iter().map(|tag| envelope::tag_name(&self.cache, tag)).collect();
         let stamps: SmallVec<[&str; 4]> =
             std::iter::once(&*self.epoch).chain(tags.iter().map(String::as_str)).collect();
         self.pay().await?;
-        let found = self.call(Kind::Read, self.store.get_many(names, &stamps)).await?;
+        let found = match look {
+            Look::Read => self.store.get_many(names, &stamps),
+            Look::Peek => self.store.peek_many(names, &stamps),
+        };
+        let found = self.call(Kind::Read, found).await?;
         let is_whole = found.entries.len() == names.len() && found.stamps.len() == stamps.len();
         if is_whole { Ok(found) } else { Err(short_answer()) }
     }

@@ -39,6 +39,9 @@ pub struct Stats {
     pub fenced: u64,
     /// Answered by the remote tier.
     pub remote_hits: u64,
+    /// Among those, answered from memory after the remote tier had said that nothing changed: a large value that was
+    /// asked about, and not read again.
+    pub remote_unchanged: u64,
     /// Not in the remote tier, or not fit to be served.
     pub remote_misses: u64,
     /// Entries, among those misses, that were there and could not be read: damaged, of another key, codec or schema,
@@ -129,6 +132,7 @@ pub(super) struct Events {
     pub(super) load_failures: Event,
     pub(super) fenced: Event,
     pub(super) remote_hits: Event,
+    pub(super) remote_unchanged: Event,
     pub(super) remote_misses: Event,
     pub(super) remote_unreadable: Event,
     pub(super) remote_failures: Event,
@@ -151,6 +155,7 @@ impl Events {
             load_failures: event("mcp_perf_cache_load_failures_total"),
             fenced: event("mcp_perf_cache_fenced_total"),
             remote_hits: event("mcp_perf_cache_remote_hits_total"),
+            remote_unchanged: event("mcp_perf_cache_remote_unchanged_total"),
             remote_misses: event("mcp_perf_cache_remote_misses_total"),
             remote_unreadable: event("mcp_perf_cache_remote_unreadable_total"),
             remote_failures: event("mcp_perf_cache_remote_failures_total"),

@@ -37,6 +37,21 @@ pub trait Store: Send + Sync + 'static {
         stamps: &[&str],
     ) -> impl Future<Output = Result<Found, Error>> + Send;
 
+    /// Reads the same without the bytes of entries, which may be left out: what the cache asks when it remembers a
+    /// value, and only wants to know whether it is still the one that is stored.
+    ///
+    /// An entry whose fence is the same as before, and that is there, is the same entry. The fence of an absent one
+    /// is not used.
+    ///
+    /// [`get_many`](Self::get_many) unless the store can do better, which it is worth where entries are large.
+    fn peek_many(
+        &self,
+        entries: &[&str],
+        stamps: &[&str],
+    ) -> impl Future<Output = Result<Found, Error>> + Send {
+        self.get_many(entries, stamps)
+    }
+
     /// Writes an entry if nothing was written or removed under its name since the fence was read, and tells the
     /// fence of what it wrote.
     ///
@@ -59,7 +74,7 @@ pub trait Store: Send + Sync + 'static {
     fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
-/// What [`Store::get_many`] found, in the order of the names it was given.
+/// What [`Store::get_many`] or [`Store::peek_many`] found, in the order of the names it was given.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "implementers of `Store` build it")]
 pub struct Found {
@@ -83,7 +98,7 @@ pub struct Slot {
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "implementers of `Store` build it")]
 pub struct Stored {
-    /// As they were written.
+    /// As they were written; nothing, or all of them, if only [peeked](Store::peek_many) at.
     pub bytes: Bytes,
     /// The life that is left, at most; zero is a miss.
     pub remaining: Duration,
@@ -172,6 +187,7 @@ type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 /// [`Store`] behind `dyn`: one box per remote call keeps the cache free of a type parameter.
 pub(crate) trait ErasedStore: Send + Sync {
     fn get_many<'a>(&'a self, entries: &'a [&'a str], stamps: &'a [&'a str]) -> Boxed<'a, Found>;
+    fn peek_many<'a>(&'a self, entries: &'a [&'a str], stamps: &'a [&'a str]) -> Boxed<'a, Found>;
     fn put_if<'a>(&'a self, put: Put<'a>) -> Boxed<'a, Written>;
     fn remove_many<'a>(&'a self, entries: &'a [&'a str], hold: Duration) -> Boxed<'a, ()>;
     fn restamp<'a>(&'a self, stamps: &'a [Restamp<'a>]) -> Boxed<'a, ()>;
@@ -181,6 +197,10 @@ pub(crate) trait ErasedStore: Send + Sync {
 impl<S: Store> ErasedStore for S {
     fn get_many<'a>(&'a self, entries: &'a [&'a str], stamps: &'a [&'a str]) -> Boxed<'a, Found> {
         Box::pin(Store::get_many(self, entries, stamps))
+    }
+
+    fn peek_many<'a>(&'a self, entries: &'a [&'a str], stamps: &'a [&'a str]) -> Boxed<'a, Found> {
+        Box::pin(Store::peek_many(self, entries, stamps))
     }
 
     fn put_if<'a>(&'a self, put: Put<'a>) -> Boxed<'a, Written> {

@@ -244,6 +244,10 @@ impl SeenTags {
         self.0.is_none()
     }
 
+    pub(crate) fn cells(&self) -> impl Iterator<Item = &Arc<Cell>> {
+        self.iter().map(|(cell, _)| cell)
+    }
+
     /// Whether nothing was invalidated since.
     #[inline]
     pub(crate) fn still_hold(&self) -> bool {

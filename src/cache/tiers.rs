@@ -26,6 +26,7 @@ use super::{
     key::Key,
     local::{AnyLocal, Entry, Local},
     message::Item,
+    recheck,
     remote::{Read, Remote},
     stats::Events,
     store::{Fence, Stored, Written},
@@ -75,13 +76,13 @@ pub(super) enum Remembered<V> {
 pub(super) struct Captured {
     pub(super) at: Instant,
     epoch: (Version, Option<Stamp>),
-    tags: Vec<CapturedTag>,
+    pub(super) tags: Vec<CapturedTag>,
 }
 
 #[derive(Clone)]
-struct CapturedTag {
+pub(super) struct CapturedTag {
     name: Arc<str>,
-    cell: Arc<Cell>,
+    pub(super) cell: Arc<Cell>,
     version: Version,
     stamp: Option<Stamp>,
 }
@@ -288,7 +289,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             Ok(_) => self.settings.policy.times(from, kept.fresh, kept.load_cost),
             Err(_) => Times::mortal(from, kept.fresh),
         };
-        self.entry_of(key, kept, times, heard_at, seen)
+        self.entry_of(key, kept, times, heard_at, seen, None)
     }
 
     fn entry_of(
@@ -298,11 +299,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         times: Times,
         heard_at: Instant,
         seen: Seen,
+        read_from: Option<Fence>,
     ) -> Entry<V> {
         let touched = self.settings.time_to_idle.map(|_| self.clock.now());
         let mut entry = Entry::new(kept.content.clone(), times, heard_at, seen);
         entry.calm_until = entry.calm_until.min(heard_at.after(self.max_local_life));
-        entry.with(kept.validator.clone(), touched, self.weight(key, kept))
+        entry.with(kept.validator.clone(), touched, read_from, self.weight(key, kept))
     }
 
     /// An entry with other times.
@@ -344,6 +346,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         key: &Key<'_>,
         captured: &mut Captured,
     ) -> Option<Looked<V>> {
+        if let Some(known) = self.known(key, captured)
+            && let Some(looked) = self.look_again(remote, key, captured, known).await.ok()?
+        {
+            return Some(looked);
+        }
         // Before the question: the life that is left counts from some moment after this one.
         let asked_at = self.clock.now();
         let read = remote.read(key, &captured.names()).await.ok()?;
@@ -361,7 +368,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     ) -> Looked<V> {
         let agrees = self.observe(captured, read.epoch, &read.tags);
         let entry = match read.slot.entry {
-            Some(stored) if agrees => self.open(remote, key, captured, stored, asked_at).await,
+            Some(stored) if agrees => {
+                self.open(remote, key, captured, stored, read.slot.fence, asked_at).await
+            }
             _ => None,
         };
         match entry {
@@ -378,6 +387,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         key: &Key<'_>,
         captured: &Captured,
         stored: Stored,
+        fence: Fence,
         asked_at: Instant,
     ) -> Option<Entry<V>> {
         let unreadable = || {
@@ -443,13 +453,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         let tags = captured.tags.iter().chain(&others.tags);
         let seen = Seen::new(captured.epoch.0, tags.map(CapturedTag::seen).collect());
-        Some(self.entry_of(key, &kept, times, asked_at, seen))
+        let read_from = recheck::pays(stored.bytes.len()).then_some(fence);
+        Some(self.entry_of(key, &kept, times, asked_at, seen, read_from))
     }
 
     /// Returns whether what is noted now is what the answer says. If not, another answer or a removal of our
     /// own came in between, nobody knows which is the newer, and an entry that came with it is not to be
     /// trusted.
-    fn observe(&self, captured: &mut Captured, epoch: Stamp, tags: &[Stamp]) -> bool {
+    pub(super) fn observe(&self, captured: &mut Captured, epoch: Stamp, tags: &[Stamp]) -> bool {
         captured.epoch = self.epoch.observe(captured.epoch, epoch);
         let mut agrees = captured.epoch.1 == Some(epoch);
         for (tag, stamp) in captured.tags.iter_mut().zip(tags) {

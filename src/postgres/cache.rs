@@ -210,24 +210,11 @@ impl PostgresStore {
         rows.iter().map(|row| Ok((column(row, 0)?, stamp(column(row, 1)?, column(row, 2)?)))).collect()
     }
 
-    async fn restamp_all(&self, query: Query, changes: &BTreeMap<&str, Stamp>) -> Result<(), Error> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<&str> = changes.keys().copied().collect();
-        let (removed, expired): (Vec<i64>, Vec<i64>) = changes.values().map(|stamp| halves(*stamp)).unzip();
-        let (names, removed, expired) = (&names, &removed, &expired);
-        let restamped =
-            |session: Arc<Session>| async move { session.count(query, &[names, removed, expired]).await };
-        self.writes.run("restamp", restamped).await.map(drop)
-    }
-}
-
-impl Store for PostgresStore {
-    async fn get_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+    /// Reads, or peeks, in one trip; what turns out to be absent may take a second one.
+    async fn look(&self, query: Query, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
         let rows = self
             .reads
-            .run("read", |session| async move { session.rows(Query::Read, &[&entries, &stamps]).await })
+            .run("read", |session| async move { session.rows(query, &[&entries, &stamps]).await })
             .await?;
         let mut slots = vec![None; entries.len()];
         let mut found = vec![None; stamps.len()];
@@ -278,6 +265,28 @@ impl Store for PostgresStore {
         };
         let is_whole = found.entries.len() == entries.len() && found.stamps.len() == stamps.len();
         if is_whole { Ok(found) } else { Err(strange("read")) }
+    }
+
+    async fn restamp_all(&self, query: Query, changes: &BTreeMap<&str, Stamp>) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = changes.keys().copied().collect();
+        let (removed, expired): (Vec<i64>, Vec<i64>) = changes.values().map(|stamp| halves(*stamp)).unzip();
+        let (names, removed, expired) = (&names, &removed, &expired);
+        let restamped =
+            |session: Arc<Session>| async move { session.count(query, &[names, removed, expired]).await };
+        self.writes.run("restamp", restamped).await.map(drop)
+    }
+}
+
+impl Store for PostgresStore {
+    async fn get_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        self.look(Query::Read, entries, stamps).await
+    }
+
+    async fn peek_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        self.look(Query::Peek, entries, stamps).await
     }
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {

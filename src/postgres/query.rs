@@ -17,6 +17,7 @@ const STAMP_IS_DUE: &str = "interval '1 day'";
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Query {
     Read,
+    Peek,
     MakeGeneration,
     MakeStamps,
     Put,
@@ -40,13 +41,18 @@ impl Query {
         let (entries, stamps, versions) = (tables.entries(), tables.stamps(), tables.versions());
         let now = "statement_timestamp()";
         // Lives are given in microseconds.
+        let bytes = match self {
+            Self::Peek => "CASE WHEN e.bytes IS NOT NULL THEN ''::bytea END",
+            _ => "e.bytes",
+        };
         let expires = format!("{now} + $4::bigint * interval '1 microsecond'");
         match self {
             // The generation is looked up only for the sake of an entry that is not there.
-            Self::Read => format!(
+            // Bytes that are not asked for are not fetched from where the server keeps large ones.
+            Self::Read | Self::Peek => format!(
                 "SELECT false, n.place, coalesce(e.fence, (SELECT g.fence FROM {entries} g WHERE g.name = '')),
                         e.name IS NOT NULL, {now}, e.expires,
-                        CASE WHEN e.expires > {now} THEN e.bytes END, NULL::bigint, NULL::bigint
+                        CASE WHEN e.expires > {now} THEN {bytes} END, NULL::bigint, NULL::bigint
                  FROM unnest($1::text[]) WITH ORDINALITY AS n(name, place)
                  LEFT JOIN {entries} e ON e.name = n.name
                  UNION ALL

@@ -253,7 +253,8 @@ impl RedisStore {
         self.pool.call(operation, Size::Small, send).await.map(drop)
     }
 
-    async fn get_some(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+    /// What is found, and when by the server's clock.
+    async fn get_some(&self, entries: &[&str], stamps: &[&str]) -> Result<(Found, u64), Error> {
         let is_large = entries.iter().any(|name| self.pool.likely_size(name) == Size::Large);
         let size = if is_large { Size::Large } else { Size::Small };
         let mut before = Commands::default();
@@ -268,18 +269,38 @@ impl RedisStore {
             let before = self.notes_of_absence(entries, stamps, &found);
             found = self.read(size, entries, stamps, &before).await?;
         }
+        let time = found.time;
         let mut values = found.values.into_iter();
         let slots = entries.iter().zip(&mut values).map(|(name, value)| {
             let is_large = value.as_ref().is_some_and(|value| value.len() >= LARGE);
             if is_large || size == Size::Large {
                 self.pool.note_size(name, if is_large { Size::Large } else { Size::Small });
             }
-            slot(value, found.time)
+            slot(value, time)
         });
         let entries = slots.collect();
         // What is no stamp was not written by us, and equals nothing.
         let stamps = values.map(|value| stamp(value.as_deref()).unwrap_or_else(Stamp::random)).collect();
-        Ok(Found { entries, stamps })
+        Ok((Found { entries, stamps }, time))
+    }
+
+    /// What the strings of entries begin with. Not all of it at one time, and it need not be: an entry that is there
+    /// has been there since the question, and a stamp has not changed since.
+    async fn peek_some(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        let end = (HEADER - 1).to_string();
+        let mut commands = Commands::default();
+        for name in entries {
+            commands.add_named(b"GETRANGE", &[&self.tag, name], &[b"0", end.as_bytes()]);
+        }
+        let send = |connection: &Connection, _| connection.run(commands.clone());
+        let heads = self.pool.call("read", Size::Small, send);
+        let ((mut found, time), heads) = tokio::try_join!(self.get_some(&[], stamps), heads)?;
+        let head = |token| match token {
+            Token::Bytes(head) => slot(Some(head), time),
+            _ => slot(None, time),
+        };
+        found.entries = heads.into_iter().map(head).collect();
+        Ok(found)
     }
 
     /// Nonces in the place of what was not found.
@@ -303,14 +324,25 @@ impl RedisStore {
 impl Store for RedisStore {
     async fn get_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
         if entries.len() + stamps.len() <= MOST_NAMES {
-            return self.get_some(entries, stamps).await;
+            return self.get_some(entries, stamps).await.map(|(found, _)| found);
         }
         let mut found = Found::default();
         for stamps in stamps.chunks(MOST_NAMES) {
-            found.stamps.extend(self.get_some(&[], stamps).await?.stamps);
+            found.stamps.extend(self.get_some(&[], stamps).await?.0.stamps);
         }
         for entries in entries.chunks(MOST_NAMES) {
-            found.entries.extend(self.get_some(entries, &[]).await?.entries);
+            found.entries.extend(self.get_some(entries, &[]).await?.0.entries);
+        }
+        Ok(found)
+    }
+
+    async fn peek_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        if entries.len().max(stamps.len()) <= MOST_NAMES {
+            return self.peek_some(entries, stamps).await;
+        }
+        let mut found = self.get_many(&[], stamps).await?;
+        for entries in entries.chunks(MOST_NAMES) {
+            found.entries.extend(self.peek_some(entries, &[]).await?.entries);
         }
         Ok(found)
     }

@@ -329,6 +329,10 @@ impl<S: Store> Store for FaultStore<S> {
         Ok(found)
     }
 
+    async fn peek_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        self.read(self.network.store.peek_many(entries, stamps)).await.1
+    }
+
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
         let network = Arc::clone(&self.network);
         let (name, bytes, life, fence) = (put.name.to_owned(), put.bytes, put.time_to_live, put.fence);

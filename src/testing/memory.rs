@@ -80,6 +80,12 @@ impl Store for MemoryStore {
         Ok(Found { entries, stamps })
     }
 
+    async fn peek_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        let mut found = self.get_many(entries, stamps).await?;
+        found.entries.iter_mut().filter_map(|slot| slot.entry.as_mut()).for_each(|entry| entry.bytes.clear());
+        Ok(found)
+    }
+
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
         let now = self.0.clock.now();
         let mut state = self.state();

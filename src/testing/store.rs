@@ -35,6 +35,7 @@ const SHORT: Duration = Duration::from_millis(1_500);
 pub async fn keeps_its_contract<S: Store>(store: &S, pass: impl AsyncFn(Duration)) {
     store.ping().await.expect("ping");
     what_was_put_is_read(store).await;
+    peek_tells_what_a_read_tells_but_for_the_bytes(store, &pass).await;
     answers_are_in_the_order_of_the_names(store).await;
     put_is_refused_after_any_write_since_the_fence(store).await;
     put_is_refused_after_a_removal_since_the_fence(store).await;
@@ -61,6 +62,50 @@ async fn put<S: Store>(store: &S, name: &str, bytes: &'static [u8], fence: Optio
 
 fn bytes(slot: &Slot) -> Option<&[u8]> {
     slot.entry.as_ref().map(|entry| &*entry.bytes)
+}
+
+/// Fences, stamps, and what is there and what is not.
+pub async fn peek_tells_what_a_read_tells_but_for_the_bytes<S: Store>(
+    store: &S,
+    pass: &impl AsyncFn(Duration),
+) {
+    let [small, large, absent] = ["contract:peek:small", "contract:peek:large", "contract:peek:absent"];
+    let names = [small, absent, large, small];
+    let stamps = ["contract:peek:one", "contract:peek:two"];
+    for (name, size) in [(small, 3), (large, 100_000)] {
+        let put = Put::new(name, vec![7; size].into(), MINUTE);
+        assert!(is_stored(store.put_if(put).await.expect("put_if")));
+    }
+    let peeked = store.peek_many(&names, &stamps).await.expect("peek_many");
+    let read = store.get_many(&names, &stamps).await.expect("get_many");
+    assert_eq!(peeked.stamps, read.stamps, "made by who peeks, too");
+    assert_eq!(peeked.entries.len(), names.len(), "one slot for every name");
+    for (name, (peeked, read)) in names.iter().zip(peeked.entries.iter().zip(&read.entries)) {
+        let remaining = peeked.entry.as_ref().map(|entry| entry.remaining);
+        assert_eq!(remaining.is_some(), *name != absent);
+        if let Some(remaining) = remaining {
+            assert_eq!(peeked.fence, read.fence, "of {name}");
+            assert!(remaining <= MINUTE && remaining > MINUTE / 2, "{remaining:?}");
+        }
+    }
+    let peek = async || {
+        let found = store.peek_many(&[small, large], &[]).await.expect("peek_many");
+        let [small, large] = <[Slot; 2]>::try_from(found.entries).expect("two slots");
+        (small, large)
+    };
+    // The same bytes, written again, are another entry.
+    assert!(is_stored(put(store, small, b"\x07\x07\x07", None).await));
+    store.remove_many(&[large], MINUTE).await.expect("remove_many");
+    let (again, removed) = peek().await;
+    assert!(again.entry.is_some() && again.fence != peeked.entries[0].fence);
+    assert!(removed.entry.is_none() && removed.fence != peeked.entries[2].fence);
+    // It may still be used to write with.
+    assert!(is_stored(put(store, small, b"changed", Some(again.fence)).await));
+    assert_eq!(put(store, small, b"late", Some(again.fence)).await, Written::Refused);
+    let short = Put::new(small, "short".into(), SHORT);
+    assert!(is_stored(store.put_if(short).await.expect("put_if")));
+    pass(2 * SHORT).await;
+    assert!(peek().await.0.entry.is_none(), "it has died");
 }
 
 /// Bytes of every kind and size come back as they were.
