@@ -1,6 +1,6 @@
-//! How a missing value comes: the flights, from boarding to landing.
+//! How a missing value comes: a flight, from boarding to landing. Those of many keys at once are in `load_many`.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tracing::Instrument;
 
@@ -11,7 +11,7 @@ use super::{
     loaded::{Loaded, Previous, What},
     local::{Entry, Local},
     recheck::Again,
-    remote::{Read, Remote},
+    remote::Read,
     store::Fence,
     tags::{Epoch, Seen},
     tiers::{Captured, Kept, Looked, Remembered, Tiers},
@@ -46,14 +46,14 @@ pub(super) struct Flying<V> {
 
 tokio::task_local! {
     /// The loads that the current task runs inside of.
-    static LOADING: Option<Arc<Chain>>;
+    pub(super) static LOADING: Option<Arc<Chain>>;
 }
 
 /// A load, and the one whose loader asked for it.
-struct Chain {
-    cache: usize,
-    key: StoredKey,
-    outer: Option<Arc<Self>>,
+pub(super) struct Chain {
+    pub(super) cache: usize,
+    pub(super) key: StoredKey,
+    pub(super) outer: Option<Arc<Self>>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
@@ -114,7 +114,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    fn board(self: &Arc<Self>, key: &Key<'_>, purpose: Purpose, captured: Captured) -> Boarded<V> {
+    pub(super) fn board(self: &Arc<Self>, key: &Key<'_>, purpose: Purpose, captured: Captured) -> Boarded<V> {
         let began = self.began(&captured);
         let counts = purpose != Purpose::Refresh;
         let found = || match (purpose, self.remembered(key)?) {
@@ -203,7 +203,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// What the remote tier's answer means for a flight.
-    async fn heard(&self, mut flying: Flying<V>, read: Read, asked_at: Instant) -> Option<Flying<V>> {
+    pub(super) async fn heard(
+        &self,
+        mut flying: Flying<V>,
+        read: Read,
+        asked_at: Instant,
+    ) -> Option<Flying<V>> {
         let Some(remote) = &self.remote else { return Some(flying) };
         let Flying { lead, captured, .. } = &mut flying;
         let looked = self.take(remote, &lead.key(), captured, read, asked_at).await;
@@ -241,7 +246,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// Ends a flight whose last attempt failed a moment ago, if there is something to serve instead.
-    fn spare(&self, flying: Flying<V>) -> Option<Flying<V>> {
+    pub(super) fn spare(&self, flying: Flying<V>) -> Option<Flying<V>> {
         let now = self.clock.now();
         let is_throttled = |entry: &Entry<V>| {
             now < entry.times().throttled_until.min(entry.times().dies_at) && entry.content.is_ok()
@@ -280,7 +285,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// Lets nobody wait where a stale value is to be served while a load runs.
-    fn release_at_once(&self, flying: &Flying<V>) {
+    pub(super) fn release_at_once(&self, flying: &Flying<V>) {
         let now = self.clock.now();
         if flying.purpose == Purpose::Need
             && let Some(entry) = &flying.previous
@@ -296,7 +301,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// Runs a loader, and lets those wait no longer who have a stale value when it becomes slow.
-    async fn run<L>(
+    pub(super) async fn run<L>(
         &self,
         load: impl Future<Output = Result<L, Error>>,
         flights: &[Flying<V>],
@@ -343,7 +348,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// Lands with what the loader returned, and returns what is to be offered to other processes.
-    fn settle(
+    pub(super) fn settle(
         &self,
         flying: Flying<V>,
         loaded: Result<Loaded<V>, Error>,
@@ -435,153 +440,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         });
     }
 
-    /// Values for many keys, by flights that are running, and one load for all that are missing.
-    pub(super) async fn need_many<F, R, I, L, E>(
-        self: &Arc<Self>,
-        keys: &[Key<'_>],
-        tags: &[&str],
-        loader: F,
-    ) -> Vec<Result<V, Error>>
-    where
-        F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
-        R: Future<Output = Result<I, E>> + Send + 'static,
-        I: IntoIterator<Item = (Key<'static>, Result<L, E>)> + Send + 'static,
-        I::IntoIter: Send,
-        L: Into<Loaded<V>> + Send + 'static,
-        E: Into<BoxError> + Send + 'static,
-    {
-        let captured = self.capture(tags);
-        let (mut waits, mut leads) = (Vec::with_capacity(keys.len()), Vec::new());
-        for key in keys {
-            let remembered = self.remembered(key);
-            if let Some(Remembered::Due(_) | Remembered::Revalidate(_)) = remembered
-                && self.forbid_recursion(key).is_ok()
-                && let Boarded::Lead(flying) = self.board(key, Purpose::Refresh, captured.clone())
-            {
-                // Nobody waits for it, so it comes with the others.
-                self.events.refreshes.add();
-                leads.push(*flying);
-            }
-            if let Some(remembered) = remembered {
-                waits.push(Err(self.recall(remembered)));
-                continue;
-            }
-            if let Err(error) = self.forbid_recursion(key) {
-                waits.push(Err(Err(error)));
-                continue;
-            }
-            // The second of two equal keys joins the flight of the first.
-            waits.push(match self.board(key, Purpose::Need, captured.clone()) {
-                Boarded::Found(remembered) => Err(self.recall(remembered)),
-                Boarded::Join(flight) => Ok(flight),
-                Boarded::Lead(flying) => {
-                    let flight = flying.lead.flight();
-                    leads.push(*flying);
-                    Ok(flight)
-                }
-            });
-        }
-        if !leads.is_empty() {
-            let inside = leads.iter().fold(outer(), |outer, flying| {
-                Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(&flying.lead.key()), outer }))
-            });
-            let load = Arc::clone(self).fly_many(leads, loader);
-            tokio::spawn(LOADING.scope(inside, load).in_current_span());
-        }
-        let mut values = Vec::with_capacity(keys.len());
-        for wait in waits {
-            values.push(match wait {
-                Ok(flight) => self.await_outcome(&flight).await,
-                Err(found) => found,
-            });
-        }
-        values
-    }
-
-    async fn fly_many<F, R, I, L, E>(self: Arc<Self>, leads: Vec<Flying<V>>, loader: F)
-    where
-        F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
-        R: Future<Output = Result<I, E>> + Send + 'static,
-        I: IntoIterator<Item = (Key<'static>, Result<L, E>)> + Send + 'static,
-        I::IntoIter: Send,
-        L: Into<Loaded<V>> + Send + 'static,
-        E: Into<BoxError> + Send + 'static,
-    {
-        let missing = self.look_many(leads).await;
-        if missing.is_empty() {
-            return;
-        }
-        for flying in &missing {
-            self.release_at_once(flying);
-        }
-        let load = loader(missing.iter().map(|flying| flying.lead.key().into_owned()).collect());
-        let load = async { load.await.map_err(loader_failed) };
-        let (loaded, cost) = self.run(load, &missing).await;
-        let mut shares = Vec::new();
-        match loaded {
-            Ok(loaded) => {
-                let mut loaded: HashMap<Key<'static>, Result<L, E>> = loaded.into_iter().collect();
-                for flying in missing {
-                    let key = flying.lead.key().into_owned();
-                    let loaded = match loaded.remove(&key) {
-                        Some(Ok(loaded)) => Ok(loaded.into()),
-                        Some(Err(error)) => {
-                            self.events.load_failures.add();
-                            Err(loader_failed(error))
-                        }
-                        None => Ok(Loaded::not_found()),
-                    };
-                    shares.extend(self.settle(flying, loaded, cost));
-                }
-            }
-            Err(error) => {
-                for flying in missing {
-                    self.settle(flying, Err(error.clone()), cost);
-                }
-            }
-        }
-        // At once, so that a store that gathers calls makes few trips of them.
-        let mut writes = tokio::task::JoinSet::new();
-        for shared in shares {
-            let tiers = Arc::clone(&self);
-            writes.spawn(async move { shared.with(&tiers).await });
-        }
-        writes.join_all().await;
-    }
-
-    /// Asks the remote tier for many, at once; returns the flights that go on.
-    async fn look_many(&self, leads: Vec<Flying<V>>) -> Vec<Flying<V>> {
-        let mut missing = Vec::new();
-        let Some(remote) = &self.remote else {
-            missing.extend(leads.into_iter().filter_map(|flying| self.spare(flying)));
-            return missing;
-        };
-        let (known, unknown) = leads.into_iter().partition(|flying: &Flying<V>| flying.known.is_some());
-        let (again, read) =
-            tokio::join!(self.look_again_many(remote, known), self.read_many(remote, unknown));
-        missing.extend(again.missing);
-        missing.extend(read);
-        missing.extend(self.read_many(remote, again.changed).await);
-        missing
-    }
-
-    async fn read_many(&self, remote: &Remote<V>, leads: Vec<Flying<V>>) -> Vec<Flying<V>> {
-        let Some(first) = leads.first() else { return Vec::new() };
-        let asked_at = self.clock.now();
-        let keys: Vec<Key<'_>> = leads.iter().map(|flying| flying.lead.key()).collect();
-        let read = remote.read_many(&keys, &first.captured.names()).await;
-        drop(keys);
-        let Ok(reads) = read else {
-            return leads.into_iter().filter_map(|flying| self.unheard(flying)).collect();
-        };
-        let mut missing = Vec::new();
-        for (flying, read) in leads.into_iter().zip(reads) {
-            missing.extend(self.heard(flying, read, asked_at).await);
-        }
-        missing
-    }
-
-    fn id(self: &Arc<Self>) -> usize {
+    pub(super) fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
     }
 
@@ -590,7 +449,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// A loader that waits for its own load would wait for ever.
-    fn forbid_recursion(self: &Arc<Self>, key: &Key<'_>) -> Result<(), Error> {
+    pub(super) fn forbid_recursion(self: &Arc<Self>, key: &Key<'_>) -> Result<(), Error> {
         let mut outer = outer();
         while let Some(chain) = outer {
             if chain.cache == self.id() && chain.key.as_key() == *key {
@@ -604,11 +463,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 }
 
 /// The load that the current task runs inside of.
-fn outer() -> Option<Arc<Chain>> {
+pub(super) fn outer() -> Option<Arc<Chain>> {
     LOADING.try_with(Clone::clone).ok().flatten()
 }
 
-fn loader_failed(error: impl Into<BoxError>) -> Error {
+pub(super) fn loader_failed(error: impl Into<BoxError>) -> Error {
     let error = error.into();
     // What a loader got from another cache of this crate is passed on as what it is.
     match error.downcast::<Error>() {
@@ -618,7 +477,7 @@ fn loader_failed(error: impl Into<BoxError>) -> Error {
     }
 }
 
-enum Boarded<V> {
+pub(super) enum Boarded<V> {
     Found(Remembered<V>),
     Join(Arc<Flight<V>>),
     Lead(Box<Flying<V>>),
@@ -637,7 +496,7 @@ impl<V: Clone> Flying<V> {
 }
 
 /// A loaded value on its way to the other processes.
-struct Shared<V> {
+pub(super) struct Shared<V> {
     key: Key<'static>,
     kept: Kept<V>,
     loaded_at: Instant,
@@ -646,7 +505,7 @@ struct Shared<V> {
 }
 
 impl<V: Clone + Send + Sync + 'static> Shared<V> {
-    async fn with(self, tiers: &Tiers<V>) {
+    pub(super) async fn with(self, tiers: &Tiers<V>) {
         let Some(remote) = &tiers.remote else { return };
         let Self { key, kept, loaded_at, captured, fence } = self;
         tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await;

@@ -120,6 +120,7 @@ mod front;
 mod hostile;
 mod key;
 mod load;
+mod load_many;
 mod loaded;
 mod local;
 mod memoize;

@@ -1,0 +1,162 @@
+//! How many values come at once: their flights, one trip to the remote tier and one load for all that are missing.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tracing::Instrument;
+
+use super::{
+    key::{Key, StoredKey},
+    load::{Boarded, Chain, Flying, LOADING, Purpose, loader_failed, outer},
+    loaded::Loaded,
+    remote::Remote,
+    tiers::{Remembered, Tiers},
+};
+use crate::{Error, error::BoxError};
+
+impl<V: Clone + Send + Sync + 'static> Tiers<V> {
+    /// Values for many keys, by flights that are running, and one load for all that are missing.
+    pub(super) async fn need_many<F, R, I, L, E>(
+        self: &Arc<Self>,
+        keys: &[Key<'_>],
+        tags: &[&str],
+        loader: F,
+    ) -> Vec<Result<V, Error>>
+    where
+        F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
+        R: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (Key<'static>, Result<L, E>)> + Send + 'static,
+        I::IntoIter: Send,
+        L: Into<Loaded<V>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
+    {
+        let captured = self.capture(tags);
+        let (mut waits, mut leads) = (Vec::with_capacity(keys.len()), Vec::new());
+        for key in keys {
+            let remembered = self.remembered(key);
+            if let Some(Remembered::Due(_) | Remembered::Revalidate(_)) = remembered
+                && self.forbid_recursion(key).is_ok()
+                && let Boarded::Lead(flying) = self.board(key, Purpose::Refresh, captured.clone())
+            {
+                // Nobody waits for it, so it comes with the others.
+                self.events.refreshes.add();
+                leads.push(*flying);
+            }
+            if let Some(remembered) = remembered {
+                waits.push(Err(self.recall(remembered)));
+                continue;
+            }
+            if let Err(error) = self.forbid_recursion(key) {
+                waits.push(Err(Err(error)));
+                continue;
+            }
+            // The second of two equal keys joins the flight of the first.
+            waits.push(match self.board(key, Purpose::Need, captured.clone()) {
+                Boarded::Found(remembered) => Err(self.recall(remembered)),
+                Boarded::Join(flight) => Ok(flight),
+                Boarded::Lead(flying) => {
+                    let flight = flying.lead.flight();
+                    leads.push(*flying);
+                    Ok(flight)
+                }
+            });
+        }
+        if !leads.is_empty() {
+            let inside = leads.iter().fold(outer(), |outer, flying| {
+                Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(&flying.lead.key()), outer }))
+            });
+            let load = Arc::clone(self).fly_many(leads, loader);
+            tokio::spawn(LOADING.scope(inside, load).in_current_span());
+        }
+        let mut values = Vec::with_capacity(keys.len());
+        for wait in waits {
+            values.push(match wait {
+                Ok(flight) => self.await_outcome(&flight).await,
+                Err(found) => found,
+            });
+        }
+        values
+    }
+
+    async fn fly_many<F, R, I, L, E>(self: Arc<Self>, leads: Vec<Flying<V>>, loader: F)
+    where
+        F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
+        R: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (Key<'static>, Result<L, E>)> + Send + 'static,
+        I::IntoIter: Send,
+        L: Into<Loaded<V>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
+    {
+        let missing = self.look_many(leads).await;
+        if missing.is_empty() {
+            return;
+        }
+        for flying in &missing {
+            self.release_at_once(flying);
+        }
+        let load = loader(missing.iter().map(|flying| flying.lead.key().into_owned()).collect());
+        let load = async { load.await.map_err(loader_failed) };
+        let (loaded, cost) = self.run(load, &missing).await;
+        let mut shares = Vec::new();
+        match loaded {
+            Ok(loaded) => {
+                let mut loaded: HashMap<Key<'static>, Result<L, E>> = loaded.into_iter().collect();
+                for flying in missing {
+                    let key = flying.lead.key().into_owned();
+                    let loaded = match loaded.remove(&key) {
+                        Some(Ok(loaded)) => Ok(loaded.into()),
+                        Some(Err(error)) => {
+                            self.events.load_failures.add();
+                            Err(loader_failed(error))
+                        }
+                        None => Ok(Loaded::not_found()),
+                    };
+                    shares.extend(self.settle(flying, loaded, cost));
+                }
+            }
+            Err(error) => {
+                for flying in missing {
+                    self.settle(flying, Err(error.clone()), cost);
+                }
+            }
+        }
+        // At once, so that a store that gathers calls makes few trips of them.
+        let mut writes = tokio::task::JoinSet::new();
+        for shared in shares {
+            let tiers = Arc::clone(&self);
+            writes.spawn(async move { shared.with(&tiers).await });
+        }
+        writes.join_all().await;
+    }
+
+    /// Asks the remote tier for many, at once; returns the flights that go on.
+    async fn look_many(&self, leads: Vec<Flying<V>>) -> Vec<Flying<V>> {
+        let mut missing = Vec::new();
+        let Some(remote) = &self.remote else {
+            missing.extend(leads.into_iter().filter_map(|flying| self.spare(flying)));
+            return missing;
+        };
+        let (known, unknown) = leads.into_iter().partition(|flying: &Flying<V>| flying.known.is_some());
+        let (again, read) =
+            tokio::join!(self.look_again_many(remote, known), self.read_many(remote, unknown));
+        missing.extend(again.missing);
+        missing.extend(read);
+        missing.extend(self.read_many(remote, again.changed).await);
+        missing
+    }
+
+    async fn read_many(&self, remote: &Remote<V>, leads: Vec<Flying<V>>) -> Vec<Flying<V>> {
+        let Some(first) = leads.first() else { return Vec::new() };
+        let asked_at = self.clock.now();
+        let keys: Vec<Key<'_>> = leads.iter().map(|flying| flying.lead.key()).collect();
+        let read = remote.read_many(&keys, &first.captured.names()).await;
+        drop(keys);
+        let Ok(reads) = read else {
+            return leads.into_iter().filter_map(|flying| self.unheard(flying)).collect();
+        };
+        let mut missing = Vec::new();
+        for (flying, read) in leads.into_iter().zip(reads) {
+            missing.extend(self.heard(flying, read, asked_at).await);
+        }
+        missing
+    }
+}
