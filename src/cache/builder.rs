@@ -256,6 +256,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             bus: None,
             timeout: Duration::from_millis(250),
             max_staleness: 5 * SECOND,
+            lease: None,
             optional: false,
         }
     }
@@ -313,6 +314,7 @@ pub struct RemoteCacheBuilder<V> {
     bus: Option<Arc<dyn ErasedBus>>,
     timeout: Duration,
     max_staleness: Duration,
+    lease: Option<Duration>,
     optional: bool,
 }
 
@@ -393,6 +395,54 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
         self
     }
 
+    /// Loads a missing value once for all processes that share the cache: one takes a *lease* of the key, the others
+    /// wait for its value. Not unless set; at least twice the [`remote_timeout`](Self::remote_timeout) and at most an
+    /// hour, and a few seconds are usual.
+    ///
+    /// Without it there is one load per process, which is enough unless a source bears no more than one at a time or
+    /// there are very many processes: it costs a trip per load, and who waits has the value later than who loads, by
+    /// half of what the load takes at most. A value that is to be replaced lies in the lease and is written twice.
+    ///
+    /// `lease` is how long the others wait for a process that died; a lease that is needed for longer is prolonged.
+    /// A load that fails, or brings nothing to store, gives it back, and the next of those who wait loads. They wait
+    /// for the [`load_timeout`](CacheBuilder::load_timeout) at most, their own load included. Who has a stale value to
+    /// serve does not wait, and a value is loaded ahead or [revalidated](CacheBuilder::stale_while_revalidate) by one
+    /// process alone.
+    ///
+    /// Whatever invalidates a key ends its lease: the load that holds it stores nothing, and a new one begins. While
+    /// the store is away every process loads for itself. Every process decides for itself whether to take leases;
+    /// [`refresh`](Cache::refresh) waits for none, and [`get_or_load_many`](Cache::get_or_load_many) neither waits nor
+    /// takes any, since two batches that overlap would wait for each other.
+    ///
+    /// ```
+    /// use mcp_perf::{cache::{Cache, Key}, clock::Clock, testing::MemoryStore};
+    /// use std::{io, time::Duration};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let store = MemoryStore::new(Clock::system());
+    /// let process = async || {
+    ///     let cache = Cache::<u64>::builder("reports").remote(store.clone());
+    ///     cache.share_loads(Duration::from_secs(5)).build().await
+    /// };
+    /// let (one, two) = (process().await?, process().await?);
+    ///
+    /// let report = || async {
+    ///     tokio::time::sleep(Duration::from_millis(5)).await;
+    ///     Ok::<_, io::Error>(42)
+    /// };
+    /// let key = Key::public("2026");
+    /// let (first, second) = tokio::join!(one.get_or_load(&key, report), two.get_or_load(&key, report));
+    /// assert_eq!((first?, second?), (42, 42));
+    /// assert_eq!(one.stats().loads + two.stats().loads, 1);
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias = "stampede")]
+    #[doc(alias = "distributed lock")]
+    pub fn share_loads(mut self, lease: Duration) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+
     /// Builds the cache even if the store cannot be reached now, and uses it once it can.
     pub fn remote_optional(mut self) -> Self {
         self.optional = true;
@@ -413,6 +463,13 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
         }
         within("remote_timeout", self.timeout, Duration::from_nanos(1), 60 * SECOND)?;
         within("max_staleness", self.max_staleness, Duration::from_nanos(1), MAX_TIME_TO_LIVE)?;
+        if let Some(lease) = self.lease {
+            // It is prolonged half way, which may take as long as a call does.
+            if lease < 2 * self.timeout {
+                return Err(Error::configuration("share_loads", "must be at least twice the remote_timeout"));
+            }
+            within("share_loads", lease, Duration::from_nanos(1), HOUR)?;
+        }
         if self.bus.as_ref().is_some_and(|bus| bus.max_message() < LEAST_MESSAGE) {
             return Err(Error::configuration("bus", "max_message must be at least 128 bytes"));
         }
@@ -443,6 +500,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             timeout: self.timeout,
             // A load may begin just before the removal, read for `timeout`, run, and write for `timeout`.
             hold: self.local.load_timeout + 4 * self.timeout + 5 * SECOND,
+            lease: self.lease,
             clock: self.local.clock.clone(),
             events: Arc::clone(&events),
             gate: Arc::default(),
@@ -486,6 +544,7 @@ impl<V> fmt::Debug for RemoteCacheBuilder<V> {
             .field("max_value", &self.max_value)
             .field("remote_timeout", &self.timeout)
             .field("max_staleness", &self.max_staleness)
+            .field("share_loads", &self.lease)
             .field("remote_optional", &self.optional)
             .field("bus", &self.bus.is_some())
             .finish_non_exhaustive()

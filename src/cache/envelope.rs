@@ -3,7 +3,8 @@
 //! ```text
 //! "MP" | version u8 | codec u8 | compression u8 | flags u8 | raw length u32
 //!      | fresh u32 ms | life u32 ms | load cost u32 µs
-//!      | schema u64, if flagged | validator (length u16, text), if flagged
+//!      | schema u64, if flagged | lease over at u32 ms, value dead at u32 ms, if flagged
+//!      | validator (length u16, text), if flagged
 //!      | tags u16 | (length u16, tag, stamp u128)* | epoch u128
 //!      | kind u8 | key length u32 | key | payload length u32 | payload | xxh3 u64 of all before
 //! ```
@@ -15,6 +16,9 @@
 //!
 //! Of the two durations that an age is worked out from, what is left is rounded down and what it is left of is
 //! rounded up, so that no life is gained by being written.
+//!
+//! An entry can be a *lease*: somebody is loading the key. The value that was there before stays in it, so the two end
+//! at times of their own, both told by what is then left of the whole.
 
 use std::time::Duration;
 
@@ -58,9 +62,19 @@ pub(crate) struct Envelope<'a> {
     pub(crate) validator: Option<&'a str>,
     /// The answer was that there is no such thing; the payload is empty.
     pub(crate) negative: bool,
-    /// Somebody is loading it; the payload is a stale value, or empty.
-    pub(crate) lease: bool,
+    /// Somebody is loading it; the payload is the value from before, or empty.
+    pub(crate) lease: Option<Lease>,
     pub(crate) payload: Payload<'a>,
+}
+
+/// When a lease ends, and when the value does that lies in it: each by what is left then of the time to live that the
+/// whole was written with. One of them is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// Rounded down to milliseconds.
+    pub(crate) over_at: Duration,
+    /// Rounded up to milliseconds, so that no value gains life.
+    pub(crate) dead_at: Duration,
 }
 
 /// The bytes of a value, and how they are to be read.
@@ -88,7 +102,7 @@ impl<'a> Envelope<'a> {
         let Payload { codec, compression, schema, raw_length, bytes: payload } = self.payload;
         let tags: usize = self.tags.iter().map(|(tag, _)| 2 + tag.len() + STAMP).sum();
         let validator = self.validator.map_or(0, str::len);
-        let mut bytes = Vec::with_capacity(80 + validator + tags + key.bytes().len() + payload.len());
+        let mut bytes = Vec::with_capacity(88 + validator + tags + key.bytes().len() + payload.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&[VERSION, codec, compression, self.flags()]);
         bytes.extend_from_slice(&raw_length.to_le_bytes());
@@ -99,6 +113,11 @@ impl<'a> Envelope<'a> {
         }
         if let Some(schema) = schema {
             bytes.extend_from_slice(&schema.to_le_bytes());
+        }
+        if let Some(Lease { over_at, dead_at }) = self.lease {
+            for number in [over_at.as_millis(), dead_at.as_nanos().div_ceil(1_000_000)] {
+                bytes.extend_from_slice(&saturated(number).to_le_bytes());
+            }
         }
         if let Some(validator) = self.validator {
             append_short(&mut bytes, validator)?;
@@ -122,7 +141,7 @@ impl<'a> Envelope<'a> {
     fn flags(&self) -> u8 {
         let bits = [
             (self.negative, flag::NEGATIVE),
-            (self.lease, flag::LEASE),
+            (self.lease.is_some(), flag::LEASE),
             (self.payload.schema.is_some(), flag::SCHEMA),
             (self.validator.is_some(), flag::VALIDATOR),
         ];
@@ -149,6 +168,7 @@ impl<'a> Envelope<'a> {
         let raw_length = rest.u32()?;
         let [fresh, life, load_cost] = [rest.u32()?, rest.u32()?, rest.u32()?].map(u64::from);
         let schema = if flags & flag::SCHEMA != 0 { Some(rest.u64()?) } else { None };
+        let lease = if flags & flag::LEASE != 0 { Some([rest.u32()?, rest.u32()?]) } else { None };
         let validator = if flags & flag::VALIDATOR != 0 { Some(rest.short()?) } else { None };
         let count = rest.u16()?;
         // Not reserved by the count, which the bytes may not bear out.
@@ -168,10 +188,32 @@ impl<'a> Envelope<'a> {
             load_cost: Duration::from_micros(load_cost),
             validator,
             negative: flags & flag::NEGATIVE != 0,
-            lease: flags & flag::LEASE != 0,
+            lease: lease.map(|ends| ends.map(|left| Duration::from_millis(left.into()))).map(Lease::ending),
             payload: Payload { codec, compression, schema, raw_length, bytes },
         };
         (same_kind && same_key && rest.0.is_empty()).then_some(envelope)
+    }
+
+    /// How long the value may still be served, when so much is left of the entry.
+    pub(crate) fn value_left(&self, remaining: Duration) -> Duration {
+        remaining.saturating_sub(self.lease.map_or(Duration::ZERO, |lease| lease.dead_at)).min(self.life)
+    }
+
+    /// How long the lease still stands, when so much is left of the entry; zero without one.
+    pub(crate) fn lease_left(&self, remaining: Duration) -> Duration {
+        self.lease.map_or(Duration::ZERO, |lease| remaining.saturating_sub(lease.over_at))
+    }
+}
+
+impl Lease {
+    /// For `lease` in an entry of which the value lives for `value`, and the time to live of the whole.
+    pub(crate) fn over(lease: Duration, value: Duration) -> (Self, Duration) {
+        let whole = lease.max(value);
+        (Self { over_at: whole - lease, dead_at: whole - value }, whole)
+    }
+
+    fn ending([over_at, dead_at]: [Duration; 2]) -> Self {
+        Self { over_at, dead_at }
     }
 }
 
@@ -288,7 +330,7 @@ mod tests {
             load_cost: Duration::from_micros(1_234_567),
             validator: Some("W/\"5d8c72a5edda8d6a\""),
             negative: false,
-            lease: true,
+            lease: Some(Lease { over_at: Duration::from_secs(55), dead_at: Duration::ZERO }),
             payload: Payload { schema: Some(u64::MAX - 1), ..PAYLOAD },
         }
     }
@@ -299,7 +341,7 @@ mod tests {
             tags: Vec::new(),
             load_cost: Duration::ZERO,
             validator: None,
-            lease: false,
+            lease: None,
             payload: PAYLOAD,
             ..full()
         }
@@ -353,6 +395,10 @@ mod tests {
         assert_eq!(opened.fresh, Duration::from_millis(1));
         assert_eq!(opened.life, Duration::from_millis(2));
         assert_eq!(opened.load_cost, Duration::from_micros(1_500));
+        let term = Lease { over_at: odd, dead_at: odd };
+        let sealed = Envelope { lease: Some(term), ..bare() }.seal(&key).unwrap();
+        let [over_at, dead_at] = [1, 2].map(Duration::from_millis);
+        assert_eq!(Envelope::open(&sealed, &key).unwrap().lease, Some(Lease { over_at, dead_at }));
 
         let long = Duration::MAX;
         let sealed = Envelope { fresh: long, life: long, load_cost: long, ..bare() }.seal(&key).unwrap();
@@ -361,6 +407,26 @@ mod tests {
         assert_eq!(opened.life, Duration::from_millis(u32::MAX.into()));
         assert_eq!(opened.load_cost, Duration::from_micros(u32::MAX.into()));
         assert!(opened.life > super::super::MAX_TIME_TO_LIVE);
+    }
+
+    #[test]
+    fn lease_and_value_end_each_at_its_own_time() {
+        let seconds = Duration::from_secs;
+        for (lease, value) in [(5, 60), (60, 5), (5, 0), (7, 7)] {
+            let (term, whole) = Lease::over(seconds(lease), seconds(value));
+            let envelope = Envelope { lease: Some(term), life: seconds(100), ..bare() };
+            assert_eq!(whole, seconds(lease.max(value)));
+            for passed in [0, 4, 5, 6, 59, 60] {
+                let remaining = whole.saturating_sub(seconds(passed));
+                assert_eq!(envelope.lease_left(remaining), seconds(lease.saturating_sub(passed)));
+                assert_eq!(envelope.value_left(remaining), seconds(value.saturating_sub(passed)));
+            }
+        }
+        let (term, _) = Lease::over(seconds(5), seconds(60));
+        let envelope = Envelope { lease: Some(term), life: seconds(30), ..bare() };
+        assert_eq!(envelope.value_left(seconds(60)), seconds(30), "no longer than it was written with");
+        assert_eq!(bare().lease_left(seconds(9)), Duration::ZERO);
+        assert_eq!(bare().value_left(seconds(9)), seconds(9));
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub enum RemoteState {
     Fresh(Duration),
     /// It has an entry past its time to live, kept for so long.
     Stale(Duration),
+    /// It has no value, and somebody is loading one: the lease lasts for so long, unless it is prolonged.
+    Leased(Duration),
     /// It has an entry that was removed since by a tag or by a clear, or made to expire.
     Invalidated,
 }
@@ -116,9 +118,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if stamps.first() != Some(&envelope.epoch) || stamps[1..] != carried {
             return Ok(RemoteState::Invalidated);
         }
-        let age = envelope.life.saturating_sub(stored.remaining);
+        let left = envelope.value_left(stored.remaining);
+        let age = envelope.life.saturating_sub(left);
         Ok(match envelope.fresh.saturating_sub(age) {
-            Duration::ZERO => RemoteState::Stale(stored.remaining),
+            Duration::ZERO if left.is_zero() && envelope.lease.is_some() => {
+                RemoteState::Leased(envelope.lease_left(stored.remaining))
+            }
+            Duration::ZERO => RemoteState::Stale(left),
             fresh => RemoteState::Fresh(fresh),
         })
     }
@@ -156,6 +162,7 @@ impl fmt::Display for RemoteState {
             Self::Foreign => f.write_str("bytes of somebody else in the remote tier"),
             Self::Fresh(left) => write!(f, "in the remote tier fresh for {left:.1?}"),
             Self::Stale(kept) => write!(f, "in the remote tier stale, kept for {kept:.1?}"),
+            Self::Leased(left) => write!(f, "being loaded by a process whose lease lasts for {left:.1?}"),
             Self::Invalidated => f.write_str("invalidated in the remote tier"),
         }
     }

@@ -592,6 +592,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             refreshes: events.refreshes.sum(),
             misses: events.misses.sum(),
             joined: events.joined.sum(),
+            awaited: events.awaited.sum(),
             throttled: events.throttled.sum(),
             loads: events.loads.sum(),
             load_failures: events.load_failures.sum(),

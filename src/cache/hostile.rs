@@ -23,7 +23,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     codec::Codec,
     compress::Compression,
-    envelope::{Envelope, Payload},
+    envelope::{Envelope, Lease, Payload},
     format::{Encoded, Format},
     key::Key,
     tags::Stamp,
@@ -68,6 +68,10 @@ fn format<V: Send + Sync + 'static>(codec: Codec<V>, compression: Compression) -
     Format::new("test", codec, compression, None, MAX_VALUE)
 }
 
+fn seconds(random: &mut fastrand::Rng) -> Duration {
+    Duration::from_secs(random.u64(..100))
+}
+
 fn sealed(key: &Key<'_>, encoded: &Encoded, random: &mut fastrand::Rng) -> Bytes {
     let tags = (0..random.usize(..4)).map(|_| ("tag", Stamp::random())).collect();
     let envelope = Envelope {
@@ -78,7 +82,7 @@ fn sealed(key: &Key<'_>, encoded: &Encoded, random: &mut fastrand::Rng) -> Bytes
         load_cost: Duration::from_micros(random.u64(..)),
         validator: random.bool().then_some("\"etag\""),
         negative: random.bool(),
-        lease: random.bool(),
+        lease: random.bool().then(|| Lease::over(seconds(random), seconds(random)).0),
         payload: Payload { schema: (random.u8(..8) == 0).then_some(7), ..encoded.payload() },
     };
     envelope.seal(key).unwrap()
@@ -209,7 +213,7 @@ fn depth_is_bounded() {
             load_cost: Duration::ZERO,
             validator: None,
             negative: false,
-            lease: false,
+            lease: None,
             payload,
         };
         envelope.seal(&key).unwrap()
@@ -230,13 +234,17 @@ fn depth_is_bounded() {
     }
 }
 
+fn milliseconds(number: u32) -> Duration {
+    Duration::from_millis(number.into())
+}
+
 proptest! {
     /// Every field, whatever is in it.
     #[test]
     fn every_envelope_is_opened_as_it_was_sealed(
         (name, tags, validator) in (".{0,40}", proptest::collection::vec((".{0,20}", any::<[u8; 16]>()), 0..8), proptest::option::of(".{0,40}")),
         (fresh, life, load_cost) in (any::<u32>(), any::<u32>(), any::<u32>()),
-        (negative, lease, schema) in any::<(bool, bool, Option<u64>)>(),
+        (negative, lease, schema) in any::<(bool, Option<(u32, u32)>, Option<u64>)>(),
         (codec, compression, raw_length, epoch) in any::<(u8, u8, u32, [u8; 16])>(),
         bytes in proptest::collection::vec(any::<u8>(), 0..300),
         stranger in ".{0,40}",
@@ -250,7 +258,7 @@ proptest! {
             load_cost: Duration::from_micros(load_cost.into()),
             validator: validator.as_deref(),
             negative,
-            lease,
+            lease: lease.map(|(lease, value)| Lease::over(milliseconds(lease), milliseconds(value)).0),
             payload: Payload { codec, compression, schema, raw_length, bytes: &bytes },
         };
         let entry = envelope.seal(&key).unwrap();

@@ -8,13 +8,14 @@ use super::{
     flight::{Boarding, Flight, Lead, Outcome},
     freshness::Standing,
     key::{Key, StoredKey},
+    lease::Held,
     loaded::{Loaded, Previous, What},
     local::{Entry, Local},
     recheck::Again,
     remote::Read,
     store::Fence,
     tags::{Epoch, Seen},
-    tiers::{Captured, Kept, Looked, Remembered, Tiers},
+    tiers::{Before, Captured, Kept, Looked, Remembered, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant, error::BoxError};
 
@@ -30,15 +31,24 @@ pub(super) enum Purpose {
 }
 
 /// A flight under way, and what is known by now.
-pub(super) struct Flying<V> {
+pub(super) struct Flying<V: Clone + Send + Sync + 'static> {
     pub(super) lead: Lead<V>,
     pub(super) captured: Captured,
     /// What memory has, if that is worth asking about.
     pub(super) known: Option<Box<Entry<V>>>,
-    purpose: Purpose,
-    began_at: Instant,
+    pub(super) purpose: Purpose,
+    /// When the remote tier was asked last, or before.
+    pub(super) began_at: Instant,
     /// The remote tier was asked, and answered.
-    fence: Option<Fence>,
+    pub(super) fence: Option<Fence>,
+    /// How long somebody else's lease stood then; zero without one.
+    pub(super) leased: Duration,
+    /// What lay there then, to be left there under a lease of ours.
+    pub(super) before: Option<Before>,
+    /// Our lease.
+    pub(super) lease: Option<Held<V>>,
+    /// How much of the time for the load was spent waiting for that of another process.
+    pub(super) waited: Duration,
     /// What there was in memory or, once that was asked, in the remote tier: told to the loader, and fallen back
     /// on if it fails.
     previous: Option<Entry<V>>,
@@ -141,9 +151,27 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 let began_at = self.clock.now();
                 let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
                 let previous = self.local.get(key).filter(left);
-                let known = self.known(key, &captured).map(Box::new);
-                let flying = Flying { lead, captured, known, purpose, began_at, fence: None, previous };
-                Boarded::Lead(Box::new(flying))
+                // Under a lease the bytes of what there was are wanted.
+                let shares_loads = self.remote.as_ref().is_some_and(|remote| remote.lease.is_some());
+                let known = match purpose {
+                    Purpose::Refresh | Purpose::Force if shares_loads => None,
+                    _ => self.known(key, &captured).map(Box::new),
+                };
+                let (fence, before, lease) = (None, None, None);
+                let (leased, waited) = (Duration::ZERO, Duration::ZERO);
+                Boarded::Lead(Box::new(Flying {
+                    lead,
+                    captured,
+                    known,
+                    purpose,
+                    began_at,
+                    fence,
+                    leased,
+                    before,
+                    lease,
+                    waited,
+                    previous,
+                }))
             }
         }
     }
@@ -170,9 +198,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     {
         let Some(flying) = self.look(flying).await else { return };
         self.release_at_once(&flying);
+        let Some(mut flying) = self.agree(flying).await else { return };
+        let mut lease = flying.lease.take();
         let load = loader(flying.previous());
         let load = async { load.await.map(Into::into).map_err(loader_failed) };
-        let (loaded, cost) = self.run(load, std::slice::from_ref(&flying)).await;
+        let (loaded, cost) = Held::keep(&mut lease, self.run(load, std::slice::from_ref(&flying))).await;
+        flying.lease = lease;
         if let Some(shared) = self.settle(flying, loaded, cost) {
             shared.with(&self).await;
         }
@@ -182,7 +213,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     async fn look(&self, mut flying: Flying<V>) -> Option<Flying<V>> {
         let Some(remote) = &self.remote else { return self.spare(flying) };
         if flying.known.is_some() {
-            let Again { mut changed, mut missing } = self.look_again_many(remote, vec![flying]).await;
+            let Again { mut changed, mut missing } = self.peek_at_many(remote, vec![flying]).await;
             match changed.pop() {
                 Some(changed) => flying = changed,
                 None => return missing.pop(),
@@ -190,6 +221,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
         let asked_at = self.clock.now();
         let read = remote.read(&flying.lead.key(), &flying.captured.names()).await;
+        self.answered(flying, read, asked_at).await
+    }
+
+    /// What to make of a look into the remote tier, answered or not.
+    pub(super) async fn answered(
+        &self,
+        flying: Flying<V>,
+        read: Result<Read, Error>,
+        asked_at: Instant,
+    ) -> Option<Flying<V>> {
         match read {
             Ok(read) => self.heard(flying, read, asked_at).await,
             Err(_) => self.unheard(flying),
@@ -218,6 +259,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// The same, once it is known what it came to.
     pub(super) fn looked(&self, mut flying: Flying<V>, looked: Looked<V>) -> Option<Flying<V>> {
         flying.fence = Some(looked.fence);
+        (flying.leased, flying.before) = (looked.lease, looked.before);
         let previous = std::mem::replace(&mut flying.previous, looked.entry);
         let Some(entry) = &flying.previous else { return Some(flying) };
         let serves = match (flying.purpose, self.standing_of_heard(entry, self.clock.now())) {
@@ -308,7 +350,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     ) -> (Result<L, Error>, Duration) {
         self.events.loads.add();
         let began = self.clock.now();
-        let load = tokio::time::timeout(self.settings.load_timeout, load);
+        let waited = flights.first().map_or(Duration::ZERO, |flying| flying.waited);
+        let load = tokio::time::timeout(self.settings.load_timeout.saturating_sub(waited), load);
         let loaded = match self.settings.soft_timeout {
             Some(soft) if flights.iter().any(|flying| flying.fallback().is_some()) => {
                 let mut load = std::pin::pin!(load);
@@ -316,11 +359,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     biased;
                     loaded = &mut load => loaded,
                     () = tokio::time::sleep(soft) => {
-                        for flying in flights {
-                            if let Some(value) = self.fallback(flying) {
-                                flying.lead.release(value);
-                            }
-                        }
+                        flights.iter().for_each(|flying| self.release(flying));
                         load.await
                     }
                 }
@@ -338,6 +377,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         self.events.load_failures.add();
         (Err(error), cost)
+    }
+
+    /// Lets those wait no longer who have a value to be served instead.
+    pub(super) fn release(&self, flying: &Flying<V>) {
+        if let Some(value) = self.fallback(flying) {
+            flying.lead.release(value);
+        }
     }
 
     /// The value to serve instead of a new one.
@@ -402,11 +448,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             self.events.fenced.add();
             return None;
         }
-        Some(Shared { key, kept, loaded_at: now, captured: flying.captured, fence })
+        Some(Shared { key, kept, loaded_at: now, captured: flying.captured, fence, lease: flying.lease })
     }
 
     /// Lands with a stale value if there is one that may stand in for the failure, else with the error.
-    fn fail(&self, mut flying: Flying<V>, error: Error, now: Instant) {
+    pub(super) fn fail(&self, mut flying: Flying<V>, error: Error, now: Instant) {
         let throttle = self.settings.policy.throttle();
         let may_stand_in = self.settings.serve_stale_if.as_ref().is_none_or(|may| may(&error));
         if may_stand_in && self.fallback(&flying).is_some() {
@@ -477,13 +523,13 @@ pub(super) fn loader_failed(error: impl Into<BoxError>) -> Error {
     }
 }
 
-pub(super) enum Boarded<V> {
+pub(super) enum Boarded<V: Clone + Send + Sync + 'static> {
     Found(Remembered<V>),
     Join(Arc<Flight<V>>),
     Lead(Box<Flying<V>>),
 }
 
-impl<V: Clone> Flying<V> {
+impl<V: Clone + Send + Sync + 'static> Flying<V> {
     fn fallback(&self) -> Option<&V> {
         self.previous.as_ref()?.content.as_ref().ok()
     }
@@ -496,18 +542,22 @@ impl<V: Clone> Flying<V> {
 }
 
 /// A loaded value on its way to the other processes.
-pub(super) struct Shared<V> {
+pub(super) struct Shared<V: Clone + Send + Sync + 'static> {
     key: Key<'static>,
     kept: Kept<V>,
     loaded_at: Instant,
     captured: Captured,
     fence: Fence,
+    lease: Option<Held<V>>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Shared<V> {
     pub(super) async fn with(self, tiers: &Tiers<V>) {
         let Some(remote) = &tiers.remote else { return };
-        let Self { key, kept, loaded_at, captured, fence } = self;
-        tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await;
+        let Self { key, kept, loaded_at, captured, fence, lease } = self;
+        let fence = lease.as_ref().and_then(Held::fence).unwrap_or(fence);
+        if tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await {
+            let _ = lease.map(Held::is_over);
+        }
     }
 }

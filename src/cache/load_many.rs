@@ -136,8 +136,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             return missing;
         };
         let (known, unknown) = leads.into_iter().partition(|flying: &Flying<V>| flying.known.is_some());
-        let (again, read) =
-            tokio::join!(self.look_again_many(remote, known), self.read_many(remote, unknown));
+        let (again, read) = tokio::join!(self.peek_at_many(remote, known), self.read_many(remote, unknown));
         missing.extend(again.missing);
         missing.extend(read);
         missing.extend(self.read_many(remote, again.changed).await);

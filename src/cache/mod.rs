@@ -23,7 +23,8 @@
 //! - **One load.** However many ask for a missing key at once, one loader runs. A caller that goes away,
 //!   a loader that panics or fails or takes longer than [`load_timeout`](CacheBuilder::load_timeout)
 //!   releases everybody: with the value, or with the one shared error. A failed load is not repeated for
-//!   [`error_throttle`](CacheBuilder::error_throttle).
+//!   [`error_throttle`](CacheBuilder::error_throttle). With [`share_loads`](RemoteCacheBuilder::share_loads) it is one
+//!   load for all processes.
 //! - **Nothing old after an invalidation.** A value that was read before a [`remove`](Cache::remove),
 //!   [`remove_by_tag`](Cache::remove_by_tag) or [`clear`](Cache::clear) is never stored after it, not in
 //!   this process and not in the remote tier, wherever the load was running. Callers that were waiting
@@ -72,7 +73,7 @@
 //!
 //! [`Cache::stats`] is a snapshot. For an exporter the same counts go to the `metrics` recorder that is installed
 //! when the cache is built, with the label `cache`: `mcp_perf_cache_hits_total`, `_misses_total`, `_joined_total`,
-//! `_throttled_total`, `_loads_total`, `_load_failures_total`, `_fenced_total`, `_remote_hits_total`,
+//! `_awaited_total`, `_throttled_total`, `_loads_total`, `_load_failures_total`, `_fenced_total`, `_remote_hits_total`,
 //! `_remote_misses_total`, `_remote_unreadable_total`, `_remote_unchanged_total`, `_remote_failures_total`,
 //! `_stale_hits_total`, `_negative_hits_total`, `_refreshes_total` and `_saved_load_microseconds_total`; each is
 //! explained at the field of [`Stats`] of that name.
@@ -119,6 +120,7 @@ mod front;
 #[cfg(test)]
 mod hostile;
 mod key;
+mod lease;
 mod load;
 mod load_many;
 mod loaded;

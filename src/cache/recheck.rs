@@ -17,6 +17,8 @@
 //! An entry that turns out to have changed is read in a second trip. That is the price, and why small ones, which cost
 //! less to read than a trip, are not asked about.
 
+use std::{sync::Arc, time::Duration};
+
 use super::{
     freshness::Standing,
     key::Key,
@@ -36,7 +38,7 @@ pub(super) fn pays(bytes: usize) -> bool {
 }
 
 /// What became of flights whose entries were asked about.
-pub(super) struct Again<V> {
+pub(super) struct Again<V: Clone + Send + Sync + 'static> {
     /// Those whose entries have to be read.
     pub(super) changed: Vec<Flying<V>>,
     /// Those that were not ended by what was heard.
@@ -46,18 +48,23 @@ pub(super) struct Again<V> {
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// What memory has under the key, if it is worth asking about.
     pub(super) fn known(&self, key: &Key<'_>, captured: &Captured) -> Option<Entry<V>> {
-        self.remote.as_ref()?;
+        let shares_loads = self.remote.as_ref()?.lease.is_some();
         let entry = self.local.get(key)?;
         entry.read_from()?;
-        let is_named = |cell| captured.tags.iter().any(|tag| std::sync::Arc::ptr_eq(&tag.cell, cell));
+        let is_named = |cell| captured.tags.iter().any(|tag| Arc::ptr_eq(&tag.cell, cell));
         let stands = entry.still_holds(&self.epoch)
             && entry.seen().tags.cells().all(is_named)
-            && self.standing_of_heard(&entry, self.clock.now()) != Standing::Gone;
+            && match self.standing_of_heard(&entry, self.clock.now()) {
+                Standing::Fresh => true,
+                Standing::Gone => false,
+                // It is to be loaded, and where loads are shared the bytes of what there was are wanted.
+                _ => !shares_loads,
+            };
         stands.then_some(entry)
     }
 
     /// Asks about an entry that is [known](Self::known). `None` if it is to be read.
-    pub(super) async fn look_again(
+    pub(super) async fn peek_at(
         &self,
         remote: &Remote<V>,
         key: &Key<'_>,
@@ -74,7 +81,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// The same for flights, in one trip.
-    pub(super) async fn look_again_many(&self, remote: &Remote<V>, flights: Vec<Flying<V>>) -> Again<V> {
+    pub(super) async fn peek_at_many(&self, remote: &Remote<V>, flights: Vec<Flying<V>>) -> Again<V> {
         let mut again = Again { changed: Vec::new(), missing: Vec::new() };
         let Some(first) = flights.first() else { return again };
         let asked_at = self.clock.now();
@@ -119,7 +126,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         is_same.then(|| {
             self.events.remote_hits.add();
             self.events.remote_unchanged.add();
-            Looked { entry: Some(known.heard_again(asked_at, self.max_local_life)), fence }
+            let entry = Some(known.heard_again(asked_at, self.max_local_life));
+            Looked { entry, fence, lease: Duration::ZERO, before: None }
         })
     }
 }

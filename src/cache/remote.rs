@@ -48,6 +48,8 @@ pub(super) struct Remote<V> {
     pub(super) timeout: Duration,
     /// How long the store has to remember a removal: longer than any load that may have begun before it.
     pub(super) hold: Duration,
+    /// How long a lease of a key lasts that is not prolonged; none are taken without it.
+    pub(super) lease: Option<Duration>,
     pub(super) clock: Clock,
     pub(super) events: Arc<Events>,
     pub(super) gate: Arc<Gate>,

@@ -24,6 +24,9 @@ pub struct Stats {
     pub misses: u64,
     /// Misses that waited for a load that was running already.
     pub joined: u64,
+    /// Loads that were not begun, or later, because another process was loading the key: where
+    /// [loads are shared](super::RemoteCacheBuilder::share_loads).
+    pub awaited: u64,
     /// Calls answered with the error of a load that failed a moment before.
     pub throttled: u64,
     /// Loaders that ran.
@@ -126,6 +129,7 @@ pub(super) struct Events {
     pub(super) saved_micros: Event,
     pub(super) misses: Event,
     pub(super) joined: Event,
+    pub(super) awaited: Event,
     pub(super) throttled: Event,
     pub(super) loads: Event,
     pub(super) refreshes: Event,
@@ -149,6 +153,7 @@ impl Events {
             saved_micros: event("mcp_perf_cache_saved_load_microseconds_total"),
             misses: event("mcp_perf_cache_misses_total"),
             joined: event("mcp_perf_cache_joined_total"),
+            awaited: event("mcp_perf_cache_awaited_total"),
             throttled: event("mcp_perf_cache_throttled_total"),
             loads: event("mcp_perf_cache_loads_total"),
             refreshes: event("mcp_perf_cache_refreshes_total"),

@@ -91,6 +91,28 @@ pub(super) struct CapturedTag {
 pub(super) struct Looked<V> {
     pub(super) entry: Option<Entry<V>>,
     pub(super) fence: Fence,
+    /// How long somebody's lease of the key still stands; zero without one.
+    pub(super) lease: Duration,
+    /// The entry as it lies there, where it is to stay there under a lease.
+    pub(super) before: Option<Before>,
+}
+
+/// The bytes of an entry, and when its value dies.
+pub(super) struct Before {
+    pub(super) bytes: Bytes,
+    pub(super) dies_at: Instant,
+    /// A stamp that it carries is not that of now.
+    pub(super) was_expired: bool,
+    /// The stamps of now, of its own tags and of those that the load names.
+    pub(super) epoch: Stamp,
+    pub(super) tags: Vec<(Arc<str>, Stamp)>,
+}
+
+/// What the bytes of an entry came to.
+struct Opened<V> {
+    entry: Option<Entry<V>>,
+    lease: Duration,
+    before: Option<Before>,
 }
 
 /// What is to be stored, in memory and in the remote tier.
@@ -347,7 +369,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         captured: &mut Captured,
     ) -> Option<Looked<V>> {
         if let Some(known) = self.known(key, captured)
-            && let Some(looked) = self.look_again(remote, key, captured, known).await.ok()?
+            && let Some(looked) = self.peek_at(remote, key, captured, known).await.ok()?
         {
             return Some(looked);
         }
@@ -367,29 +389,31 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         asked_at: Instant,
     ) -> Looked<V> {
         let agrees = self.observe(captured, read.epoch, &read.tags);
-        let entry = match read.slot.entry {
-            Some(stored) if agrees => {
-                self.open(remote, key, captured, stored, read.slot.fence, asked_at).await
-            }
-            _ => None,
+        let stored = read.slot.entry.filter(|_| agrees);
+        let opened = match &stored {
+            Some(stored) => self.open(remote, key, captured, stored, read.slot.fence, asked_at).await,
+            None => None,
         };
+        let nothing = Opened { entry: None, lease: Duration::ZERO, before: None };
+        let Opened { entry, lease, before } = opened.unwrap_or(nothing);
         match entry {
             Some(_) => self.events.remote_hits.add(),
             None => self.events.remote_misses.add(),
         }
-        Looked { entry, fence: read.slot.fence }
+        Looked { entry, fence: read.slot.fence, lease, before }
     }
 
-    /// The entry in the bytes, if it may be served or at least be fallen back on.
+    /// What is in the bytes: an entry, if it may be served or at least be fallen back on, and whether somebody is
+    /// loading the key.
     async fn open(
         &self,
         remote: &Remote<V>,
         key: &Key<'_>,
         captured: &Captured,
-        stored: Stored,
+        stored: &Stored,
         fence: Fence,
         asked_at: Instant,
-    ) -> Option<Entry<V>> {
+    ) -> Option<Opened<V>> {
         let unreadable = || {
             self.events.remote_unreadable.add();
             remote.format.tell_unreadable();
@@ -414,7 +438,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             |tag: &str| asked_for(tag).or_else(|| others.tags.iter().find(|captured| &*captured.name == tag));
         let carried = envelope.tags.iter().map(|(tag, stamp)| (named(tag).and_then(|now| now.stamp), stamp));
         let carried = std::iter::once((captured.epoch.1, &envelope.epoch)).chain(carried);
-        let (mut is_left, mut still_holds) = (!stored.remaining.is_zero(), true);
+        let (mut is_left, mut still_holds) = (true, true);
         for (now, then) in carried {
             is_left &= now.is_some_and(|now| now.has_not_removed(*then));
             still_holds &= now == Some(*then);
@@ -422,7 +446,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if !is_left {
             return None;
         }
-        let remaining = stored.remaining.min(envelope.life);
+        let remaining = envelope.value_left(stored.remaining);
+        // It carries the stamps that the load saw: what that brings is not worth waiting for if they changed.
+        let lease = if still_holds { envelope.lease_left(stored.remaining) } else { Duration::ZERO };
+        let nothing = Some(Opened { entry: None, lease, before: None });
+        if remaining.is_zero() {
+            return nothing;
+        }
         let fresh = envelope.fresh.saturating_sub(envelope.life - remaining);
         let content = match envelope.negative {
             true => Err(Error::not_found()),
@@ -430,7 +460,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 Some(value) => Ok(value),
                 None => {
                     unreadable();
-                    return None;
+                    return nothing;
                 }
             },
         };
@@ -451,10 +481,18 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             validator: envelope.validator.map(Arc::from),
             cost: None,
         };
-        let tags = captured.tags.iter().chain(&others.tags);
-        let seen = Seen::new(captured.epoch.0, tags.map(CapturedTag::seen).collect());
-        let read_from = recheck::pays(stored.bytes.len()).then_some(fence);
-        Some(self.entry_of(key, &kept, times, asked_at, seen, read_from))
+        let tags = || captured.tags.iter().chain(&others.tags);
+        let seen = Seen::new(captured.epoch.0, tags().map(CapturedTag::seen).collect());
+        // One under a lease is about to change.
+        let read_from = (recheck::pays(stored.bytes.len()) && lease.is_zero()).then_some(fence);
+        let entry = self.entry_of(key, &kept, times, asked_at, seen, read_from);
+        let before = match (captured.epoch.1, tags().map(CapturedTag::stamped).collect()) {
+            (Some(epoch), Some(tags)) if remote.lease.is_some() && entry.content.is_ok() => {
+                Some(Before { bytes: stored.bytes.clone(), dies_at: times.dies_at, was_expired, epoch, tags })
+            }
+            _ => None,
+        };
+        Some(Opened { entry: Some(entry), lease, before })
     }
 
     /// Returns whether what is noted now is what the answer says. If not, another answer or a removal of our
@@ -470,7 +508,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         agrees
     }
 
-    /// Offers a loaded value to the other processes, unless one of them invalidated it meanwhile.
+    /// Offers a loaded value to the other processes, unless one of them invalidated it meanwhile. Returns whether
+    /// what the fence saw is certain to be there no longer.
     pub(super) async fn share(
         &self,
         remote: &Remote<V>,
@@ -479,26 +518,28 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         loaded_at: Instant,
         captured: &Captured,
         fence: Fence,
-    ) {
+    ) -> bool {
         if captured.stamps().is_none() {
             // A removal of our own came before the load, and is on its way to the remote tier.
             self.events.fenced.add();
-            return;
+            return false;
         }
         let (bytes, life) = match self.seal(remote, key, kept, loaded_at, captured).await {
             Ok(Some(sealed)) => sealed,
-            Ok(None) => return,
+            Ok(None) => return false,
             // Told by the format, and once.
-            Err(error) if error.kind() == ErrorKind::Codec => return,
+            Err(error) if error.kind() == ErrorKind::Codec => return false,
             Err(error) => {
                 tracing::warn!(cache = %self.settings.name, "not stored in the remote tier: {error}");
-                return;
+                return false;
             }
         };
-        if let Ok(Written::Refused) = remote.put(key, bytes, life, Some(fence)).await {
+        let written = remote.put(key, bytes, life, Some(fence)).await;
+        if let Ok(Written::Refused) = written {
             self.events.fenced.add();
             self.flights.fence(key, || self.local.remove(key));
         }
+        written.is_ok()
     }
 
     /// Stores a value in both tiers, the remote one first.
@@ -571,9 +612,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             let read = remote.read(key, &[]).await?;
             let stale = read.slot.entry.as_ref().and_then(|stored| {
                 let mut envelope = Envelope::open(&stored.bytes, key)?;
-                let left = stored.remaining.saturating_sub(remote.timeout);
+                let left = envelope.value_left(stored.remaining).saturating_sub(remote.timeout);
                 let is_worth_it = !envelope.negative && envelope.fresh < envelope.life && !left.is_zero();
-                (envelope.fresh, envelope.life) = (Duration::ZERO, left);
+                // Nor must a load that holds the lease.
+                (envelope.fresh, envelope.life, envelope.lease) = (Duration::ZERO, left, None);
                 is_worth_it.then(|| Some((envelope.seal(key)?, left)))?
             });
             // What was never to be stale is removed, and so is what is not there: a load that is running
@@ -622,7 +664,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             load_cost: kept.load_cost,
             validator: kept.validator.as_deref(),
             negative: kept.content.is_err(),
-            lease: false,
+            lease: None,
             payload: encoded.as_ref().map_or(Payload::EMPTY, Encoded::payload),
         };
         Ok(Some((envelope.seal(key).ok_or_else(too_long)?, fresh + afterlife)))
@@ -638,8 +680,14 @@ impl Captured {
         self.tags.iter().map(|tag| &*tag.name).collect()
     }
 
+    /// Whether an answer of the remote tier has the stamps that are noted.
+    pub(super) fn says(&self, read: &Read) -> bool {
+        let mut tags = self.tags.iter().zip(&read.tags);
+        self.epoch.1 == Some(read.epoch) && tags.all(|(tag, stamp)| tag.stamp == Some(*stamp))
+    }
+
     /// The stamps to write with an entry; `None` unless the remote tier has told all of them.
-    fn stamps(&self) -> Option<(Stamp, Vec<(&str, Stamp)>)> {
+    pub(super) fn stamps(&self) -> Option<(Stamp, Vec<(&str, Stamp)>)> {
         let tags = self.tags.iter().map(|tag| Some((&*tag.name, tag.stamp?))).collect::<Option<_>>()?;
         Some((self.epoch.1?, tags))
     }
@@ -648,5 +696,9 @@ impl Captured {
 impl CapturedTag {
     fn seen(&self) -> (Arc<Cell>, Version) {
         (Arc::clone(&self.cell), self.version)
+    }
+
+    fn stamped(&self) -> Option<(Arc<str>, Stamp)> {
+        Some((Arc::clone(&self.name), self.stamp?))
     }
 }

@@ -120,11 +120,11 @@ impl Store for MemoryStore {
 
 impl State {
     fn slot(&self, name: &str, now: Instant) -> Slot {
-        let Some(row) = self.rows.get(name).filter(|row| now < row.dies_at) else {
-            return Slot { entry: None, fence: Fence::default() };
-        };
+        // What died keeps its fence: a short life must not bring back the absence from before it.
+        let Some(row) = self.rows.get(name) else { return Slot { entry: None, fence: Fence::default() } };
         let remaining = row.dies_at.since(now);
-        Slot { entry: row.bytes.clone().map(|bytes| Stored { bytes, remaining }), fence: row.fence }
+        let bytes = row.bytes.clone().filter(|_| now < row.dies_at);
+        Slot { entry: bytes.map(|bytes| Stored { bytes, remaining }), fence: row.fence }
     }
 
     fn stamp(&mut self, name: &str) -> Stamp {

@@ -47,6 +47,8 @@ pub async fn keeps_its_contract<S: Store>(store: &S, pass: impl AsyncFn(Duration
     one_of_many_puts_with_one_fence_is_stored(store).await;
     remaining_life_never_grows(store, &pass).await;
     removal_is_remembered_while_it_is_held(store, &pass).await;
+    removal_is_remembered_though_what_was_written_over_it_died(store, &pass).await;
+    lease_is_destroyed_by_a_removal_and_by_its_end(store, &pass).await;
 }
 
 async fn read<S: Store>(store: &S, name: &str) -> Slot {
@@ -257,4 +259,48 @@ pub async fn removal_is_remembered_while_it_is_held<S: Store>(store: &S, pass: &
     pass(SHORT).await;
     let written = put(store, "contract:hold", b"old", Some(absent)).await;
     assert_eq!(written, Written::Refused, "the removal was forgotten before its hold was over");
+}
+
+/// A lease or a value of a short life, say: the fence from before the removal is as worthless as it was.
+pub async fn removal_is_remembered_though_what_was_written_over_it_died<S: Store>(
+    store: &S,
+    pass: &impl AsyncFn(Duration),
+) {
+    let name = "contract:over-removal";
+    let absent = read(store, name).await.fence;
+    store.remove_many(&[name], MINUTE).await.expect("remove_many");
+    let removed = read(store, name).await.fence;
+    let short = Put::new(name, Bytes::from_static(b"short"), SHORT / 2).only_if(removed);
+    assert!(is_stored(store.put_if(short).await.expect("put_if")));
+    pass(SHORT).await;
+    assert!(read(store, name).await.entry.is_none(), "its life is over");
+    assert_eq!(put(store, name, b"old", Some(absent)).await, Written::Refused);
+    assert_eq!(put(store, name, b"old", Some(removed)).await, Written::Refused);
+}
+
+/// What shares loads across processes: a removal refuses the value of a lease from before it, and after the end of a
+/// lease the next one can be taken, which refuses the value of the first.
+pub async fn lease_is_destroyed_by_a_removal_and_by_its_end<S: Store>(
+    store: &S,
+    pass: &impl AsyncFn(Duration),
+) {
+    let name = "contract:shared-load";
+    let take = async |fence| {
+        let lease = Put::new(name, Bytes::from_static(b"lease"), SHORT).only_if(fence);
+        match store.put_if(lease).await.expect("put_if") {
+            Written::Stored(fence) => fence,
+            Written::Refused => panic!("refused, though nothing was written since"),
+        }
+    };
+    let removed = take(read(store, name).await.fence).await;
+    store.remove_many(&[name], MINUTE).await.expect("remove_many");
+    assert_eq!(put(store, name, b"old", Some(removed)).await, Written::Refused);
+    let ended = take(read(store, name).await.fence).await;
+    pass(SHORT).await;
+    let slot = read(store, name).await;
+    assert!(slot.entry.is_none(), "its time is over");
+    let latest = take(slot.fence).await;
+    assert_eq!(put(store, name, b"old", Some(ended)).await, Written::Refused);
+    assert!(is_stored(put(store, name, b"new", Some(latest)).await));
+    assert_eq!(bytes(&read(store, name).await), Some(&b"new"[..]));
 }

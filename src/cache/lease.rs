@@ -1,0 +1,273 @@
+//! One load across processes: the lease of a key.
+//!
+//! A lease lies in the key. Who misses reads what is there with its fence, and writes a lease in its place if that
+//! fence still holds; one of many can. The others read the lease, and look again from time to time until there is a
+//! value. Who loads writes the value over his own lease, and only over that: whatever destroys the lease (a removal, an
+//! insertion, another lease) refuses the write, and a lease whose tags were removed since is as none at all. So there
+//! is nothing to keep in step with the key, and no lock to forget. A value that was there before stays in the lease,
+//! and is served where it would have been.
+//!
+//! A lease is prolonged while the load runs, so it need not be as long as that: it is as long as a process that died
+//! may keep the others waiting. A load that brings nothing to store gives it back. It saves loads and excludes
+//! nothing: with the remote tier away, or after a lease that was lost, two processes may load one key, and the fences
+//! decide whose value is stored.
+//!
+//! The lease in the key is that of rueidis (`rueidisaside`), the token that a removal destroys that of Facebook's
+//! memcached (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, section 3.2.1). Those who wait are not woken:
+//! a load invalidates nothing, so the bus does not tell of it, and a message for each would cost more than the looks.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{runtime::Handle, sync::Notify, time::sleep};
+use tracing::Instrument;
+
+use super::{
+    envelope::{Envelope, Lease, Payload},
+    key::Key,
+    load::{Flying, Purpose},
+    remote::Remote,
+    store::{Fence, Written},
+    tiers::{Before, Captured, Tiers},
+};
+use crate::{Error, ErrorKind, clock::Instant};
+
+/// The shortest and the longest pause of those who wait. In between a pause is half of what was waited so far, so that
+/// a value is late by no more than half of its load.
+const PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
+/// How long a lease lasts that was given back where there is no value to leave: what every store takes for a life.
+const OVER: Duration = Duration::from_millis(1);
+
+/// A lease of ours. Dropped, it is given back.
+pub(super) struct Held<V: Clone + Send + Sync + 'static> {
+    tiers: Arc<Tiers<V>>,
+    /// `None` once it is known to be over.
+    claim: Option<Claim>,
+}
+
+/// What a lease is written with, again and again.
+struct Claim {
+    key: Key<'static>,
+    fence: Fence,
+    captured: Captured,
+    before: Option<Before>,
+}
+
+/// Somebody else's lease: the first that is seen of it says how long it may last, so that one which is not prolonged
+/// is over whatever it says of itself.
+struct Theirs {
+    fence: Fence,
+    until: Instant,
+}
+
+impl<V: Clone + Send + Sync + 'static> Tiers<V> {
+    /// Takes the lease of the key for a load, or waits for the value of who has it; `None` if that was the end of the
+    /// flight.
+    pub(super) async fn agree(self: &Arc<Self>, mut flying: Flying<V>) -> Option<Flying<V>> {
+        let Some(remote) = &self.remote else { return Some(flying) };
+        let Some(lease) = remote.lease else { return Some(flying) };
+        let theirs = Theirs::in_the_way_of(&flying, None, self.clock.now(), lease);
+        if theirs.is_none() && self.claim(remote, lease, &mut flying).await {
+            return Some(flying);
+        }
+        self.events.awaited.add();
+        Box::pin(self.wait(remote, lease, flying, theirs)).await
+    }
+
+    /// Looks again and again, for as long as a load may take: first for a value, then for the lease.
+    async fn wait(
+        self: &Arc<Self>,
+        remote: &Remote<V>,
+        lease: Duration,
+        mut flying: Flying<V>,
+        mut theirs: Option<Theirs>,
+    ) -> Option<Flying<V>> {
+        let began = self.clock.now();
+        let mut deadline = pin!(sleep(self.settings.load_timeout));
+        let mut patience = pin!(sleep(self.settings.soft_timeout.unwrap_or(Duration::MAX)));
+        let mut is_patient = true;
+        let mut paused = Duration::ZERO;
+        loop {
+            let pause = (paused / 2).clamp(PAUSES[0], PAUSES[1]);
+            tokio::select! {
+                biased;
+                () = &mut deadline => {
+                    let problem = "the value was not there in time, and another process was loading it";
+                    self.fail(flying, Error::new(ErrorKind::TimedOut, problem), self.clock.now());
+                    return None;
+                }
+                () = &mut patience, if is_patient => {
+                    is_patient = false;
+                    self.release(&flying);
+                }
+                // A quarter more or less, or all who wait would look at once.
+                () = sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)) => paused += pause,
+            }
+            flying = self.look_again(remote, flying, theirs.as_ref()).await?;
+            self.release_at_once(&flying);
+            let now = self.clock.now();
+            flying.waited = now.since(began);
+            theirs = Theirs::in_the_way_of(&flying, theirs, now, lease);
+            if theirs.is_none() && self.claim(remote, lease, &mut flying).await {
+                return Some(flying);
+            }
+        }
+    }
+
+    /// Asks the remote tier once more. While nothing moves there it costs no more than the question.
+    async fn look_again(
+        &self,
+        remote: &Remote<V>,
+        mut flying: Flying<V>,
+        theirs: Option<&Theirs>,
+    ) -> Option<Flying<V>> {
+        let asked_at = self.clock.now();
+        let read = remote.read(&flying.lead.key(), &flying.captured.names()).await;
+        if let (Some(theirs), Ok(read)) = (theirs, &read)
+            && theirs.fence == read.slot.fence
+            && asked_at < theirs.until
+            && flying.captured.says(read)
+        {
+            return Some(flying);
+        }
+        flying.began_at = asked_at;
+        self.answered(flying, read, asked_at).await
+    }
+
+    /// Takes the lease. Returns whether the load may begin: with it, or because there can be none.
+    async fn claim(self: &Arc<Self>, remote: &Remote<V>, lease: Duration, flying: &mut Flying<V>) -> bool {
+        // Everybody for himself, where the remote tier does not answer.
+        let Some(fence) = flying.fence else { return true };
+        let (key, captured) = (flying.lead.key().into_owned(), flying.captured.clone());
+        let mut claim = Claim { key, fence, captured, before: flying.before.take() };
+        match claim.write(remote, lease).await {
+            Some(Written::Stored(_)) => {
+                flying.lease = Some(Held { tiers: Arc::clone(self), claim: Some(claim) });
+                true
+            }
+            Some(Written::Refused) => false,
+            None => true,
+        }
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Held<V> {
+    /// What is to be compared when the value is written over the lease; `None` if that is over.
+    pub(super) fn fence(&self) -> Option<Fence> {
+        Some(self.claim.as_ref()?.fence)
+    }
+
+    /// There is nothing to give back any more.
+    pub(super) fn is_over(mut self) {
+        self.claim = None;
+    }
+
+    /// Prolongs the lease, if there is one, for as long as the load runs.
+    pub(super) async fn keep<T>(held: &mut Option<Self>, load: impl Future<Output = T>) -> T {
+        let Some(held) = held else { return load.await };
+        let has_ended = Notify::new();
+        let load = async {
+            let loaded = load.await;
+            has_ended.notify_one();
+            loaded
+        };
+        // Not dropped half way: whether a lease was prolonged decides what the value has to be compared with.
+        tokio::join!(load, held.prolong(&has_ended)).0
+    }
+
+    async fn prolong(&mut self, has_ended: &Notify) {
+        let Some(remote) = &self.tiers.remote else { return };
+        let Some(lease) = remote.lease else { return };
+        while let Some(claim) = &mut self.claim {
+            tokio::select! {
+                biased;
+                () = has_ended.notified() => return,
+                () = sleep(lease / 2) => {}
+            }
+            if claim.write(remote, lease).await == Some(Written::Refused) {
+                self.claim = None;
+            }
+        }
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Drop for Held<V> {
+    fn drop(&mut self) {
+        let Some(mut claim) = self.claim.take() else { return };
+        // Without a runtime it is over when its time is.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let tiers = Arc::clone(&self.tiers);
+        let give_back = async move {
+            if let Some(remote) = &tiers.remote {
+                claim.write(remote, Duration::ZERO).await;
+            }
+        };
+        runtime.spawn(give_back.in_current_span());
+    }
+}
+
+impl Claim {
+    /// Writes a lease over what the fence saw; `None` if that cannot be done or nobody knows whether it was. Of no
+    /// duration it gives the lease back, and leaves the value that was there before.
+    async fn write<V>(&mut self, remote: &Remote<V>, lease: Duration) -> Option<Written> {
+        let (bytes, life) = self.sealed(remote, lease)?;
+        let written = remote.put(&self.key, bytes, life, Some(self.fence)).await.ok()?;
+        if let Written::Stored(fence) = written {
+            self.fence = fence;
+        }
+        Some(written)
+    }
+
+    fn sealed<V>(&self, remote: &Remote<V>, lease: Duration) -> Option<(Bytes, Duration)> {
+        if let Some(before) = &self.before {
+            // A write may arrive as late as the time-out.
+            let left = before.dies_at.since(remote.clock.now()).saturating_sub(remote.timeout);
+            if !left.is_zero() {
+                let (term, life) = Lease::over(lease, left);
+                let mut envelope = Envelope::open(&before.bytes, &self.key)?;
+                envelope.lease = (!lease.is_zero()).then_some(term);
+                // The lease stands or falls with the stamps that the load saw. Of a value that was made to expire
+                // they tell no longer, so that is said in another way.
+                envelope.epoch = before.epoch;
+                envelope.tags = before.tags.iter().map(|(tag, stamp)| (&**tag, *stamp)).collect();
+                if before.was_expired {
+                    envelope.fresh = Duration::ZERO;
+                }
+                return Some((envelope.seal(&self.key)?, life));
+            }
+        }
+        let (epoch, tags) = self.captured.stamps()?;
+        let (term, life) = Lease::over(lease.max(OVER), Duration::ZERO);
+        let envelope = Envelope {
+            epoch,
+            tags,
+            fresh: Duration::ZERO,
+            life: Duration::ZERO,
+            load_cost: Duration::ZERO,
+            validator: None,
+            negative: false,
+            lease: Some(term),
+            payload: Payload::EMPTY,
+        };
+        Some((envelope.seal(&self.key)?, life))
+    }
+}
+
+impl Theirs {
+    /// The lease that a flight has to wait for, if there is one; `known` is that of the look before.
+    fn in_the_way_of<V: Clone + Send + Sync + 'static>(
+        flying: &Flying<V>,
+        known: Option<Self>,
+        now: Instant,
+        longest: Duration,
+    ) -> Option<Self> {
+        let fence = flying.fence?;
+        // Who loads now may have read before a forced load was asked for.
+        if flying.purpose == Purpose::Force || flying.leased.is_zero() {
+            return None;
+        }
+        let seen = || Self { fence, until: now.after(flying.leased.min(longest)) };
+        Some(known.filter(|known| known.fence == fence).unwrap_or_else(seen))
+            .filter(|theirs| now < theirs.until)
+    }
+}
