@@ -117,6 +117,8 @@ struct Mixture {
     load: Duration,
     /// How often something goes wrong, compared with the usual.
     faults: f64,
+    /// Whether a key is loaded once for all nodes.
+    shares_loads: bool,
 }
 
 impl Mixture {
@@ -128,6 +130,7 @@ impl Mixture {
             pause: random.choice([10, 50, 200]).unwrap() * MILLISECOND,
             load: random.choice([50, 1_000, 14_000]).unwrap() * MILLISECOND,
             faults: random.choice([0.2, 1.0, 1.8]).unwrap(),
+            shares_loads: false,
         }
     }
 }
@@ -203,8 +206,11 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
         for _ in 0..NODES {
             let view = network.node();
             let cache = Cache::builder("test").clock(clock.clone()).time_to_live(BOUNDS.time_to_live);
-            let cache = cache.remote(view.clone()).max_staleness(BOUNDS.max_staleness).build().await.unwrap();
-            nodes.push((history.node(cache), view));
+            let mut cache = cache.remote(view.clone()).max_staleness(BOUNDS.max_staleness);
+            if mixture.shares_loads {
+                cache = cache.share_loads(SECOND);
+            }
+            nodes.push((history.node(cache.build().await.unwrap()), view));
         }
         for (fault, rate) in [
             (Fault::Break, 0.02),
@@ -325,9 +331,19 @@ fn shrink<S: Store>(
 
 #[test]
 fn seeded_histories_with_faults_have_no_stale_read_beyond_the_bound() {
+    seeded_histories(false);
+}
+
+#[test]
+fn seeded_histories_of_shared_loads_have_no_stale_read_beyond_the_bound() {
+    seeded_histories(true);
+}
+
+fn seeded_histories(shares_loads: bool) {
     let (first, histories) = (number("MCP_PERF_FIRST_SEED", 1), number("MCP_PERF_HISTORIES", 3));
     for seed in first..first + histories {
-        let (mixture, mut steps) = draw(seed);
+        let (mut mixture, mut steps) = draw(seed);
+        mixture.shares_loads = shares_loads;
         let mut outcome = run(seed, &mixture, &steps, |store| store);
         if !outcome.violations.is_empty() && env::var_os("MCP_PERF_SHRINK").is_some() {
             steps = shrink(seed, &mixture, steps, |store| store);
@@ -438,10 +454,11 @@ impl Store for Broken {
 }
 
 /// How often reads of each kind were found, in as many histories as it takes to find one.
-fn breaches(defect: Defect, wanted: impl Fn(&Breach) -> bool) -> usize {
+fn breaches(defect: Defect, shares_loads: bool, wanted: impl Fn(&Breach) -> bool) -> usize {
     (1..=HISTORIES)
         .map(|seed| {
-            let (mixture, steps) = draw(seed);
+            let (mut mixture, steps) = draw(seed);
+            mixture.shares_loads = shares_loads;
             let violations = run(seed, &mixture, &steps, Broken::by(defect)).violations;
             violations.iter().filter(|violation| wanted(&violation.breach)).count()
         })
@@ -457,15 +474,17 @@ fn stale_reads_are_found_where_a_store_breaks_its_contract() {
         Defect::IgnoresFences,
         Defect::RemembersOldStamps,
     ] {
-        let found = breaches(defect, |breach| matches!(breach, Breach::Stale { .. }));
-        println!("{defect:?}: {found}");
-        assert!(found > 0, "{defect:?}");
+        for shares_loads in [false, true] {
+            let found = breaches(defect, shares_loads, |breach| matches!(breach, Breach::Stale { .. }));
+            println!("{defect:?}, loads shared: {shares_loads}: {found}");
+            assert!(found > 0, "{defect:?}, loads shared: {shares_loads}");
+        }
     }
 }
 
 #[test]
 fn lives_that_are_too_long_are_found() {
-    assert!(breaches(Defect::ForgetsLives, |breach| matches!(breach, Breach::Outlived(_))) > 0);
+    assert!(breaches(Defect::ForgetsLives, false, |breach| matches!(breach, Breach::Outlived(_))) > 0);
 }
 
 #[test]
