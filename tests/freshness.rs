@@ -15,7 +15,7 @@ use std::{
 
 use mcp_perf::{
     Error, ErrorKind,
-    cache::{Cache, CacheBuilder, Key, Loaded, Previous},
+    cache::{Cache, CacheBuilder, Key, Loaded, LocalState, Previous, RemoteState},
     clock::Clock,
     testing::MemoryStore,
 };
@@ -599,6 +599,38 @@ async fn many_are_answered_by_memory_the_remote_tier_others_and_one_load() {
     assert_eq!(two.get(&Key::public("6")).await.as_deref(), Some("loaded 6"));
     two.remove_by_tag("tag").await.unwrap();
     assert_eq!(two.get(&Key::public("6")).await, None);
+}
+
+#[tokio::test]
+async fn stale_hits_are_answers_and_not_refreshes_that_failed() {
+    let clock = Clock::manual();
+    let cache = local(&clock);
+    load(&cache, "old").await.unwrap();
+    clock.advance(110 * SECOND);
+    let fails = || async { Err::<String, _>(io::Error::other("down")) };
+    // Served at once, and loaded behind the answer: nobody is there when that fails.
+    assert_eq!(cache.get_or_load(&key(), fails).await.unwrap(), "old");
+    settle().await;
+    let stats = cache.stats();
+    assert_eq!((stats.stale_hits, stats.loads, stats.load_failures), (1, 2, 1));
+}
+
+#[tokio::test]
+async fn explanation_tells_what_is_known_not_to_exist_from_a_failure() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let cache: Texts = Cache::builder("test").clock(clock.clone()).remote(store).build().await.unwrap();
+    let absent = || async { Ok::<Loaded<String>, io::Error>(Loaded::not_found()) };
+    cache.get_or_load(&key(), absent).await.unwrap_err();
+    settle().await;
+    let why = cache.explain(&key()).await;
+    assert!(matches!(why.local, LocalState::NotFound(_)) && matches!(why.remote, RemoteState::NotFound(_)));
+    let why = why.to_string();
+    assert!(why.starts_with("in memory: known not to exist for 5.0s;"), "{why}");
+    let fails = || async { Err::<String, _>(io::Error::other("down")) };
+    cache.get_or_load(&Key::public("failed"), fails).await.unwrap_err();
+    let why = cache.explain(&Key::public("failed")).await;
+    assert_eq!(why.local, LocalState::Failure(ErrorKind::Load));
 }
 
 #[tokio::test]

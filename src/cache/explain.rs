@@ -46,6 +46,8 @@ pub enum LocalState {
     Unconfirmed,
     /// Over.
     Dead,
+    /// The answer that there is no such value, to be given for so long.
+    NotFound(Duration),
     /// The error of a load that failed a moment ago.
     Failure(ErrorKind),
 }
@@ -66,6 +68,8 @@ pub enum RemoteState {
     Fresh(Duration),
     /// It has an entry past its time to live, kept for so long.
     Stale(Duration),
+    /// It has the answer that there is no such value, for so long.
+    NotFound(Duration),
     /// It has no value, and somebody is loading one: the lease lasts for so long, unless it is prolonged.
     Leased(Duration),
     /// It has an entry that was removed since by a tag or by a clear, or made to expire.
@@ -98,6 +102,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             return LocalState::Dead;
         }
         match &entry.content {
+            Err(error) if error.kind() == ErrorKind::NotFound => match self.is_confirmed(entry, now) {
+                true => LocalState::NotFound(kept),
+                false => LocalState::Unconfirmed,
+            },
             Err(error) => LocalState::Failure(error.kind()),
             Ok(_) if !self.is_confirmed(entry, now) => LocalState::Unconfirmed,
             Ok(_) if !entry.still_holds(&self.epoch) => LocalState::Expired(kept),
@@ -125,6 +133,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 RemoteState::Leased(envelope.lease_left(stored.remaining))
             }
             Duration::ZERO => RemoteState::Stale(left),
+            fresh if envelope.negative => RemoteState::NotFound(fresh),
             fresh => RemoteState::Fresh(fresh),
         })
     }
@@ -148,6 +157,7 @@ impl fmt::Display for LocalState {
             Self::Removed { tag: None } => f.write_str("removed since"),
             Self::Unconfirmed => f.write_str("to be confirmed by the remote tier"),
             Self::Dead => f.write_str("over its time"),
+            Self::NotFound(left) => write!(f, "known not to exist for {left:.1?}"),
             Self::Failure(kind) => write!(f, "a load failed a moment ago ({kind:?})"),
         }
     }
@@ -162,6 +172,7 @@ impl fmt::Display for RemoteState {
             Self::Foreign => f.write_str("bytes of somebody else in the remote tier"),
             Self::Fresh(left) => write!(f, "in the remote tier fresh for {left:.1?}"),
             Self::Stale(kept) => write!(f, "in the remote tier stale, kept for {kept:.1?}"),
+            Self::NotFound(left) => write!(f, "in the remote tier known not to exist for {left:.1?}"),
             Self::Leased(left) => write!(f, "being loaded by a process whose lease lasts for {left:.1?}"),
             Self::Invalidated => f.write_str("invalidated in the remote tier"),
         }

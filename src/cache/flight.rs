@@ -204,6 +204,11 @@ impl<V> Lead<V> {
         self.flight.landed.notify_waiters();
     }
 
+    /// Whether those who waited have been given a stale value.
+    pub(crate) fn has_released(&self) -> bool {
+        self.flight.meanwhile.get().is_some()
+    }
+
     /// Ends the flight: `store` runs unless the flight was fenced or another took its place, then every waiter gets
     /// `outcome`. Returns whether it was not fenced.
     pub(crate) fn land(mut self, outcome: Result<V, Error>, store: impl FnOnce(StoredKey)) -> bool {

@@ -457,7 +457,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let may_stand_in = self.settings.serve_stale_if.as_ref().is_none_or(|may| may(&error));
         if may_stand_in && self.fallback(&flying).is_some() {
             tracing::debug!(cache = %self.settings.name, "a stale value stands in for a load that failed: {error}");
-            self.events.stale_hits.add();
+            // Who was answered before has been counted, and for what is loaded ahead there is nobody to answer.
+            if flying.purpose != Purpose::Refresh && !flying.lead.has_released() {
+                self.events.stale_hits.add();
+            }
             if let Some(entry) = flying.previous.take() {
                 let times = entry.times().after_failure(now, throttle);
                 flying.previous = Some(self.again(entry, times));
