@@ -5,7 +5,8 @@
 //! | no connection, a cut or silent one, no Redis at the other end | it is away | another connection, once |
 //! | `MOVED` | the names are at another node of the cluster | a connection to that one, once |
 //! | `READONLY` | it is the primary no longer | another connection, once |
-//! | `LOADING`, `CLUSTERDOWN`, `MASTERDOWN`, `TRYAGAIN`, `ASK`, `BUSY` | it cannot answer just now | it is away |
+//! | `TRYAGAIN`, `ASK` | the names are on their way to another node of the cluster | again after a pause, twice; then refused |
+//! | `LOADING`, `CLUSTERDOWN`, `MASTERDOWN`, `BUSY` | it cannot answer just now | it is away |
 //! | `OOM`, `MISCONF`, `NOREPLICAS` | it takes no writes, and can be read | refused |
 //! | `NOAUTH`, `WRONGPASS`, `NOPERM`, and all else | somebody has to set something right | refused |
 
@@ -47,7 +48,7 @@ impl Fault {
         };
         // Its first word only: the rest, which may quote what was asked for, is the source's.
         match refusal.code() {
-            "ASK" | "BUSY" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "MOVED" | "READONLY" | "TRYAGAIN" => {
+            "BUSY" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "MOVED" | "READONLY" => {
                 Error::unavailable(format!("redis cannot answer now ({operation}): {}", refusal.code()), self)
             }
             _ if refusal.line().starts_with("ERR max number of clients") => {

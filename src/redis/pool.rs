@@ -10,11 +10,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use bb8::ManageConnection;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::sleep};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
@@ -29,7 +30,10 @@ use crate::{
 };
 
 /// A call is made once more after a connection was lost, and once more after a node named another one.
-const TRIES: usize = 3;
+const TRIES: u32 = 3;
+/// For how long a call waits, as often as it was tried, while names are on their way to another node. They go over one
+/// by one, and most calls want several: all of them are here again, or there, after a moment or after the last of them.
+const BETWEEN_NODES: Duration = Duration::from_millis(20);
 /// How many names are remembered for having been large.
 const LARGE_NAMES: usize = 1024;
 
@@ -123,6 +127,10 @@ impl Pool {
                     "READONLY" => {
                         *lock(&self.0.site.moved) = None;
                         self.replace(&connection) && !std::mem::replace(&mut lost, true)
+                    }
+                    "ASK" | "TRYAGAIN" if tries < TRIES => {
+                        sleep(BETWEEN_NODES * tries).await;
+                        true
                     }
                     "NOSCRIPT" => std::mem::replace(&mut script, Script::InFull) == Script::ByDigest,
                     _ => false,
