@@ -309,3 +309,20 @@ async fn impossible_setting_is_an_error_that_names_the_field() {
     }
     built(node(&memory(), custom(200)).max_value(MAX_VALUE)).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_does_not_fit_into_the_store_is_told_once_in_a_minute() {
+    let log = Log::hear();
+    let clock = Clock::manual();
+    let node = Cache::<String>::builder("test").clock(clock.clone()).remote(MemoryStore::new(clock.clone()));
+    let cache = node.build().await.unwrap();
+    let long = "x".repeat(usize::from(u16::MAX) + 1);
+    for expected in [1, 1, 2] {
+        cache.remove(&key()).await.unwrap();
+        let value = || async { Ok::<_, io::Error>("value".to_owned()) };
+        cache.get_or_load_tagged(&key(), &[&long], value).await.unwrap();
+        settle().await;
+        assert_eq!(log.count("too long"), expected);
+        clock.advance(Duration::from_secs(30 + 1));
+    }
+}

@@ -20,8 +20,8 @@ use std::{
 };
 
 use mcp_perf::{
-    ErrorKind,
-    cache::{Cache, Key, Loaded},
+    Error, ErrorKind,
+    cache::{Cache, Found, Key, Loaded, Put, Restamp, Store, Written},
     clock::Clock,
     testing::MemoryStore,
 };
@@ -398,4 +398,54 @@ async fn value_whose_clone_panics_leaves_nobody_waiting() {
         PANICS_AT.store(usize::MAX, Ordering::SeqCst);
         assert!(waited.is_ok(), "a panic of clone {at} leaves the caller waiting");
     }
+}
+
+/// A store that takes its time to refuse writes, and is read as ever.
+#[derive(Clone)]
+struct RefusesSlowly(MemoryStore);
+
+impl RefusesSlowly {
+    async fn refuse<T>() -> Result<T, Error> {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Err(Error::refused("the test's store takes no writes", io::Error::other("as it was told")))
+    }
+}
+
+impl Store for RefusesSlowly {
+    async fn get_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        self.0.get_many(entries, stamps).await
+    }
+
+    async fn put_if(&self, _: Put<'_>) -> Result<Written, Error> {
+        Self::refuse().await
+    }
+
+    async fn remove_many(&self, _: &[&str], _: Duration) -> Result<(), Error> {
+        Self::refuse().await
+    }
+
+    async fn restamp(&self, _: &[Restamp<'_>]) -> Result<(), Error> {
+        Self::refuse().await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.0.ping().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_do_not_wait_in_turn_for_what_is_owed_to_a_store_that_refuses_it() {
+    let clock = Clock::tokio();
+    let store = RefusesSlowly(MemoryStore::new(clock.clone()));
+    let cache: Texts = Cache::builder("test").clock(clock.clone()).remote(store).build().await.unwrap();
+    cache.remove(&Key::public("a")).await.unwrap_err();
+    let began = clock.now();
+    let mut callers = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let cache = cache.clone();
+        callers.spawn(async move { load(&cache, &number.to_string(), &[], "loaded").await });
+    }
+    assert!(callers.join_all().await.iter().all(|value| value == "loaded"));
+    let waited = clock.now().since(began);
+    assert!(waited <= Duration::from_millis(250), "{waited:?}");
 }

@@ -1,6 +1,10 @@
 //! Making a cache.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -506,6 +510,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             gate: Arc::default(),
             debts: Debts::default(),
             coherence,
+            tell_unfit_from: AtomicU64::new(0),
         };
         Ok(Cache::new(self.local, events, Some((remote, self.max_staleness))))
     }

@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -55,7 +55,12 @@ pub(super) struct Remote<V> {
     pub(super) gate: Arc<Gate>,
     pub(super) debts: Debts,
     pub(super) coherence: Option<Arc<Coherence>>,
+    /// When it may be told again that something does not fit into the store.
+    pub(super) tell_unfit_from: AtomicU64,
 }
+
+/// What does not fit into the store is likely to come again and again; it is told once in so long.
+const TELL_UNFIT: Duration = Duration::from_secs(60);
 
 /// A tier that was hung when it was asked is asked again soon, however patient its calls are.
 const LONGEST_PROBE: Duration = Duration::from_secs(1);
@@ -70,7 +75,9 @@ const MOST_DEBTS: usize = 10_000;
 pub(super) struct Debts {
     exist: AtomicBool,
     owed: Mutex<Owed>,
-    paying: tokio::sync::Mutex<()>,
+    /// How the last attempt to pay failed, if it did; held while there is one.
+    paying: tokio::sync::Mutex<Option<Error>>,
+    attempts: AtomicU64,
     refuses_writes: AtomicBool,
 }
 
@@ -295,12 +302,33 @@ impl<V> Remote<V> {
         self.debts.exist.store(true, Ordering::Release);
     }
 
-    /// Tells the store what it is owed, if anything. New stamps are drawn, since an old one may have been in use.
+    /// Tells the store what it is owed, if anything, one caller at a time. Who waited for another's attempt that
+    /// failed shares its failure: in turn, a hundred callers would wait for a hundred refusals.
     async fn pay(&self) -> Result<(), Error> {
         if !self.debts.exist.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _one_at_a_time = self.debts.paying.lock().await;
+        let attempts = self.debts.attempts.load(Ordering::Acquire);
+        let turn = async { Ok(self.debts.paying.lock().await) };
+        let mut failure =
+            within(self.timeout, turn).await.inspect_err(|_| self.events.remote_failures.add())?;
+        if self.debts.attempts.load(Ordering::Acquire) != attempts
+            && let Some(error) = &*failure
+        {
+            self.events.remote_failures.add();
+            return Err(error.clone());
+        }
+        if !self.debts.exist.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let paid = self.pay_all().await;
+        *failure = paid.as_ref().err().cloned();
+        self.debts.attempts.fetch_add(1, Ordering::AcqRel);
+        paid
+    }
+
+    /// New stamps are drawn, since an old one may have been in use.
+    async fn pay_all(&self) -> Result<(), Error> {
         let began = self.clock.now();
         let link = self.extend_alone().await?;
         let paid = lock(&self.debts.owed).clone();
@@ -370,6 +398,18 @@ impl<V> Remote<V> {
             let result = within(timeout, store.ping()).await;
             note(&gate, round, &result, &clock, &cache);
         });
+    }
+
+    /// One line in a minute for what cannot be stored there.
+    pub(super) fn tell_unfit(&self, error: &Error) {
+        let (now, from) = (self.clock.now(), self.tell_unfit_from.load(Ordering::Relaxed));
+        let next = now.after(TELL_UNFIT).as_nanos();
+        let may_tell = now.as_nanos() >= from;
+        if may_tell
+            && self.tell_unfit_from.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            tracing::warn!(cache = %self.cache, "not stored in the remote tier: {error}");
+        }
     }
 
     /// One line when it begins to refuse writes, one when it takes them again.

@@ -530,7 +530,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             // Told by the format, and once.
             Err(error) if error.kind() == ErrorKind::Codec => return false,
             Err(error) => {
-                tracing::warn!(cache = %self.settings.name, "not stored in the remote tier: {error}");
+                remote.tell_unfit(&error);
                 return false;
             }
         };
