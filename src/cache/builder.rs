@@ -59,6 +59,7 @@ pub(super) struct Settings<V> {
     pub(super) time_to_idle: Option<Duration>,
     pub(super) soft_timeout: Option<Duration>,
     pub(super) load_timeout: Duration,
+    pub(super) max_loads: Option<usize>,
     pub(super) error_throttle: Duration,
     /// Which errors a stale value may stand in for; all unless set.
     pub(super) serve_stale_if: Option<MayStandIn>,
@@ -84,6 +85,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             time_to_idle: None,
             soft_timeout: None,
             load_timeout: 30 * SECOND,
+            max_loads: None,
             error_throttle: Duration::from_millis(100),
             serve_stale_if: None,
             clock: Clock::system(),
@@ -222,6 +224,33 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         self
     }
 
+    /// How many loaders of this cache run at once in this process: as many as there are keys to load unless set; at
+    /// least 1. A load of many keys counts as one.
+    ///
+    /// For a source that bears no more, when the cache is empty or the remote tier away. Beyond the limit loads wait
+    /// for their turn, in the order in which they came, and their wait counts for the
+    /// [`load_timeout`](Self::load_timeout) and the [`soft_timeout`](Self::soft_timeout). Loads that nobody waits for,
+    /// ahead of time or behind a stale answer, have half of the places at most, so that they do not keep those waiting
+    /// who ask for what is missing.
+    ///
+    /// A loader that asks this cache for another key and waits for it does so on its own place. One that does so in a
+    /// task of its own (`tokio::spawn`) is not known to, and takes another; with all places taken by such, they wait
+    /// for each other until their time is up.
+    ///
+    /// ```
+    /// use mcp_perf::cache::{Cache, Key};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let reports: Cache<u32> = Cache::builder("reports").max_loads(4).build()?;
+    /// let report = reports.get_or_load(&Key::public("2026"), || async { Ok::<_, std::io::Error>(42) });
+    /// assert_eq!(report.await?, 42);
+    /// # Ok(()) }
+    /// ```
+    pub fn max_loads(mut self, loads: usize) -> Self {
+        self.settings.max_loads = Some(loads);
+        self
+    }
+
     /// For how long a failed load is answered with its error instead of being repeated: 100 ms unless set,
     /// at most an hour. Zero repeats at once, and then only those who waited share the error.
     ///
@@ -288,6 +317,9 @@ impl<V> Settings<V> {
         }
         if self.weigher.is_some() && self.capacity < 64 << 10 {
             return Err(Error::configuration("capacity_bytes", "must be at least 64 KiB"));
+        }
+        if self.max_loads.is_some_and(|loads| !(1..=tokio::sync::Semaphore::MAX_PERMITS).contains(&loads)) {
+            return Err(Error::configuration("max_loads", "must be at least 1"));
         }
         if !(0.0..=0.5).contains(&self.policy.jitter) {
             return Err(Error::configuration("jitter", "must be from 0 to 0.5"));
@@ -527,6 +559,7 @@ impl<V> fmt::Debug for Settings<V> {
             .field("time_to_idle", &self.time_to_idle)
             .field("soft_timeout", &self.soft_timeout)
             .field("load_timeout", &self.load_timeout)
+            .field("max_loads", &self.max_loads)
             .field("error_throttle", &self.error_throttle)
             .field("clock", &self.clock)
             .finish_non_exhaustive()

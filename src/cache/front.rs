@@ -10,6 +10,7 @@ use super::{
     freshness::Standing,
     key::Key,
     load::Purpose,
+    load_limit::LoadLimit,
     loaded::{Loaded, Previous, What},
     local::Local,
     remote::Remote,
@@ -583,7 +584,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// What the cache did so far, and holds now.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let Tiers { events, local, flights, .. } = &*self.0;
+        let Tiers { events, local, flights, load_limit, .. } = &*self.0;
         Stats {
             hits: events.hits.sum(),
             stale_hits: events.stale_hits.sum(),
@@ -605,6 +606,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             len: local.len(),
             weight: local.weight(),
             loading: flights.len(),
+            queued: load_limit.as_ref().map_or(0, LoadLimit::queued),
             bus: self.0.coherence().map(|coherence| coherence.events.stats()).unwrap_or_default(),
         }
     }

@@ -1,6 +1,9 @@
 //! How a missing value comes: a flight, from boarding to landing. Those of many keys at once are in `load_many`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tracing::Instrument;
 
@@ -9,6 +12,7 @@ use super::{
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
+    load_limit::Place,
     loaded::{Loaded, Previous, What},
     local::{Entry, Local},
     recheck::Again,
@@ -183,13 +187,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<BoxError> + 'static,
     {
+        let is_nested = self.is_inside_a_load();
         let inside = self.chain(&flying.lead.key());
-        let load = Arc::clone(self).fly(flying, loader);
+        let load = Arc::clone(self).fly(flying, is_nested, loader);
         tokio::spawn(LOADING.scope(inside, load).in_current_span());
     }
 
     /// The load: remote tier, then loader, then memory, then the waiters, then the remote tier.
-    async fn fly<F, R, L, E>(self: Arc<Self>, flying: Flying<V>, loader: F)
+    async fn fly<F, R, L, E>(self: Arc<Self>, flying: Flying<V>, is_nested: bool, loader: F)
     where
         F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
         R: Future<Output = Result<L, E>> + Send + 'static,
@@ -202,7 +207,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let mut lease = flying.lease.take();
         let load = loader(flying.previous());
         let load = async { load.await.map(Into::into).map_err(loader_failed) };
-        let (loaded, cost) = Held::keep(&mut lease, self.run(load, std::slice::from_ref(&flying))).await;
+        let load = self.run(load, std::slice::from_ref(&flying), is_nested);
+        let (loaded, cost) = Held::keep(&mut lease, load).await;
         flying.lease = lease;
         if let Some(shared) = self.settle(flying, loaded, cost) {
             shared.with(&self).await;
@@ -347,11 +353,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         &self,
         load: impl Future<Output = Result<L, Error>>,
         flights: &[Flying<V>],
+        is_nested: bool,
     ) -> (Result<L, Error>, Duration) {
-        self.events.loads.add();
-        let began = self.clock.now();
-        let waited = flights.first().map_or(Duration::ZERO, |flying| flying.waited);
-        let load = tokio::time::timeout(self.settings.load_timeout.saturating_sub(waited), load);
+        let began = OnceLock::new();
+        let load = async {
+            let _place = self.place(flights, is_nested).await;
+            self.events.loads.add();
+            let _ = began.set(self.clock.now());
+            load.await
+        };
+        let load = tokio::time::timeout(self.patience(flights), load);
         let loaded = match self.settings.soft_timeout {
             Some(soft) if flights.iter().any(|flying| flying.fallback().is_some()) => {
                 let mut load = std::pin::pin!(load);
@@ -366,7 +377,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             }
             _ => load.await,
         };
-        let cost = self.clock.now().since(began);
+        let Some(began) = began.get() else {
+            let problem = "the load did not begin within the load timeout: `max_loads` others are running";
+            return (Err(Error::new(ErrorKind::TimedOut, problem)), Duration::ZERO);
+        };
+        let cost = self.clock.now().since(*began);
         let error = match loaded {
             Ok(Ok(loaded)) => return (Ok(loaded), cost),
             Ok(Err(error)) => error,
@@ -377,6 +392,27 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         self.events.load_failures.add();
         (Err(error), cost)
+    }
+
+    /// For how long a load may take that is about to begin.
+    fn patience(&self, flights: &[Flying<V>]) -> Duration {
+        let waited = flights.first().map_or(Duration::ZERO, |flying| flying.waited);
+        self.settings.load_timeout.saturating_sub(waited)
+    }
+
+    /// The right to load, where there is a limit to loads. A load that another one waits for has it already: to let it
+    /// wait for a place would be to let the two wait for each other.
+    async fn place(&self, flights: &[Flying<V>], is_nested: bool) -> Option<Place<'_>> {
+        let limit = self.load_limit.as_ref().filter(|_| !is_nested)?;
+        let waits = |flying: &Flying<V>| flying.purpose != Purpose::Refresh && !flying.lead.has_released();
+        let place = limit.place(!flights.iter().any(waits));
+        // When loads that came together are given up together, none of those in the queue is to begin for a moment.
+        let patience = self.patience(flights);
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(patience) => std::future::pending().await,
+            place = place => Some(place),
+        }
     }
 
     /// Lets those wait no longer who have a value to be served instead.
@@ -495,6 +531,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     fn chain(self: &Arc<Self>, key: &Key<'_>) -> Option<Arc<Chain>> {
         Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(key), outer: outer() }))
+    }
+
+    /// Whether a loader of this cache asks.
+    pub(super) fn is_inside_a_load(self: &Arc<Self>) -> bool {
+        std::iter::successors(outer(), |chain| chain.outer.clone()).any(|chain| chain.cache == self.id())
     }
 
     /// A loader that waits for its own load would wait for ever.

@@ -122,6 +122,7 @@ mod hostile;
 mod key;
 mod lease;
 mod load;
+mod load_limit;
 mod load_many;
 mod loaded;
 mod local;

@@ -57,8 +57,10 @@ pub struct Stats {
     pub len: u64,
     /// What the entries in memory take up: bytes where the capacity is in bytes, else as `len`.
     pub weight: u64,
-    /// Loads running now.
+    /// Loads running now, those counted that wait for the remote tier or for their turn.
     pub loading: usize,
+    /// Loads, among those, that wait until fewer than [`max_loads`](super::CacheBuilder::max_loads) run.
+    pub queued: usize,
     /// Of the bus; all zero without one.
     pub bus: BusStats,
 }

@@ -24,6 +24,7 @@ use super::{
     format::Encoded,
     freshness::{Standing, Times},
     key::Key,
+    load_limit::LoadLimit,
     local::{AnyLocal, Entry, Local},
     message::Item,
     recheck,
@@ -50,6 +51,7 @@ pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
     pub(super) clock: Clock,
     pub(super) events: Arc<Events>,
     pub(super) flights: Arc<Flights<V>>,
+    pub(super) load_limit: Option<LoadLimit>,
     pub(super) tags: Tags,
     pub(super) remote: Option<Remote<V>>,
     /// The longest that memory may answer without asking the remote tier.
@@ -139,6 +141,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             clock: settings.clock.clone(),
             events,
             flights: Arc::new(Flights::new()),
+            load_limit: settings.max_loads.map(LoadLimit::new),
             tags: Tags::default(),
             remote,
             // Nobody else writes what is in no remote tier.
