@@ -37,9 +37,9 @@ impl Named {
 /// Entries that are read, by the codec that their names begin with and by no other.
 pub fn sound() -> Vec<Named> {
     let bytes = |size| Bytes::from(text(size));
-    let mut entries = written("bytes", Codec::bytes(), bytes);
-    entries.extend(written("json", Codec::json(), value));
-    entries.extend(written("message-pack", Codec::message_pack(), value));
+    let mut entries = written("bytes", &Codec::bytes(), bytes);
+    entries.extend(written("json", &Codec::json(), value));
+    entries.extend(written("message-pack", &Codec::message_pack(), value));
     entries
 }
 
@@ -134,7 +134,7 @@ pub fn answers() -> Vec<Named> {
 }
 
 /// What a cache of this codec writes.
-fn written<V>(codec_name: &str, codec: Codec<V>, value: impl Fn(usize) -> V) -> Vec<Named>
+fn written<V>(codec_name: &str, codec: &Codec<V>, value: impl Fn(usize) -> V) -> Vec<Named>
 where
     V: Clone + Send + Sync + 'static,
 {

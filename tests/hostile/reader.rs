@@ -186,15 +186,25 @@ pub fn checksummed(body: &[u8]) -> Vec<u8> {
 
 /// A bus that delivers what a stranger publishes, and notes what was published last.
 #[derive(Clone, Default)]
-struct Channel(Arc<Mutex<(Option<mpsc::UnboundedSender<Bytes>>, Option<Bytes>)>>);
+struct Channel(Arc<Mutex<Traffic>>);
+
+#[derive(Default)]
+struct Traffic {
+    listener: Option<mpsc::UnboundedSender<Bytes>>,
+    last: Option<Bytes>,
+}
 
 impl Channel {
+    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn deliver(&self, message: Bytes) {
-        let mut channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(listener) = &channel.0 {
+        let mut traffic = self.traffic();
+        if let Some(listener) = &traffic.listener {
             let _ = listener.send(message.clone());
         }
-        channel.1 = Some(message);
+        traffic.last = Some(message);
     }
 }
 
@@ -208,7 +218,7 @@ impl Bus for Channel {
 
     async fn subscribe(&self, _: &str) -> Result<Listener, Error> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(sender);
+        self.traffic().listener = Some(sender);
         Ok(Listener(receiver))
     }
 }
@@ -254,12 +264,12 @@ impl Hearer {
     }
 
     /// What is published when this is done.
-    pub fn message_of(&self, invalidate: impl AsyncFn(&Cache<u32>)) -> Bytes {
+    pub fn message_of(&self, invalidate: impl AsyncFnOnce(&Cache<u32>)) -> Bytes {
         self.runtime.block_on(async {
             invalidate(&self.cache).await;
             settle().await;
         });
-        let message = self.channel.0.lock().unwrap_or_else(PoisonError::into_inner).1.take();
+        let message = self.channel.traffic().last.take();
         message.expect("a message")
     }
 

@@ -34,7 +34,7 @@ impl ServerHandler for Listing {
         let from = cursor.as_deref().map_or(0, |cursor| cursor.parse().unwrap());
         let page = self.tools[from..].iter().take(2).copied().map(tool).collect();
         let mut list = ListToolsResult::with_all_items(page);
-        list.next_cursor = (from + 2 < self.tools.len()).then(|| (from + 2).to_string().into());
+        list.next_cursor = (from + 2 < self.tools.len()).then(|| (from + 2).to_string());
         Ok(list)
     }
 }

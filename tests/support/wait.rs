@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 /// Asks until there is something, and fails the test if that takes a minute.
+#[allow(clippy::future_not_send, reason = "a test awaits it where it is")]
 pub async fn until<T>(what: &str, done: impl AsyncFn() -> Option<T>) -> T {
     let deadline = Duration::from_secs(60);
     let poll = async {
