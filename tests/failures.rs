@@ -51,6 +51,12 @@ async fn node(clock: &Clock, store: impl Store) -> Texts {
     settings(clock).remote(store).build().await.unwrap()
 }
 
+/// One that is more patient than a machine is busy.
+async fn of_redis(clock: &Clock, server: &RedisServer) -> Texts {
+    let store = RedisStore::new(&server.url()).unwrap();
+    settings(clock).remote(store).remote_timeout(20 * SECOND).build().await.unwrap()
+}
+
 async fn load(cache: &Texts, key: &Key<'_>, tags: &[&str], value: &'static str) -> Result<String, Error> {
     cache.get_or_load_tagged(key, tags, move || async move { Ok::<_, io::Error>(value.to_owned()) }).await
 }
@@ -147,7 +153,7 @@ async fn invalidation_that_hangs_is_an_error_at_the_time_out_and_made_up_for_bef
 async fn store_that_was_emptied_costs_one_load_and_revives_nothing() {
     let server = RedisServer::start();
     let clock = Clock::manual();
-    let node = async || node(&clock, RedisStore::new(&server.url()).unwrap()).await;
+    let node = async || of_redis(&clock, &server).await;
     let (one, two) = (node().await, node().await);
     load(&one, &key(), &["tag"], "old").await.unwrap();
     until("the value is in the store", async || two.get(&key()).await).await;
@@ -182,7 +188,7 @@ async fn store_that_was_emptied_costs_one_load_and_revives_nothing() {
 async fn store_that_is_full_is_read_and_said_to_be_full_once_and_told_later_what_it_refused() {
     let server = RedisServer::start();
     let clock = Clock::manual();
-    let node = async || node(&clock, RedisStore::new(&server.url()).unwrap()).await;
+    let node = async || of_redis(&clock, &server).await;
     let (one, two) = (node().await, node().await);
     let other = Key::public("other");
     for key in [&key(), &other] {
@@ -216,7 +222,7 @@ async fn store_that_is_full_is_read_and_said_to_be_full_once_and_told_later_what
 async fn keys_and_tags_of_any_bytes_and_size_are_stored_found_and_invalidated_in_redis() {
     let server = RedisServer::start();
     let clock = Clock::manual();
-    let node = async || node(&clock, RedisStore::new(&server.url()).unwrap()).await;
+    let node = async || of_redis(&clock, &server).await;
     let (one, two) = (node().await, node().await);
     let (long, longest_tag) = (vec![b'k'; 1 << 20], "t".repeat(65_535));
     let keys = [
