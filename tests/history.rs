@@ -19,7 +19,7 @@
 )]
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     env,
     sync::{Arc, Mutex},
     time::Duration,
@@ -27,7 +27,7 @@ use std::{
 
 use mcp_perf::{
     Error,
-    cache::{Cache, Found, Put, Restamp, Stamp, Store, Written},
+    cache::{Cache, Found, Put, Restamp, Slot, Stamp, Store, Written},
     clock::Clock,
     testing::{
         Calls, Fault, FaultStore, MemoryStore,
@@ -95,8 +95,9 @@ enum Caller {
     TriesAgain,
 }
 
+/// From the number [`KEYS`] on one that makes its entry so large that it is asked about before it is read again.
 fn key(index: usize) -> String {
-    format!("key{index}")
+    format!("key{index}{}", "-".repeat(index / KEYS * 4_096))
 }
 
 fn tag(index: usize) -> String {
@@ -133,6 +134,29 @@ impl Mixture {
             shares_loads: false,
         }
     }
+}
+
+/// Few large entries that are wanted often and change now and then, so that asking about them decides what is served.
+fn draw_large(seed: u64) -> (Mixture, Vec<Step>) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mixture = Mixture {
+        invalidations: 20,
+        clears: 2,
+        cuts: 2,
+        pause: 200 * MILLISECOND,
+        load: 50 * MILLISECOND,
+        faults: 1.0,
+    };
+    let mut large = || {
+        let step = draw_step(&mixture, &mut random);
+        let is_seldom = random.u8(..20) == 0;
+        let action = match step.action {
+            Action::Insert | Action::InsertOld | Action::Write if !is_seldom => Action::Get,
+            action => action,
+        };
+        Step { key: KEYS + step.key % 2, action, ..step }
+    };
+    (mixture, (0..STEPS / 2).map(|_| large()).collect())
 }
 
 fn draw(seed: u64) -> (Mixture, Vec<Step>) {
@@ -189,6 +213,8 @@ struct Run {
     history: History,
     violations: Vec<Violation>,
     faults: u64,
+    /// How often an entry was asked about, and had not changed.
+    unchanged: u64,
 }
 
 /// Runs steps on nodes in front of what `broken` makes of a store.
@@ -237,8 +263,9 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
         nodes.iter().for_each(|(_, view)| view.join());
         // Until everything that was under way has ended, and every gate is open again.
         sleep(60 * SECOND).await; // virtual
+        let keys: BTreeSet<usize> = steps.iter().map(|step| step.key).collect();
         for (node, _) in &nodes {
-            for index in 0..KEYS {
+            for &index in &keys {
                 node.load(&key(index), &[&tag(index)], Duration::ZERO, Duration::ZERO).await;
             }
         }
@@ -246,7 +273,8 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
         let faults =
             [Fault::Late, Fault::LoseAnswer, Fault::LoseRequest].map(|fault| network.met_with(fault));
         let faults = faults.iter().sum();
-        Run { history, violations, faults }
+        let unchanged = nodes.iter().map(|(node, _)| node.cache().stats().remote_unchanged).sum();
+        Run { history, violations, faults, unchanged }
     })
 }
 
@@ -352,7 +380,7 @@ fn seeded_histories(shares_loads: bool) {
                 println!("{step:?}");
             }
         }
-        let Run { history, violations, faults } = outcome;
+        let Run { history, violations, faults, .. } = outcome;
         let (calls, values) = (history.calls().len(), history.values());
         println!("seed {seed}: {calls} calls, {values} values, {faults} faults, {mixture:?}");
         if let Some(violation) = violations.first() {
@@ -360,6 +388,21 @@ fn seeded_histories(shares_loads: bool) {
         }
         // Or the history proves nothing.
         assert!(5 * values > calls && faults > 20, "{values} of {calls} calls, {faults} faults");
+    }
+}
+
+#[test]
+fn seeded_histories_of_large_entries_have_no_stale_read_beyond_the_bound() {
+    let (first, histories) = (number("MCP_PERF_FIRST_SEED", 1), number("MCP_PERF_HISTORIES", 3));
+    for seed in first..first + histories {
+        let (mixture, steps) = draw_large(seed);
+        let Run { violations, unchanged, .. } = run(seed, &mixture, &steps, |store| store);
+        println!("seed {seed}: {unchanged} unchanged");
+        if let Some(violation) = violations.first() {
+            panic!("seed {seed}, {} violations, the first: {violation}", violations.len());
+        }
+        // Or the history proves nothing of asking.
+        assert!(unchanged > 30, "{unchanged}");
     }
 }
 
@@ -372,12 +415,16 @@ struct Broken {
     how: Defect,
     /// The stamps that were answered first.
     stamps: Arc<Mutex<HashMap<String, Stamp>>>,
+    /// The entries that were read last, by name.
+    read: Arc<Mutex<HashMap<String, Slot>>>,
     /// The name of the entry that was read last.
     last: Arc<Mutex<Option<String>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Defect {
+    /// Who asks about an entry is told what was last read of it.
+    AnswersOldPeeks,
     /// Removals and new stamps are acknowledged, and not made.
     DropsInvalidations,
     /// A removal leaves nothing that would refuse a write from before it.
@@ -394,7 +441,7 @@ enum Defect {
 
 impl Broken {
     fn by(how: Defect) -> impl Fn(MemoryStore) -> Self {
-        move |inner| Self { inner, how, stamps: Arc::default(), last: Arc::default() }
+        move |inner| Self { inner, how, stamps: Arc::default(), read: Arc::default(), last: Arc::default() }
     }
 }
 
@@ -413,6 +460,22 @@ impl Store for Broken {
             let last = self.last.lock().unwrap().replace((*entry).to_owned());
             let last = last.unwrap_or_default();
             found.entries = self.inner.get_many(&[&last], &[]).await?.entries;
+        }
+        if self.how == Defect::AnswersOldPeeks {
+            let names = entries.iter().map(ToString::to_string);
+            self.read.lock().unwrap().extend(names.zip(found.entries.iter().cloned()));
+        }
+        Ok(found)
+    }
+
+    async fn peek_many(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
+        if self.how != Defect::AnswersOldPeeks {
+            return self.get_many(entries, stamps).await;
+        }
+        let mut found = self.inner.peek_many(entries, stamps).await?;
+        let read = self.read.lock().unwrap();
+        for (name, slot) in entries.iter().zip(&mut found.entries) {
+            *slot = read.get(*name).unwrap_or(slot).clone();
         }
         Ok(found)
     }
@@ -454,7 +517,12 @@ impl Store for Broken {
 }
 
 /// How often reads of each kind were found, in as many histories as it takes to find one.
-fn breaches(defect: Defect, shares_loads: bool, wanted: impl Fn(&Breach) -> bool) -> usize {
+fn breaches(
+    draw: fn(u64) -> (Mixture, Vec<Step>),
+    defect: Defect,
+    shares_loads: bool,
+    wanted: impl Fn(&Breach) -> bool,
+) -> usize {
     (1..=HISTORIES)
         .map(|seed| {
             let (mut mixture, steps) = draw(seed);
@@ -475,16 +543,20 @@ fn stale_reads_are_found_where_a_store_breaks_its_contract() {
         Defect::RemembersOldStamps,
     ] {
         for shares_loads in [false, true] {
-            let found = breaches(defect, shares_loads, |breach| matches!(breach, Breach::Stale { .. }));
+            let found = breaches(draw, defect, shares_loads, |breach| matches!(breach, Breach::Stale { .. }));
             println!("{defect:?}, loads shared: {shares_loads}: {found}");
             assert!(found > 0, "{defect:?}, loads shared: {shares_loads}");
         }
     }
+    let defect = Defect::AnswersOldPeeks;
+    let found = breaches(draw_large, defect, false, |breach| matches!(breach, Breach::Stale { .. }));
+    println!("{defect:?}: {found}");
+    assert!(found > 0, "{defect:?}");
 }
 
 #[test]
 fn lives_that_are_too_long_are_found() {
-    assert!(breaches(Defect::ForgetsLives, false, |breach| matches!(breach, Breach::Outlived(_))) > 0);
+    assert!(breaches(draw, Defect::ForgetsLives, false, |breach| matches!(breach, Breach::Outlived(_))) > 0);
 }
 
 #[test]
