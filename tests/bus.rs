@@ -830,7 +830,7 @@ async fn strangers_on_the_channel_change_nothing() {
     let mut random = fastrand::Rng::with_seed(5);
     for length in (0..2_000).step_by(7) {
         let bytes: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
-        fleet.bus.publish("test:1:bus1", bytes.into()).await.unwrap();
+        fleet.bus.publish("test:2:bus1", bytes.into()).await.unwrap();
     }
     fleet.pass(20 * SECOND).await;
     assert_eq!(two.remembers().as_deref(), Some("value"));

@@ -203,7 +203,7 @@ async fn small_value_is_read_again() {
 async fn hundred_keys_are_asked_about_in_one_trip_and_what_changed_is_read_in_another() {
     let nodes = Two::new().await;
     let names: Vec<String> = (0..100).map(|name| name.to_string()).collect();
-    let keys: Vec<Key<'_>> = names.iter().map(|name| Key::public(name)).collect();
+    let keys: Vec<Key<'_>> = names.iter().map(Key::public).collect();
     let load_all = async || {
         let loader =
             |_| async { Ok::<_, io::Error>(Vec::<(Key<'static>, Result<String, io::Error>)>::new()) };
@@ -435,7 +435,7 @@ async fn after_a_gap_on_the_bus_what_is_still_wanted_is_asked_about_once() {
     let two = two.build().await.unwrap();
     until(async || one.stats().bus.connected && two.stats().bus.connected).await;
     let names: Vec<String> = (0..50).map(|name| name.to_string()).collect();
-    let keys: Vec<Key<'_>> = names.iter().map(|name| Key::public(name)).collect();
+    let keys: Vec<Key<'_>> = names.iter().map(Key::public).collect();
     for key in &keys {
         one.insert(key, large('a')).await.unwrap();
     }

@@ -77,7 +77,7 @@ const STAY: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE n
 ///
 /// # Through a pooler
 ///
-/// Listening belongs to a connection. PgBouncer and its like, where they lend one for each transaction or statement,
+/// Listening belongs to a connection. `PgBouncer` and its like, where they lend one for each transaction or statement,
 /// take a `LISTEN` and deliver nothing: the cache finds that its own messages do not come back, logs that the bus is
 /// away, and goes on without. Give the bus the address of the server itself.
 ///
