@@ -26,9 +26,10 @@ use super::{
     envelope::{Envelope, Lease, Payload},
     key::Key,
     load::{Flying, Purpose},
+    look::Before,
     remote::Remote,
     store::{Fence, Written},
-    tiers::{Before, Captured, Tiers},
+    tiers::{Captured, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant};
 
@@ -158,7 +159,7 @@ impl<V: Clone + Send + Sync + 'static> Held<V> {
     }
 
     /// There is nothing to give back any more.
-    pub(super) fn is_over(mut self) {
+    pub(super) fn forget(mut self) {
         self.claim = None;
     }
 

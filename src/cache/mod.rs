@@ -120,12 +120,14 @@ mod front;
 #[cfg(test)]
 mod hostile;
 mod key;
+mod landing;
 mod lease;
 mod load;
 mod load_limit;
 mod load_many;
 mod loaded;
 mod local;
+mod look;
 mod memoize;
 mod message;
 mod recheck;

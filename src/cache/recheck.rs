@@ -24,8 +24,9 @@ use super::{
     key::Key,
     load::Flying,
     local::{Entry, Local},
+    look::Looked,
     remote::{Read, Remote},
-    tiers::{Captured, Looked, Tiers},
+    tiers::{Captured, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant};
 
