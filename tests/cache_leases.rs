@@ -7,6 +7,8 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+#![allow(clippy::future_not_send, reason = "a test awaits them where it is")]
+
 mod support;
 
 use std::{
@@ -34,7 +36,7 @@ use support::{
 use tokio::{
     sync::{Notify, oneshot},
     task::JoinHandle,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -340,7 +342,7 @@ async fn value_that_arrives_after_a_lease_was_taken_over_is_refused() {
     let load = Running::start(&pair.one, &[]).await;
     // Its prolongation does not reach the store for longer than the lease lasts.
     let mut held = pair.store.hold(Step::BeforeWrite);
-    held.reached().await;
+    timeout(60 * SECOND, held.reached()).await.expect("the lease is prolonged");
     let second = Running::start(&pair.two, &[]).await;
     held.go_on();
     second.end(Ok("new")).await.unwrap();
@@ -557,7 +559,7 @@ async fn invalidation_while_a_real_lease_is_held(one: &Texts, two: &Texts) {
                 sleep(MILLISECOND).await;
             }
         };
-        tokio::time::timeout(60 * SECOND, refused).await.unwrap_or_else(|_| panic!("{how}: not refused"));
+        timeout(60 * SECOND, refused).await.unwrap_or_else(|_| panic!("{how}: not refused"));
         one.remove(&key()).await.unwrap();
     }
 }

@@ -128,10 +128,9 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
         let Some(remote) = &tiers.remote else { return };
         let Self { key, kept, loaded_at, captured, fence, lease } = self;
         let fence = lease.as_ref().and_then(Held::fence).unwrap_or(fence);
-        if tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await {
-            if let Some(lease) = lease {
-                lease.forget();
-            }
+        let is_settled = tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await;
+        if let Some(lease) = lease.filter(|_| is_settled) {
+            lease.forget();
         }
     }
 }

@@ -13,6 +13,12 @@
 //! number, so what was invalidated once stays so, whatever the remote tier says later.
 //!
 //! The whole cache is a tag as well, the [`Epoch`]: clearing is removing it.
+//!
+//! A loader does not choose tags. Their stamps would be read after the source, and a nonce does not tell when it was
+//! drawn: a tag that was removed in between would pass for one that was not, and the value from before would live on.
+//! To know better, every removal of a tag would have to change a second stamp, common to all tags, that every load
+//! reads before its source: one more name in each of these trips for everybody, and no value could be stored whose load
+//! met with the removal of any tag at all.
 
 use std::{
     collections::HashMap,

@@ -10,7 +10,11 @@
 //! 6. write to the remote tier if the fence of step 3 still holds there; if not, another process
 //!    invalidated meanwhile, and what step 5 stored is dropped.
 //!
-//! This file has the state and the steps that touch a tier; `load` strings them together.
+//! Where processes share loads, a lease is taken between 3 and 4, and its fence takes the place of that of step 3:
+//! see `lease`.
+//!
+//! This file has the state and the steps that touch a tier, `look` what is read there; `load` and `landing` string them
+//! together.
 
 use std::{sync::Arc, time::Duration};
 
