@@ -6,7 +6,6 @@
     clippy::panic,
     reason = "a test says what is wrong by panicking"
 )]
-
 #![allow(clippy::future_not_send, reason = "a test awaits them where it is")]
 
 mod support;
@@ -568,9 +567,8 @@ async fn invalidation_while_a_real_lease_is_held(one: &Texts, two: &Texts) {
 async fn next_one_loads_when_the_holder_dies<S: Store>(
     store: impl Fn() -> S + Send + Sync + Clone + 'static,
 ) {
-    const LEASE: Duration = Duration::from_secs(2);
     let build = async |store: S| {
-        let cache = Cache::<String>::builder("test").remote(store).remote_timeout(SECOND);
+        let cache = Cache::<String>::builder("test").remote(store).remote_timeout(2 * SECOND);
         cache.share_loads(LEASE).build().await.unwrap()
     };
     let dead = store();

@@ -436,19 +436,20 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
     /// hour, and a few seconds are usual.
     ///
     /// Without it there is one load per process, which is enough unless a source bears no more than one at a time or
-    /// there are very many processes: it costs a trip per load, and who waits has the value later than who loads, by
-    /// half of what the load takes at most. A value that is to be replaced lies in the lease and is written twice.
+    /// there are very many processes: it costs a trip per load, and who waits has the value later than who loads, by up
+    /// to half of what the load takes and 0.3 seconds at most. A value that is to be replaced lies in the lease and is
+    /// written twice.
     ///
     /// `lease` is how long the others wait for a process that died; a lease that is needed for longer is prolonged.
     /// A load that fails, or brings nothing to store, gives it back, and the next of those who wait loads. They wait
-    /// for the [`load_timeout`](CacheBuilder::load_timeout) at most, their own load included. Who has a stale value to
-    /// serve does not wait, and a value is loaded ahead or [revalidated](CacheBuilder::stale_while_revalidate) by one
-    /// process alone.
+    /// for the [`load_timeout`](CacheBuilder::load_timeout) at most, their own load included. A value is loaded ahead
+    /// or behind a [stale answer](CacheBuilder::stale_while_revalidate) by one process alone, and nobody waits.
     ///
     /// Whatever invalidates a key ends its lease: the load that holds it stores nothing, and a new one begins. While
-    /// the store is away every process loads for itself. Every process decides for itself whether to take leases;
-    /// [`refresh`](Cache::refresh) waits for none, and [`get_or_load_many`](Cache::get_or_load_many) neither waits nor
-    /// takes any, since two batches that overlap would wait for each other.
+    /// the store is away every process loads for itself. [`refresh`](Cache::refresh) waits for nobody, and
+    /// [`get_or_load_many`](Cache::get_or_load_many) neither waits nor takes leases, since two batches that overlap
+    /// would wait for each other. Processes may differ in it: who has no leases heeds none, and who has shorter ones
+    /// takes over from who has longer ones.
     ///
     /// ```
     /// use mcp_perf::{cache::{Cache, Key}, clock::Clock, testing::MemoryStore};
