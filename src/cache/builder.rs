@@ -242,8 +242,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
     /// let reports: Cache<u32> = Cache::builder("reports").max_loads(4).build()?;
-    /// let report = reports.get_or_load(&Key::public("2026"), || async { Ok::<_, std::io::Error>(42) });
-    /// assert_eq!(report.await?, 42);
+    /// let report = reports.get_or_load(&Key::public("2026"), || async { Ok::<_, std::io::Error>(42) }).await?;
+    /// assert_eq!(report, 42);
     /// # Ok(()) }
     /// ```
     pub fn max_loads(mut self, loads: usize) -> Self {
