@@ -43,6 +43,8 @@
 #![cfg_attr(not(feature = "redis"), doc = "| `redis` | Redis as that store | `redis` |")]
 #![cfg_attr(feature = "postgres", doc = "| [`postgres`] | PostgreSQL as that store | `postgres` |")]
 #![cfg_attr(not(feature = "postgres"), doc = "| `postgres` | PostgreSQL as that store | `postgres` |")]
+#![cfg_attr(feature = "pool", doc = "| [`pool`] | connections that find their own number | `pool` |")]
+#![cfg_attr(not(feature = "pool"), doc = "| `pool` | connections that find their own number | `pool` |")]
 //! | [`clock`] | where all of them read the time | |
 //!
 //! [`guide`] has the pages that go across: how a request flows, which of a cache's settings is for what, what happens
@@ -57,6 +59,7 @@
 //! | `redis` | Redis behind the cache, and its invalidation bus | `redis`, `bb8` |
 //! | `redis-tls` | the store over TLS | `tokio-rustls` with `ring` |
 //! | `postgres` | PostgreSQL behind the cache | `tokio-postgres`, `bb8` |
+//! | `pool` | pools that find their own size | `bb8` |
 //! | `message-pack` | `MessagePack` for values of the cache's remote tier | `rmp-serde` |
 //! | `zstd` | zstd for large values there | `zstd`, and a C compiler |
 //! | `quick-cache` | `quick_cache` as the engine of a cache's memory | `quick_cache` |
@@ -85,6 +88,8 @@ pub mod clock;
 mod error;
 pub mod guide;
 pub mod limit;
+#[cfg(feature = "pool")]
+pub mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]

@@ -30,9 +30,17 @@ pub mod history;
 mod memory;
 mod memory_bus;
 mod proxy;
+#[cfg(feature = "pool")]
+mod simulation;
 pub mod store;
+#[cfg(feature = "pool")]
+mod usl;
 
 pub use faults::{Calls, Fault, FaultStore};
 pub use memory::MemoryStore;
 pub use memory_bus::{MemoryBus, MemorySubscription};
 pub use proxy::{FaultProxy, Weather};
+#[cfg(feature = "pool")]
+pub use simulation::{Load, Outcome, Simulation, Work};
+#[cfg(feature = "pool")]
+pub use usl::Usl;

@@ -1,0 +1,172 @@
+//! How many connections: the algorithms that decide it, pure.
+//!
+//! # What they are for
+//!
+//! A server has a *knee*: up to some number of queries at once its throughput rises, beyond it every further one
+//! makes all of them slower. Where the knee is depends on the server, its disk, the queries and the hour, so a number
+//! in a configuration file is wrong most of the time. Not for a server that never comes near its knee, nor where
+//! something else (a licence, a proxy) sets the number: [`Fixed`] is right there.
+//!
+//! # The model
+//!
+//! Time is cut into windows of about a second. The pool measures each ([`Sample`]), hands it to a [`Sizing`], and puts
+//! the [`Decision`]'s target in force. `now` is the time since the algorithm began. Nothing here reads a clock, takes
+//! a lock or waits, so ten minutes of a server's life are a test of milliseconds. Whoever only wants to know what
+//! would be done does not put the target in force: an algorithm goes by what [`Sample::target`] says is in force, not
+//! by what it asked for.
+//!
+//! ```
+//! use mcp_perf::pool::sizing::{Bounds, Sample, Sizing, ThroughputVerified};
+//! use std::time::Duration;
+//!
+//! let mut sizing = ThroughputVerified::new(Bounds::new(2, 64)?, 4);
+//! for second in 1..=3 {
+//!     let mut sample = Sample::default(); // what the pool saw in one second
+//!     sample.window = Duration::from_secs(1);
+//!     sample.target = sizing.target();
+//!     sample.open = sizing.target();
+//!     sample.completed = 2_000;
+//!     sample.in_use_mean = 4.0;
+//!     sample.in_use_max = 4;
+//!     sample.was_full = true;
+//!     sample.full_fraction = 1.0;
+//!     sample.waiting = 30;
+//!     let decision = sizing.step(&sample, Duration::from_secs(second));
+//!     println!("{}: {}", decision.target, decision.reason);
+//! }
+//! assert_eq!(sizing.target(), 8); // callers wait: would twice as many do more work?
+//! assert_eq!(sizing.proven(), 4); // not known yet
+//! # Ok::<(), mcp_perf::Error>(())
+//! ```
+//!
+//! # The algorithms
+//!
+//! | | grows | shrinks | wants to know |
+//! |---|---|---|---|
+//! | [`ThroughputVerified`] | on trial, and keeps what raised the throughput | when a smaller size does as much, and when the load has gone | how much throughput a connection has to bring ([`Gain`]) |
+//! | [`Fixed`] | never | never | the size |
+//! | [`Gradient2`] | while the time per query is near its long-term mean | when it is above | nothing |
+//! | [`Aimd`] | by one while the limit is in use | by a tenth on a failure or a time above a limit | the limit |
+//!
+//! A fourth is everybody's first idea: one more when callers wait. It is not here, because beyond the knee waiting
+//! comes from there being too many already. It ends at the ceiling and stays there when the load has gone.
+
+mod bounds;
+mod ceiling;
+mod fixed;
+mod initial;
+mod latency;
+mod peak;
+mod rates;
+mod sample;
+mod trial;
+mod verified;
+
+use std::{fmt, time::Duration};
+
+pub use bounds::{Bounds, Gain};
+pub use fixed::Fixed;
+pub use initial::{Machine, initial_size};
+pub use latency::{Aimd, Gradient2};
+pub use sample::Sample;
+pub use verified::ThroughputVerified;
+
+/// An algorithm that says how many connections a pool should use.
+///
+/// Implementations read no clock, wait for nothing, and do not panic whatever the sample holds. The target stays
+/// within the bounds that they were made with. Between two calls of [`step`](Self::step) nothing changes.
+pub trait Sizing: Send + 'static {
+    /// Takes in one window and says what size is wanted from now on. `now` is the time since the algorithm began, at
+    /// the end of the window.
+    fn step(&mut self, sample: &Sample, now: Duration) -> Decision;
+
+    /// The size that is wanted, in connections: what the last decision said.
+    fn target(&self) -> u32;
+
+    /// The largest size, in connections, that is known to do no harm: up to there the pool grows as soon as callers
+    /// wait. An algorithm that knows of none answers with its target.
+    fn proven(&self) -> u32;
+}
+
+/// What an algorithm wants, and why.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Decision {
+    /// The size from now on, in connections.
+    pub target: u32,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl Decision {
+    /// A decision.
+    #[must_use]
+    pub fn new(target: u32, reason: Reason) -> Self {
+        Self { target, reason }
+    }
+}
+
+/// Why a size is wanted. [`Display`](fmt::Display) has it in words, for logs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// There is nothing to change.
+    Steady,
+    /// Callers wait, and the new size is within what is proven.
+    Demand,
+    /// Callers wait, and nobody knows whether more connections help: they are tried.
+    TryingMore,
+    /// Callers wait, and fewer connections may do as much: they are tried.
+    TryingFewer,
+    /// A trial is on.
+    Measuring,
+    /// A trial ended, and its size stays.
+    Kept {
+        /// Returns per second before the trial.
+        before: f64,
+        /// Returns per second during it.
+        after: f64,
+    },
+    /// More were tried, and nobody waits any more.
+    DemandMet,
+    /// A trial ended, and the size is what it was before.
+    Reverted {
+        /// Returns per second before the trial.
+        before: f64,
+        /// Returns per second during it.
+        after: f64,
+    },
+    /// A trial was broken off, because what it measured would have said nothing.
+    Void,
+    /// Fewer were in use for minutes.
+    Unused,
+    /// The server refused a connection because it has too many.
+    TooManyConnections,
+    /// The ceiling was lowered below the size.
+    Ceiling,
+    /// Another size is in force than was wanted, and is gone on from.
+    InForce,
+    /// The rule of the named algorithm says so.
+    Rule(&'static str),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Steady => f.write_str("nothing to change"),
+            Self::Demand => f.write_str("callers wait, and the size is proven"),
+            Self::TryingMore => f.write_str("callers wait: trying whether more connections do more"),
+            Self::TryingFewer => f.write_str("callers wait: trying whether fewer connections do as much"),
+            Self::Measuring => f.write_str("a trial is on"),
+            Self::Kept { before, after } => write!(f, "kept: {after:.1}/s after {before:.1}/s"),
+            Self::DemandMet => f.write_str("kept: nobody waits any more"),
+            Self::Reverted { before, after } => write!(f, "taken back: {after:.1}/s after {before:.1}/s"),
+            Self::Void => f.write_str("a trial was broken off"),
+            Self::Unused => f.write_str("fewer were in use for minutes"),
+            Self::TooManyConnections => f.write_str("the server has too many connections"),
+            Self::Ceiling => f.write_str("the ceiling was lowered"),
+            Self::InForce => f.write_str("another size is in force"),
+            Self::Rule(name) => f.write_str(name),
+        }
+    }
+}
