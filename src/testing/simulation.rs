@@ -392,6 +392,7 @@ impl Simulation {
         Sample {
             window: self.window,
             completed: seen.holds.len() as u64,
+            hold_typical: typical(&seen.holds),
             hold_p50: quantile(&mut seen.holds, 0.5),
             hold_p99: quantile(&mut seen.holds, 0.99),
             wait_p50: quantile(&mut seen.waits, 0.5),
@@ -427,6 +428,12 @@ impl Calls {
         self.free.push(place);
         self.calls.get(usize::try_from(place).ok()?).copied()
     }
+}
+
+/// The geometric mean.
+fn typical(holds: &[f64]) -> Duration {
+    let logarithms: f64 = holds.iter().map(|hold| hold.max(1e-9).ln()).sum();
+    if holds.is_empty() { Duration::ZERO } else { seconds((logarithms / holds.len() as f64).exp()) }
 }
 
 fn count(callers: usize) -> u32 {

@@ -1,6 +1,8 @@
-//! Throughputs of a row of windows, and whether two rows differ.
+//! What was done in a row of windows, and whether two rows differ.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
+
+use super::Sample;
 
 /// A window in which less came back is one with the next, up to so long: queries that take a second say little in one.
 const FEWEST: f64 = 20.0;
@@ -12,8 +14,19 @@ pub(super) struct Rates(VecDeque<Window>);
 
 #[derive(Clone, Copy, Debug)]
 struct Window {
-    completed: f64,
     seconds: f64,
+    completed: f64,
+    /// What would have come back if every query had been a typical one: mean in use ÷ typical hold × seconds.
+    typical: f64,
+}
+
+/// How much is done per second, counted in one way or the other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Estimates {
+    /// By returns.
+    pub(super) throughput: Estimate,
+    /// By how long a typical query takes, if that is known.
+    pub(super) pace: Option<Estimate>,
 }
 
 /// A mean rate per second, and by how much it may be off.
@@ -22,6 +35,7 @@ pub(super) struct Estimate {
     pub(super) mean: f64,
     /// The square of the standard error.
     variance: f64,
+    windows: f64,
 }
 
 /// A change as a share of what it is a change from, and its standard error.
@@ -33,17 +47,19 @@ pub(super) struct Change {
 
 impl Rates {
     /// Takes in a window; of more than `most` the oldest is forgotten. A window of no length is none.
-    pub(super) fn push(&mut self, completed: u64, window: Duration, most: usize) {
-        if window.is_zero() {
+    pub(super) fn push(&mut self, sample: &Sample, most: usize) {
+        if sample.window.is_zero() {
             return;
         }
-        let (completed, seconds) = (completed as f64, window.as_secs_f64());
+        let seconds = sample.window.as_secs_f64();
+        let window = Window {
+            seconds,
+            completed: sample.completed as f64,
+            typical: sample.in_use_mean / sample.typical_hold().as_secs_f64() * seconds,
+        };
         match self.0.back_mut() {
-            Some(last) if last.completed < FEWEST && last.seconds < LONGEST => {
-                last.completed += completed;
-                last.seconds += seconds;
-            }
-            _ => self.0.push_back(Window { completed, seconds }),
+            Some(last) if last.completed < FEWEST && last.seconds < LONGEST => last.join(window),
+            _ => self.0.push_back(window),
         }
         while self.0.len() > most {
             self.0.pop_front();
@@ -58,8 +74,12 @@ impl Rates {
         self.0.len()
     }
 
-    pub(super) fn estimate(&self) -> Option<Estimate> {
-        estimate(self.0.iter())
+    /// Two windows at least, and something done in them.
+    pub(super) fn estimates(&self) -> Option<Estimates> {
+        Some(Estimates {
+            throughput: estimate(self.0.iter(), |window| window.completed)?,
+            pace: estimate(self.0.iter(), |window| window.typical),
+        })
     }
 
     /// Forgets all but the last `count` windows if those are of another kind: by more than `share` of the mean, and
@@ -69,7 +89,9 @@ impl Rates {
         if old < count {
             return false;
         }
-        let (before, after) = (estimate(self.0.iter().take(old)), estimate(self.0.iter().skip(old)));
+        let completed = |window: &Window| window.completed;
+        let before = estimate(self.0.iter().take(old), completed);
+        let after = estimate(self.0.iter().skip(old), completed);
         let changed = before.zip(after).is_some_and(|(before, after)| {
             let change = after.relative_to(before);
             change.value.abs() > share.max(4.0 * change.error)
@@ -81,64 +103,108 @@ impl Rates {
     }
 }
 
-/// Two windows at least, and something done in them.
-fn estimate<'a>(windows: impl ExactSizeIterator<Item = &'a Window> + Clone) -> Option<Estimate> {
+impl Window {
+    fn join(&mut self, other: Self) {
+        self.seconds += other.seconds;
+        self.completed += other.completed;
+        self.typical += other.typical;
+    }
+}
+
+fn estimate<'a>(
+    windows: impl ExactSizeIterator<Item = &'a Window> + Clone,
+    done: impl Fn(&Window) -> f64,
+) -> Option<Estimate> {
     let count = windows.len() as f64;
-    let completed: f64 = windows.clone().map(|window| window.completed).sum();
+    let all: f64 = windows.clone().map(&done).sum();
     let seconds: f64 = windows.clone().map(|window| window.seconds).sum();
-    if count < 2.0 || completed <= 0.0 {
+    if count < 2.0 || !all.is_finite() || all <= 0.0 {
         return None;
     }
-    let mean = completed / seconds;
-    let squares: f64 = windows.map(|window| (window.completed / window.seconds - mean).powi(2)).sum();
-    // A few windows may agree by chance: no better than half of what independent events would vary by.
-    let least = mean / seconds / 2.0;
-    let variance = (squares / (count - 1.0) / count).max(least);
-    variance.is_finite().then_some(Estimate { mean, variance })
+    let mean = all / seconds;
+    let squares: f64 = windows.map(|window| (done(window) / window.seconds - mean).powi(2)).sum();
+    // One more or less is always chance, also where windows agree to the last return.
+    let variance = (squares / (count - 1.0) / count).max(seconds.powi(-2));
+    variance.is_finite().then_some(Estimate { mean, variance, windows: count })
 }
 
 impl Estimate {
+    /// The change from `before` to here.
+    ///
+    /// The error is widened where few windows were seen, as Student's distribution is wider than the normal one: 2.5
+    /// standard errors mean about the same for 3 windows as for 60.
     pub(super) fn relative_to(self, before: Self) -> Change {
-        let value = self.mean / before.mean - 1.0;
+        let ratio = self.mean / before.mean;
         // Of a quotient, where both are off by little: the relative errors add up as squares.
         let error = (self.variance / self.mean.powi(2) + before.variance / before.mean.powi(2)).sqrt();
-        Change { value, error: error * self.mean / before.mean }
+        let widened = 1.0 + 3.0 / (self.windows + before.windows - 2.0);
+        Change { value: ratio - 1.0, error: error * ratio * widened }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn window(completed: u64, seconds: u64) -> Sample {
+        Sample { completed, window: Duration::from_secs(seconds), ..Sample::default() }
+    }
 
     fn rates(completed: &[u64]) -> Rates {
         let mut rates = Rates::default();
         for completed in completed {
-            rates.push(*completed, Duration::from_secs(1), 30);
+            rates.push(&window(*completed, 1), 30);
         }
         rates
+    }
+
+    fn throughput(rates: &Rates) -> Estimate {
+        rates.estimates().unwrap().throughput
     }
 
     #[test]
     fn windows_of_different_length_count_by_their_length() {
         let mut rates = Rates::default();
-        rates.push(100, Duration::from_secs(1), 30);
-        rates.push(500, Duration::from_secs(4), 30);
-        rates.push(9, Duration::ZERO, 30);
-        let estimate = rates.estimate().unwrap();
-        assert!((estimate.mean - 120.0).abs() < 1e-9);
+        rates.push(&window(100, 1), 30);
+        rates.push(&window(500, 4), 30);
+        rates.push(&window(9, 0), 30);
+        assert!((throughput(&rates).mean - 120.0).abs() < 1e-9);
     }
 
     #[test]
-    fn windows_that_agree_by_chance_are_not_believed_to_be_exact() {
-        let change = rates(&[100, 100]).estimate().unwrap();
-        assert!(change.relative_to(change).error > 0.05);
+    fn few_windows_that_agree_are_not_believed_to_be_exact() {
+        let (few, many) = (throughput(&rates(&[98, 102])), throughput(&rates(&[98, 102].repeat(10))));
+        let (few, many) = (few.relative_to(few).error, many.relative_to(many).error);
+        assert!(few > 0.06 && many < 0.01, "{few} {many}");
+        let same = throughput(&rates(&[100, 100]));
+        assert!(same.relative_to(same).error > 0.01);
     }
 
     #[test]
     fn nothing_done_is_no_estimate() {
-        assert_eq!(rates(&[]).estimate(), None);
-        assert_eq!(rates(&[100]).estimate(), None);
-        assert_eq!(rates(&[0, 0, 0]).estimate(), None);
+        assert_eq!(rates(&[]).estimates(), None);
+        assert_eq!(rates(&[100]).estimates(), None);
+        assert_eq!(rates(&[0; 15]).estimates(), None);
+    }
+
+    #[test]
+    fn without_a_typical_hold_there_is_no_pace() {
+        assert_eq!(rates(&[100, 100]).estimates().unwrap().pace, None);
+        let mut rates = Rates::default();
+        for _ in 0..2 {
+            let hold_p50 = Duration::from_millis(20);
+            rates.push(&Sample { hold_p50, in_use_mean: 4.0, ..window(100, 1) }, 30);
+        }
+        assert!((rates.estimates().unwrap().pace.unwrap().mean - 200.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn windows_with_few_returns_are_taken_together_for_five_seconds() {
+        assert_eq!(rates(&[7, 7, 7, 7]).len(), 2);
+        assert_eq!(rates(&[0; 10]).len(), 2);
+        assert_eq!(rates(&[20, 20]).len(), 2);
     }
 
     #[test]
@@ -151,18 +217,11 @@ mod tests {
     }
 
     #[test]
-    fn windows_with_few_returns_are_taken_together_for_five_seconds() {
-        assert_eq!(rates(&[7, 7, 7, 7]).len(), 2);
-        assert_eq!(rates(&[0; 10]).len(), 2);
-        assert_eq!(rates(&[20, 20]).len(), 2);
-    }
-
-    #[test]
     fn the_oldest_is_forgotten() {
         let mut rates = Rates::default();
         for completed in [1_000_000, 100, 100, 100] {
-            rates.push(completed, Duration::from_secs(1), 3);
+            rates.push(&window(completed, 1), 3);
         }
-        assert!((rates.estimate().unwrap().mean - 100.0).abs() < 1e-9);
+        assert!((throughput(&rates).mean - 100.0).abs() < 1e-9);
     }
 }

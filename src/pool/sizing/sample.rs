@@ -13,6 +13,10 @@ pub struct Sample {
     pub window: Duration,
     /// How many connections were given back.
     pub completed: u64,
+    /// How long they had been out: the geometric mean, `exp(mean(ln(time)))`. Where a few queries take a hundred times
+    /// longer, it tells a slower server from another mix of queries long before the count of returns does. Zero says
+    /// that it is not measured, and the median serves instead: the coarser its histogram, the worse.
+    pub hold_typical: Duration,
     /// How long they had been out: the median.
     pub hold_p50: Duration,
     /// How long they had been out: 99 % no longer than this.
@@ -65,6 +69,11 @@ impl Sample {
             return 0.0;
         }
         self.full_fraction.clamp(0.0, 1.0)
+    }
+
+    /// How long a typical connection was out: zero if that is not known.
+    pub(super) fn typical_hold(&self) -> Duration {
+        if self.hold_typical.is_zero() { self.hold_p50 } else { self.hold_typical }
     }
 
     /// The mean time that connections were out, by Little's law: mean in use ÷ returns per second.

@@ -4,16 +4,22 @@ use std::time::Duration;
 
 use super::{
     Reason, Sample,
-    rates::{Estimate, Rates},
+    rates::{Change, Estimates, Rates},
 };
 
 /// How long the connections of a trial may take to be open, or the callers to give back what is too many.
 const SETTLES: Duration = Duration::from_secs(10);
 /// How long is measured at most, while chance could still explain what is seen.
 const LONGEST: Duration = Duration::from_secs(30);
+/// By how much the time of a typical query has to tell more than the count of returns does to be asked instead, and
+/// after how long.
+const SHARPER: f64 = 2.0;
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Standard errors by which a result has to differ from what would be needed. It is looked at after every window, so
 /// there are more than one chances to be wrong.
 const CERTAIN: f64 = 2.5;
+/// Standard errors that have to do at the end.
+const LIKELY: f64 = 1.0;
 /// Below this share of the time with callers waiting, the queue is gone.
 const QUEUE_GONE: f64 = 0.25;
 
@@ -39,7 +45,7 @@ pub(super) struct Trial {
     pub(super) from: u32,
     pub(super) size: u32,
     /// What was done per second at the size that it started from.
-    before: Estimate,
+    before: Estimates,
     /// By what share throughput has to change for the size to stay: to rise for more, not to fall for fewer.
     needed: f64,
     began: Duration,
@@ -60,7 +66,7 @@ pub(super) enum Verdict {
 
 impl Trial {
     /// A trial of `size` in place of `from`, where throughput has to change by `gain` for every share of the size.
-    pub(super) fn new(from: u32, size: u32, before: Estimate, gain: f64, now: Duration) -> Self {
+    pub(super) fn new(from: u32, size: u32, before: Estimates, gain: f64, now: Duration) -> Self {
         let share = f64::from(size) / f64::from(from) - 1.0;
         Self {
             from,
@@ -87,13 +93,14 @@ impl Trial {
         let Some(settled) = self.settled else {
             // The window in which the size came into force holds both sizes, and so do the times of the queries that
             // were under way.
-            let under_way = sample.hold_p50.saturating_mul(2).min(SETTLES);
+            let under_way = sample.typical_hold().saturating_mul(2).min(SETTLES);
+            let under_way = if under_way < sample.window / 4 { Duration::ZERO } else { under_way };
             self.settled = self.is_in_force(sample).then(|| now.saturating_add(under_way));
             let late = self.settled.is_none() && now.saturating_sub(self.began) > SETTLES;
             return if late { Verdict::Void } else { Verdict::Measuring };
         };
         if now.saturating_sub(sample.window) >= settled {
-            self.rates.push(sample.completed, sample.window, usize::MAX);
+            self.rates.push(sample, usize::MAX);
             self.windows += 1.0;
             self.backlog += sample.backlog();
         }
@@ -108,24 +115,37 @@ impl Trial {
     }
 
     fn verdict(&self, measured: Duration) -> Verdict {
-        let Some(after) = self.rates.estimate() else {
+        let Some(after) = self.rates.estimates() else {
             return if measured < LONGEST { Verdict::Measuring } else { Verdict::Void };
         };
-        let change = after.relative_to(self.before);
-        let excess = change.value - self.needed;
-        let certain = excess.abs() > CERTAIN * change.error;
-        if !certain && measured < LONGEST {
+        let change = after.throughput.relative_to(self.before.throughput);
+        let pace = after.pace.zip(self.before.pace).map(|(after, before)| after.relative_to(before));
+        let (sharper, certain) = match pace {
+            Some(pace) if pace.error < change.error / SHARPER => (pace, measured >= PATIENCE),
+            _ => (change, true),
+        };
+        let over = measured >= LONGEST;
+        let better = self.is_better(sharper, if over { LIKELY } else { CERTAIN });
+        // What a typical query says is believed only as far as the count of returns leaves it possible.
+        let contradicted = self.is_better(change, CERTAIN).is_some_and(|count| better == Some(!count));
+        if !over && (better.is_none() || contradicted || !certain) {
             return Verdict::Measuring;
         }
-        let (before, after) = (self.before.mean, after.mean);
         let queue_gone = self.backlog / self.windows < QUEUE_GONE;
+        let (before, after) = (self.before.throughput.mean, after.throughput.mean);
         if queue_gone && change.value > -2.0 * change.error {
             Verdict::Keep(Reason::DemandMet)
-        } else if excess > 0.0 && certain {
+        } else if better == Some(true) && !contradicted {
             Verdict::Keep(Reason::Kept { before, after })
         } else {
             Verdict::Revert(Reason::Reverted { before, after })
         }
+    }
+
+    /// Whether as much is done as has to be for the size to stay, if that is so by so many standard errors.
+    fn is_better(&self, change: Change, errors: f64) -> Option<bool> {
+        let excess = change.value - self.needed;
+        (excess.abs() > errors * change.error).then_some(excess > 0.0)
     }
 
     /// What was measured at its size.

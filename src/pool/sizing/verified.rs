@@ -184,7 +184,7 @@ impl ThroughputVerified {
             }
             return self.shrink(now);
         }
-        self.baseline.push(sample.completed, sample.window, LONGEST_BASELINE);
+        self.baseline.push(sample, LONGEST_BASELINE);
         if self.baseline.forget_before_change(CHANGE_WINDOWS, CHANGE) {
             self.search.pause = PAUSE;
             self.search.not_before = now;
@@ -198,7 +198,7 @@ impl ThroughputVerified {
         if now < not_before || self.failed_lately(now) || self.baseline.len() < enough {
             return Reason::Steady;
         }
-        let Some(before) = self.baseline.estimate() else { return Reason::Steady };
+        let Some(before) = self.baseline.estimates() else { return Reason::Steady };
         let step = if doubles { self.target } else { (self.target / 4).max(1) };
         let size = bounds.clamp(match next {
             Direction::Up => self.target.saturating_add(step),
