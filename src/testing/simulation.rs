@@ -87,8 +87,10 @@ pub struct Simulation {
     in_use: u32,
     /// When those came who wait for a permit.
     queue: VecDeque<f64>,
-    /// Those who wait for a connection, and when theirs is there.
-    connects: VecDeque<(f64, u64)>,
+    /// Calls with a permit that wait for a connection.
+    without: VecDeque<u64>,
+    /// When the connections will be there that are being opened.
+    connects: VecDeque<f64>,
     calls: Calls,
     seen: Seen,
 }
@@ -174,6 +176,7 @@ impl Simulation {
             idle: 0,
             in_use: 0,
             queue: VecDeque::new(),
+            without: VecDeque::new(),
             connects: VecDeque::new(),
             calls: Calls::default(),
             seen: Seen::default(),
@@ -270,7 +273,7 @@ impl Simulation {
     /// The next thing that happens, if anything does by then.
     fn happens_next(&mut self, ends: f64) -> bool {
         let end = self.server.next_end().unwrap_or(f64::INFINITY);
-        let connect = self.connects.front().map_or(f64::INFINITY, |(at, _)| *at);
+        let connect = self.connects.front().copied().unwrap_or(f64::INFINITY);
         let next = end.min(connect).min(self.next_arrival);
         self.pass(next.min(ends));
         if next > ends {
@@ -330,29 +333,44 @@ impl Simulation {
             self.seen.was_full |= self.in_use >= self.target;
             self.seen.waits.push(self.now - came);
             let call = self.calls.insert(Call { came, held: self.now });
+            self.without.push_back(call);
             if self.idle > 0 {
                 self.idle -= 1;
-                self.begin(call);
+                self.serve();
             } else {
-                self.connects.push_back((self.now + self.connecting.as_secs_f64(), call));
+                self.open_another(self.connecting.as_secs_f64());
             }
         }
     }
 
-    fn begin(&mut self, call: u64) {
-        let work = self.work.draw(&mut self.random);
-        self.server.start(call, work);
+    /// Opens a connection if fewer are being opened than calls wait for.
+    fn open_another(&mut self, takes: f64) {
+        if self.connects.len() < self.without.len() {
+            let last = self.connects.back().copied().unwrap_or_default();
+            self.connects.push_back((self.now + takes).max(last));
+        }
     }
 
     fn connect(&mut self) {
-        let Some((_, call)) = self.connects.pop_front() else { return };
-        if self.open >= self.max_connections {
-            self.seen.refused += 1;
-            let at = (self.now + RETRY).max(self.connects.back().map_or(0.0, |(at, _)| *at));
-            self.connects.push_back((at, call));
-        } else {
+        self.connects.pop_front();
+        if self.open < self.max_connections {
             self.open += 1;
-            self.begin(call);
+            self.serve();
+        } else {
+            self.seen.refused += 1;
+            self.open_another(RETRY);
+        }
+    }
+
+    /// Lends a connection that nobody has to the call that waits longest for one, or keeps it, or closes it.
+    fn serve(&mut self) {
+        if let Some(call) = self.without.pop_front() {
+            let work = self.work.draw(&mut self.random);
+            self.server.start(call, work);
+        } else if self.open > self.target {
+            self.open -= 1;
+        } else {
+            self.idle += 1;
         }
     }
 
@@ -366,7 +384,7 @@ impl Simulation {
         if self.open > self.target {
             self.open -= 1;
         } else {
-            self.give_back();
+            self.serve();
         }
         self.grant();
         if let Load::Closed(callers) = self.load {
@@ -376,14 +394,6 @@ impl Simulation {
             }
         } else {
             self.leave();
-        }
-    }
-
-    /// A connection goes to who has been waiting for one to be opened, or is idle.
-    fn give_back(&mut self) {
-        match self.connects.pop_front() {
-            Some((_, call)) => self.begin(call),
-            None => self.idle += 1,
         }
     }
 
