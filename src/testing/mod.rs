@@ -31,6 +31,8 @@ mod memory;
 mod memory_bus;
 mod proxy;
 #[cfg(feature = "pool")]
+mod server;
+#[cfg(feature = "pool")]
 mod simulation;
 pub mod store;
 #[cfg(feature = "pool")]
@@ -40,6 +42,8 @@ pub use faults::{Calls, Fault, FaultStore};
 pub use memory::MemoryStore;
 pub use memory_bus::{MemoryBus, MemorySubscription};
 pub use proxy::{FaultProxy, Weather};
+#[cfg(feature = "pool")]
+pub use server::{FakeConnection, FakeServer, ServerError, ServerStats};
 #[cfg(feature = "pool")]
 pub use simulation::{Load, Outcome, Simulation, Work};
 #[cfg(feature = "pool")]

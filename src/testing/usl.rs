@@ -68,7 +68,16 @@ struct Query {
 
 impl Processor {
     pub(super) fn new(usl: Usl) -> Self {
-        Self { usl, now: 0.0, done: 0.0, queries: BinaryHeap::new() }
+        Self::at(usl, 0.0)
+    }
+
+    /// Without queries, at some later time.
+    pub(super) fn at(usl: Usl, now: f64) -> Self {
+        Self { usl, now, done: 0.0, queries: BinaryHeap::new() }
+    }
+
+    pub(super) fn now(&self) -> f64 {
+        self.now
     }
 
     /// Lets time pass. Not beyond the end of a query: [`next_end`](Self::next_end) comes first.
@@ -85,6 +94,12 @@ impl Processor {
     /// When the next query ends if none comes and none goes until then.
     pub(super) fn next_end(&self) -> Option<f64> {
         let query = self.queries.peek()?;
+        Some(self.now + (query.ends - self.done).max(0.0) / self.share())
+    }
+
+    /// When a query ends if none comes and none goes until then.
+    pub(super) fn end_of(&self, id: u64) -> Option<f64> {
+        let query = self.queries.iter().find(|query| query.id == id)?;
         Some(self.now + (query.ends - self.done).max(0.0) / self.share())
     }
 
