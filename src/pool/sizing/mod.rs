@@ -59,6 +59,7 @@ mod latency;
 mod peak;
 mod rates;
 mod sample;
+mod search;
 mod trial;
 mod verified;
 

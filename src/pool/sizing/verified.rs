@@ -1,4 +1,35 @@
 //! Growth that has to prove itself.
+//!
+//! Waiting callers say that there is more to do than the pool does, not that more connections would do more: beyond the
+//! server's knee they do less, the queue grows, and whoever grows on it grows on. So what grows is tried first, as a
+//! hill is climbed: a step is kept if the throughput followed. The rules, once per window:
+//!
+//! 1. *Demand.* Callers wait more than a tenth of the time, and the size is below what is proven: straight to what is
+//!    in use and waiting, at most to what is proven. The counterpart of TCP's slow-start threshold.
+//! 2. *Trial.* Callers wait at least half of the time, at what is proven: another size for some seconds, in turn a
+//!    larger and a smaller one. A quarter more or fewer; until one was taken back, twice as many. When the connections
+//!    are open, what is done per second is held against what was done before. It is kept if the share that it changed
+//!    by exceeds [`Gain`] × the share that the size changed by; so a smaller size is kept if it loses less than that.
+//!    It is also kept if nobody waits any more, since then nothing can rise. What was kept is proven, and gone on from
+//!    at once. What was taken back is followed by a pause, 10 s doubling to 5 min, varied by half.
+//! 3. *Shrink.* Down to one more than the most in use in 5 minutes, by a sixteenth every 10 s. What is proven is
+//!    remembered for 10 minutes, and then fades by a quarter every 10 minutes: a smaller knee can only have come in
+//!    hours, and a spike after a quiet hour should not start from nothing.
+//! 4. *Refusal.* The server has too many connections: the ceiling is cut to 0.7 of those that are open, and rises by
+//!    one every 30 s. Whatever connecting failed for, there are no trials and no shrinking for 30 s; but other failures
+//!    cut nothing, since a server that restarts will be as large as before.
+//!
+//! Why a trial decides when it does: the difference has to be 2.5 standard errors from what is needed, by the variance
+//! between windows; after 30 s one has to do, and without that the size is taken back. That is two windows for a
+//! doubling, and more the nearer the knee.
+//!
+//! Where one query in a hundred takes a hundred times longer, the count of returns varies by a tenth even over half a
+//! minute, and a quarter more connections bring a fortieth near the knee. [`Sample::hold_typical`] varies by a tenth of
+//! that. If it is the sharper of the two it is asked instead, as mean in use ÷ typical hold, unless the count says
+//! surely otherwise. That takes for granted that what slows down a typical query slows down all of them.
+//!
+//! What it does not see: other processes at the same server. Each finds that more connections get it a larger share.
+//! A budget bounds them, not this.
 
 use std::time::Duration;
 
@@ -7,6 +38,7 @@ use super::{
     ceiling::Ceiling,
     peak::Peak,
     rates::Rates,
+    search::Search,
     trial::{Direction, Trial, Verdict},
 };
 
@@ -14,14 +46,8 @@ use super::{
 const DEMAND: f64 = 0.1;
 /// Callers wait for this share of the time: the size is what holds them up, and trials say something.
 const BACKLOG: f64 = 0.5;
-/// Windows with a backlog before a trial, and before one that doubles the size.
-const BASELINE: usize = 5;
-const QUICK_BASELINE: usize = 3;
 /// Windows that the baseline looks back on.
 const LONGEST_BASELINE: usize = 30;
-/// The pause after a trial that was taken back, doubled each time, and varied by half up or down.
-const PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// No trials and no shrinking for this long after connecting failed.
 const FAILURE: Duration = Duration::from_secs(30);
 /// Throughput that changed by this share, in this many windows, is another server's: what was learned is doubted.
@@ -33,12 +59,19 @@ const SHRINK: Duration = Duration::from_secs(10);
 /// A proven size that is out of use is believed for this long, and then a quarter less of it.
 const MEMORY: Duration = Duration::from_secs(600);
 
-/// Grows where callers wait, and keeps what raised the throughput.
+/// Grows where callers wait, and keeps what raised the throughput: the default.
+///
+/// Where callers wait most of the time it tries a larger size for some seconds, keeps it if the throughput rose by
+/// enough ([`Gain`]), and otherwise takes it back; in turn it tries a smaller one, and keeps that if hardly less is
+/// done. Up to what is proven it grows at once. With the load gone it comes down to what was in use in the last five
+/// minutes.
+///
+/// It wants a window of about a second, in which a connection that was out when the size changed can come back; where
+/// queries take longer, it takes windows together and its trials take longer. All of its state is a few hundred bytes.
 #[derive(Clone, Debug)]
 pub struct ThroughputVerified {
     bounds: Bounds,
     gain: Gain,
-    random: fastrand::Rng,
     target: u32,
     proven: Proven,
     ceiling: Ceiling,
@@ -59,26 +92,15 @@ struct Proven {
     at: Duration,
 }
 
-/// Where the next trial goes, and when.
-#[derive(Clone, Copy, Debug)]
-struct Search {
-    next: Direction,
-    /// Nothing was taken back yet.
-    doubles: bool,
-    pause: Duration,
-    not_before: Duration,
-}
-
 impl ThroughputVerified {
-    /// Sizes within the bounds, from `initial` on, where [`initial_size`](super::initial_size) says what to begin
-    /// with.
+    /// Sizes within the bounds. It begins with the nearest to `initial`, and takes that for proven;
+    /// [`initial_size`](super::initial_size) knows a good one.
     #[must_use]
     pub fn new(bounds: Bounds, initial: u32) -> Self {
         let target = bounds.clamp(initial);
         Self {
             bounds,
             gain: Gain::default(),
-            random: fastrand::Rng::with_seed(0),
             target,
             proven: Proven { size: target, at: Duration::ZERO },
             ceiling: Ceiling::default(),
@@ -86,7 +108,7 @@ impl ThroughputVerified {
             baseline: Rates::default(),
             is_new: false,
             trial: None,
-            search: Search { next: Direction::Up, doubles: true, pause: PAUSE, not_before: Duration::ZERO },
+            search: Search::new(0),
             failed: None,
             shrunk: Duration::ZERO,
         }
@@ -103,13 +125,13 @@ impl ThroughputVerified {
     /// or they try at the same time and measure each other.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
-        self.random.seed(seed);
+        self.search = Search::new(seed);
         self
     }
 
     fn decide(&mut self, sample: &Sample, now: Duration) -> Reason {
         self.in_use.note(sample.in_use_max, now);
-        if sample.connect_failures > 0 {
+        if sample.connect_failures > 0 || sample.too_many_connections > 0 {
             self.failed = Some(now);
         }
         let cut = self.ceiling.heed(sample, self.bounds, now);
@@ -117,23 +139,23 @@ impl ThroughputVerified {
         if cut || self.target > bounds.ceiling() {
             let size = self.trial.take().map_or(self.target, |trial| trial.from.min(self.target));
             self.resize(bounds.clamp(size));
-            self.rest(now);
+            self.search.rest(now);
             return if cut { Reason::TooManyConnections } else { Reason::Ceiling };
         }
         if sample.target != 0 && sample.target != self.target {
             self.trial = None;
             self.resize(bounds.clamp(sample.target));
-            self.rest(now);
+            self.search.rest(now);
             return Reason::InForce;
         }
         self.proven.fade(self.target, now);
         match self.trial.take() {
-            Some(trial) => self.go_on_with(trial, sample, now),
+            Some(trial) => self.go_on_with(trial, sample, bounds, now),
             None => self.without_trial(sample, bounds, now),
         }
     }
 
-    fn go_on_with(&mut self, mut trial: Trial, sample: &Sample, now: Duration) -> Reason {
+    fn go_on_with(&mut self, mut trial: Trial, sample: &Sample, bounds: Bounds, now: Duration) -> Reason {
         match trial.judge(sample, now) {
             Verdict::Measuring => {
                 self.trial = Some(trial);
@@ -141,29 +163,26 @@ impl ThroughputVerified {
             }
             Verdict::Keep(reason) => {
                 self.proven = Proven { size: trial.size, at: now };
-                self.search = Search { pause: PAUSE, not_before: now, ..self.search };
+                self.search.kept(now);
                 self.baseline = trial.into_rates();
                 reason
             }
             Verdict::Revert(reason) => {
-                self.return_from(&trial);
-                self.search.next = trial.direction().other();
-                self.search.doubles = false;
-                self.search.not_before = now.saturating_add(self.varied(self.search.pause));
-                self.search.pause = (self.search.pause * 2).min(LONGEST_PAUSE);
+                self.return_to(trial.from, bounds);
+                self.search.taken_back(now);
                 reason
             }
             Verdict::Void => {
-                self.return_from(&trial);
-                self.rest(now);
+                self.return_to(trial.from, bounds);
+                self.search.rest(now);
                 Reason::Void
             }
         }
     }
 
     /// The baseline is of the size that is returned to, and stands.
-    fn return_from(&mut self, trial: &Trial) {
-        self.target = trial.from;
+    fn return_to(&mut self, size: u32, bounds: Bounds) {
+        self.target = bounds.clamp(size);
         self.is_new = true;
     }
 
@@ -186,35 +205,25 @@ impl ThroughputVerified {
         }
         self.baseline.push(sample, LONGEST_BASELINE);
         if self.baseline.forget_before_change(CHANGE_WINDOWS, CHANGE) {
-            self.search.pause = PAUSE;
-            self.search.not_before = now;
+            self.search.forget_pauses(now);
         }
         self.try_another(bounds, now)
     }
 
     fn try_another(&mut self, bounds: Bounds, now: Duration) -> Reason {
-        let Search { next, doubles, not_before, .. } = self.search;
-        let enough = if doubles { QUICK_BASELINE } else { BASELINE };
-        if now < not_before || self.failed_lately(now) || self.baseline.len() < enough {
+        if self.failed_lately(now) || !self.search.is_due(self.baseline.len(), now) {
             return Reason::Steady;
         }
-        let Some(before) = self.baseline.estimates() else { return Reason::Steady };
-        let step = if doubles { self.target } else { (self.target / 4).max(1) };
-        let size = bounds.clamp(match next {
-            Direction::Up => self.target.saturating_add(step),
-            Direction::Down => self.target.saturating_sub(step),
-        });
-        if size == self.target {
-            self.search.next = next.other();
-            self.search.doubles = false;
-            return Reason::Steady;
-        }
-        self.trial = Some(Trial::new(self.target, size, before, self.gain.get(), now));
-        self.target = size;
-        match next {
+        let size = self.search.next(self.target, bounds);
+        let Some((size, before)) = size.zip(self.baseline.estimates()) else { return Reason::Steady };
+        let trial = Trial::new(self.target, size, before, self.gain.get(), now);
+        let reason = match trial.direction() {
             Direction::Up => Reason::TryingMore,
             Direction::Down => Reason::TryingFewer,
-        }
+        };
+        self.trial = Some(trial);
+        self.target = size;
+        reason
     }
 
     fn shrink(&mut self, now: Duration) -> Reason {
@@ -231,16 +240,6 @@ impl ThroughputVerified {
         self.is_new |= size != self.target;
         self.target = size;
         self.baseline.clear();
-    }
-
-    /// No trial for some time, through no fault of the size.
-    fn rest(&mut self, now: Duration) {
-        let pause = self.varied(PAUSE);
-        self.search.not_before = self.search.not_before.max(now.saturating_add(pause));
-    }
-
-    fn varied(&mut self, pause: Duration) -> Duration {
-        pause.mul_f64(0.5 + self.random.f64())
     }
 
     fn failed_lately(&self, now: Duration) -> bool {
@@ -272,5 +271,226 @@ impl Sizing for ThroughputVerified {
 
     fn proven(&self) -> u32 {
         self.proven.size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A pool in front of a server that does what `throughput` says of a size.
+    struct Closed {
+        sizing: ThroughputVerified,
+        now: Duration,
+    }
+
+    impl Closed {
+        fn new(floor: u32, ceiling: u32, initial: u32) -> Self {
+            Self {
+                sizing: ThroughputVerified::new(Bounds::new(floor, ceiling).unwrap(), initial),
+                now: Duration::ZERO,
+            }
+        }
+
+        /// A window with every permit out and callers waiting.
+        fn busy(&self, completed: u64) -> Sample {
+            let size = self.sizing.target();
+            Sample {
+                window: SECOND,
+                completed,
+                waiting: 50,
+                max_waiting: 50,
+                in_use_mean: f64::from(size),
+                in_use_max: size,
+                was_full: true,
+                full_fraction: 1.0,
+                target: size,
+                open: size,
+                ..Sample::default()
+            }
+        }
+
+        fn idle(&self, in_use: u32) -> Sample {
+            Sample {
+                completed: 10,
+                in_use_max: in_use,
+                in_use_mean: 1.0,
+                waiting: 0,
+                max_waiting: 0,
+                full_fraction: 0.0,
+                ..self.busy(10)
+            }
+        }
+
+        fn step(&mut self, sample: &Sample) -> Reason {
+            self.now += SECOND;
+            self.sizing.step(sample, self.now).reason
+        }
+
+        /// Busy windows until something other than waiting and measuring happens.
+        fn until_decided(&mut self, throughput: impl Fn(u32) -> u64) -> Reason {
+            for _ in 0..1_000 {
+                let sample = self.busy(throughput(self.sizing.target()));
+                match self.step(&sample) {
+                    Reason::Steady | Reason::Measuring => {}
+                    reason => return reason,
+                }
+            }
+            Reason::Steady
+        }
+    }
+
+    /// Ten for each of the first eight; every further one costs one.
+    fn knee_at_8(size: u32) -> u64 {
+        u64::from(if size <= 8 { 100 * size } else { 800 - 10 * (size - 8) })
+    }
+
+    #[test]
+    fn sizes_double_while_throughput_does_and_the_first_that_does_not_is_taken_back() {
+        let mut pool = Closed::new(1, 64, 2);
+        for (tried, before, after) in [(4, 200.0, 400.0), (8, 400.0, 800.0)] {
+            assert_eq!(pool.until_decided(knee_at_8), Reason::TryingMore);
+            assert_eq!(pool.sizing.target(), tried);
+            assert_eq!(pool.until_decided(knee_at_8), Reason::Kept { before, after });
+            assert_eq!((pool.sizing.target(), pool.sizing.proven()), (tried, tried));
+        }
+        assert!(pool.now < 12 * SECOND, "{:?}", pool.now);
+        assert_eq!(pool.until_decided(knee_at_8), Reason::TryingMore);
+        assert_eq!(pool.until_decided(knee_at_8), Reason::Reverted { before: 800.0, after: 720.0 });
+        assert_eq!((pool.sizing.target(), pool.sizing.proven()), (8, 8));
+    }
+
+    #[test]
+    fn larger_and_smaller_are_tried_in_turn_after_ever_longer_pauses() {
+        let mut pool = Closed::new(1, 64, 8);
+        let mut trials = Vec::new();
+        for _ in 0..16 {
+            let reason = pool.until_decided(knee_at_8);
+            if matches!(reason, Reason::TryingMore | Reason::TryingFewer) {
+                trials.push((reason, pool.now));
+            }
+        }
+        assert!(trials.windows(2).all(|pair| pair[0].0 != pair[1].0), "{trials:?}");
+        let (first, last) = (trials[1].1 - trials[0].1, trials[7].1 - trials[6].1);
+        assert!(first < 25 * SECOND && last > 150 * SECOND, "{trials:?}");
+    }
+
+    #[test]
+    fn smaller_size_that_does_as_much_is_kept_and_not_grown_out_of_again() {
+        let mut pool = Closed::new(1, 16, 16);
+        let flat = |_| 500;
+        assert_eq!(pool.until_decided(flat), Reason::TryingFewer);
+        assert!(matches!(pool.until_decided(flat), Reason::Kept { .. }));
+        assert_eq!((pool.sizing.target(), pool.sizing.proven()), (12, 12));
+        let sample = pool.busy(500);
+        assert_ne!(pool.step(&sample), Reason::Demand);
+    }
+
+    #[test]
+    fn trial_is_kept_when_nobody_waits_any_more() {
+        let mut pool = Closed::new(1, 64, 4);
+        assert_eq!(pool.until_decided(|_| 400), Reason::TryingMore);
+        let mut sample = pool.busy(400);
+        (sample.waiting, sample.max_waiting, sample.full_fraction) = (0, 1, 0.01);
+        let reasons: Vec<_> = (0..4).map(|_| pool.step(&sample)).collect();
+        assert!(reasons.contains(&Reason::DemandMet), "{reasons:?}");
+        assert_eq!((pool.sizing.target(), pool.sizing.proven()), (8, 8));
+    }
+
+    #[test]
+    fn what_is_proven_is_taken_at_once_and_fades() {
+        let mut pool = Closed::new(1, 64, 32);
+        for _ in 0..1_000 {
+            let sample = pool.idle(3);
+            pool.step(&sample);
+        }
+        assert_eq!((pool.sizing.target(), pool.sizing.proven()), (4, 24));
+        let sample = pool.busy(400);
+        assert_eq!(pool.step(&sample), Reason::Demand);
+        assert_eq!(pool.sizing.target(), 24);
+    }
+
+    #[test]
+    fn what_was_in_use_in_the_last_five_minutes_stays() {
+        let mut pool = Closed::new(1, 64, 32);
+        for second in 0..3600 {
+            let sample = pool.idle(if second % 240 == 0 { 30 } else { 3 });
+            pool.step(&sample);
+        }
+        assert_eq!(pool.sizing.target(), 31);
+    }
+
+    #[test]
+    fn trial_whose_connections_fail_is_void_and_none_follows_for_half_a_minute() {
+        let mut pool = Closed::new(1, 64, 4);
+        assert_eq!(pool.until_decided(knee_at_8), Reason::TryingMore);
+        let failed = Sample { connect_failures: 1, ..pool.busy(400) };
+        assert_eq!(pool.step(&failed), Reason::Void);
+        assert_eq!((pool.sizing.target(), pool.sizing.proven()), (4, 4));
+        let failed = pool.now;
+        assert_eq!(pool.until_decided(knee_at_8), Reason::TryingMore);
+        assert!(pool.now - failed >= 30 * SECOND);
+    }
+
+    #[test]
+    fn trial_whose_connections_never_open_is_void() {
+        let mut pool = Closed::new(1, 64, 4);
+        assert_eq!(pool.until_decided(knee_at_8), Reason::TryingMore);
+        let began = pool.now;
+        let reason = loop {
+            let sample = Sample { open: 5, ..pool.busy(400) };
+            match pool.step(&sample) {
+                Reason::Measuring => {}
+                reason => break reason,
+            }
+        };
+        assert_eq!(reason, Reason::Void);
+        assert!(pool.now - began <= 12 * SECOND);
+        assert_eq!(pool.sizing.target(), 4);
+    }
+
+    #[test]
+    fn nothing_shrinks_while_connecting_fails() {
+        let mut pool = Closed::new(1, 64, 32);
+        for _ in 0..1_000 {
+            let sample = Sample { connect_failures: 1, ..pool.idle(0) };
+            pool.step(&sample);
+        }
+        assert_eq!(pool.sizing.target(), 32);
+    }
+
+    #[test]
+    fn refusal_ends_a_trial_and_lowers_the_ceiling() {
+        let mut pool = Closed::new(1, 64, 16);
+        assert_eq!(pool.until_decided(|size| u64::from(size) * 100), Reason::TryingMore);
+        let refused = Sample { too_many_connections: 2, open: 20, ..pool.busy(1_600) };
+        assert_eq!(pool.step(&refused), Reason::TooManyConnections);
+        assert_eq!(pool.sizing.target(), 14);
+    }
+
+    #[test]
+    fn where_nothing_is_put_in_force_it_only_ever_proposes() {
+        let mut pool = Closed::new(1, 64, 8);
+        let mut proposed = 0;
+        for _ in 0..600 {
+            let mut sample = pool.busy(800);
+            (sample.target, sample.open, sample.in_use_max, sample.in_use_mean) = (8, 8, 8, 8.0);
+            proposed += u32::from(pool.step(&sample) == Reason::TryingMore);
+        }
+        assert!((10..120).contains(&proposed), "{proposed}");
+        assert_eq!(pool.sizing.proven(), 8);
+    }
+
+    #[test]
+    fn fleet_ceiling_counts_at_once() {
+        let mut pool = Closed::new(2, 64, 16);
+        let lowered = Sample { ceiling: Some(5), ..pool.busy(1_600) };
+        assert_eq!(pool.step(&lowered), Reason::Ceiling);
+        assert_eq!(pool.sizing.target(), 5);
+        let lowered = Sample { ceiling: Some(0), ..pool.busy(500) };
+        pool.step(&lowered);
+        assert_eq!(pool.sizing.target(), 2, "the floor stands");
     }
 }

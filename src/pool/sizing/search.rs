@@ -1,0 +1,135 @@
+//! Which size is tried next, and when.
+
+use std::time::Duration;
+
+use super::{Bounds, trial::Direction};
+
+/// The pause after a trial that was taken back, doubled each time, and varied by half up or down.
+const PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Windows with a backlog before a trial, and before one that doubles the size.
+const BASELINE: usize = 5;
+const QUICK_BASELINE: usize = 3;
+
+/// Climbs a hill: on where the last step led up, the other way where it led down.
+#[derive(Clone, Debug)]
+pub(super) struct Search {
+    next: Direction,
+    /// Nothing was taken back yet.
+    doubles: bool,
+    pause: Duration,
+    not_before: Duration,
+    random: fastrand::Rng,
+}
+
+impl Search {
+    pub(super) fn new(seed: u64) -> Self {
+        let random = fastrand::Rng::with_seed(seed);
+        Self { next: Direction::Up, doubles: true, pause: PAUSE, not_before: Duration::ZERO, random }
+    }
+
+    /// Whether it is time for a trial, after so many windows with a backlog.
+    pub(super) fn is_due(&self, windows: usize, now: Duration) -> bool {
+        now >= self.not_before && windows >= if self.doubles { QUICK_BASELINE } else { BASELINE }
+    }
+
+    /// The size to try in place of this one. At the end of the bounds there is none, and the other way comes next.
+    pub(super) fn next(&mut self, size: u32, bounds: Bounds) -> Option<u32> {
+        let step = if self.doubles { size } else { (size / 4).max(1) };
+        let next = bounds.clamp(match self.next {
+            Direction::Up => size.saturating_add(step),
+            Direction::Down => size.saturating_sub(step),
+        });
+        if next == size {
+            self.turn();
+            return None;
+        }
+        Some(next)
+    }
+
+    pub(super) fn kept(&mut self, now: Duration) {
+        self.forget_pauses(now);
+    }
+
+    pub(super) fn taken_back(&mut self, now: Duration) {
+        self.turn();
+        self.not_before = now.saturating_add(self.varied(self.pause));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// No trial for some time, through no fault of the size.
+    pub(super) fn rest(&mut self, now: Duration) {
+        let pause = self.varied(PAUSE);
+        self.not_before = self.not_before.max(now.saturating_add(pause));
+    }
+
+    /// The next trial is due, and a pause after it starts small.
+    pub(super) fn forget_pauses(&mut self, now: Duration) {
+        self.pause = PAUSE;
+        self.not_before = now;
+    }
+
+    fn turn(&mut self) {
+        self.next = self.next.other();
+        self.doubles = false;
+    }
+
+    fn varied(&mut self, pause: Duration) -> Duration {
+        pause.mul_f64(0.5 + self.random.f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn sizes_double_until_one_is_taken_back_and_then_change_by_a_quarter() {
+        let bounds = Bounds::new(1, 64).unwrap();
+        let mut search = Search::new(0);
+        assert_eq!(search.next(20, bounds), Some(40));
+        search.kept(SECOND);
+        assert_eq!(search.next(40, bounds), Some(64));
+        search.taken_back(SECOND);
+        assert_eq!(search.next(40, bounds), Some(30));
+        search.taken_back(SECOND);
+        assert_eq!(search.next(3, bounds), Some(4), "at least one");
+    }
+
+    #[test]
+    fn end_of_the_bounds_turns_it_round() {
+        let mut search = Search::new(0);
+        let bounds = Bounds::new(4, 16).unwrap();
+        assert_eq!(search.next(16, bounds), None);
+        assert_eq!(search.next(16, bounds), Some(12));
+        let only = Bounds::new(4, 4).unwrap();
+        assert_eq!((search.next(4, only), search.next(4, only)), (None, None));
+    }
+
+    #[test]
+    fn pauses_double_to_five_minutes_and_start_small_after_a_change() {
+        let mut search = Search::new(0);
+        for pause in [10, 20, 40, 80, 160, 300, 300] {
+            search.taken_back(Duration::ZERO);
+            assert!(
+                !search.is_due(5, SECOND * pause / 2 - SECOND) && search.is_due(5, SECOND * pause * 3 / 2)
+            );
+        }
+        search.forget_pauses(SECOND);
+        assert!(search.is_due(5, SECOND) && !search.is_due(4, SECOND));
+        search.taken_back(SECOND);
+        assert!(search.is_due(5, 17 * SECOND));
+    }
+
+    #[test]
+    fn rest_never_shortens_a_pause() {
+        let mut search = Search::new(0);
+        for _ in 0..6 {
+            search.taken_back(Duration::ZERO);
+        }
+        search.rest(Duration::ZERO);
+        assert!(!search.is_due(5, 100 * SECOND));
+    }
+}
