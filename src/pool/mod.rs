@@ -1,5 +1,7 @@
 //! A pool of connections that finds its own size.
 //!
-//! [`sizing`] holds the algorithms, without clock, lock or connection.
+//! [`sizing`] has the algorithms and [`budget`] the arithmetic of what many processes share, both without clock, lock
+//! or connection.
 
+pub mod budget;
 pub mod sizing;

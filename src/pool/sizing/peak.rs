@@ -3,26 +3,28 @@
 use std::time::Duration;
 
 /// How many slices the time is cut into. What is forgotten is forgotten a slice at a time.
-const SLICES: usize = 10;
+const SLICES: u32 = 10;
+/// Those, and the one that is being filled.
+const KEPT: usize = 11;
 
 /// The highest value noted in the last `span`, and up to a tenth of it longer.
 #[derive(Clone, Debug)]
 pub(super) struct Peak {
     slice: Duration,
     began: Duration,
-    highest: [u32; SLICES + 1],
+    highest: [u32; KEPT],
 }
 
 impl Peak {
     /// A peak of the last `span` that starts as if `value` had been there all the time.
     pub(super) fn new(span: Duration, value: u32) -> Self {
-        Self { slice: span / SLICES as u32, began: Duration::ZERO, highest: [value; SLICES + 1] }
+        Self { slice: span / SLICES, began: Duration::ZERO, highest: [value; KEPT] }
     }
 
     pub(super) fn note(&mut self, value: u32, now: Duration) {
         while now.saturating_sub(self.began) >= self.slice {
-            if now.saturating_sub(self.began) >= self.slice * (SLICES as u32 + 1) {
-                *self = Self { began: now, highest: [0; SLICES + 1], ..*self };
+            if now.saturating_sub(self.began) >= self.slice * (SLICES + 1) {
+                *self = Self { began: now, highest: [0; KEPT], ..*self };
                 break;
             }
             self.began += self.slice;
