@@ -1,5 +1,7 @@
 //! The server of the tests, under paused time: as quick as the law that it follows, and as bad as it is told to be.
 
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
 use std::time::Duration;
 
 use bb8::ManageConnection;

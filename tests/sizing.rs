@@ -2,6 +2,8 @@
 //!
 //! `cargo test --release --test sizing -- --ignored --nocapture` prints the table of `mcp_perf::pool::sizing`.
 
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
 use std::time::Duration;
 
 use mcp_perf::{

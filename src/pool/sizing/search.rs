@@ -15,7 +15,7 @@ const QUICK_BASELINE: usize = 3;
 #[derive(Clone, Debug)]
 pub(super) struct Search {
     next: Direction,
-    /// Nothing was taken back yet.
+    /// Nothing was taken back yet, or the knee is far.
     doubles: bool,
     pause: Duration,
     not_before: Duration,
@@ -47,7 +47,8 @@ impl Search {
         Some(next)
     }
 
-    pub(super) fn kept(&mut self, now: Duration) {
+    pub(super) fn kept(&mut self, steep: bool, now: Duration) {
+        self.doubles |= steep;
         self.forget_pauses(now);
     }
 
@@ -90,12 +91,14 @@ mod tests {
         let bounds = Bounds::new(1, 64).unwrap();
         let mut search = Search::new(0);
         assert_eq!(search.next(20, bounds), Some(40));
-        search.kept(SECOND);
+        search.kept(false, SECOND);
         assert_eq!(search.next(40, bounds), Some(64));
         search.taken_back(SECOND);
         assert_eq!(search.next(40, bounds), Some(30));
         search.taken_back(SECOND);
         assert_eq!(search.next(3, bounds), Some(4), "at least one");
+        search.kept(true, SECOND);
+        assert_eq!(search.next(4, bounds), Some(8), "far from the knee");
     }
 
     #[test]

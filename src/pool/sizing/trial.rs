@@ -59,7 +59,11 @@ pub(super) struct Trial {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Verdict {
     Measuring,
-    Keep(Reason),
+    Keep {
+        reason: Reason,
+        /// The knee is far: throughput rose by at least half of the share that the size did.
+        steep: bool,
+    },
     Revert(Reason),
     Void,
 }
@@ -134,9 +138,9 @@ impl Trial {
         let queue_gone = self.backlog / self.windows < QUEUE_GONE;
         let (before, after) = (self.before.throughput.mean, after.throughput.mean);
         if queue_gone && change.value > -2.0 * change.error {
-            Verdict::Keep(Reason::DemandMet)
+            Verdict::Keep { reason: Reason::DemandMet, steep: false }
         } else if better == Some(true) && !contradicted {
-            Verdict::Keep(Reason::Kept { before, after })
+            Verdict::Keep { reason: Reason::Kept { before, after }, steep: self.is_steep(sharper) }
         } else {
             Verdict::Revert(Reason::Reverted { before, after })
         }
@@ -146,6 +150,11 @@ impl Trial {
     fn is_better(&self, change: Change, errors: f64) -> Option<bool> {
         let excess = change.value - self.needed;
         (excess.abs() > errors * change.error).then_some(excess > 0.0)
+    }
+
+    fn is_steep(&self, change: Change) -> bool {
+        let share = f64::from(self.size) / f64::from(self.from) - 1.0;
+        share > 0.0 && change.value > share / 2.0
     }
 
     /// What was measured at its size.

@@ -7,7 +7,8 @@
 //! 1. *Demand.* Callers wait more than a tenth of the time, and the size is below what is proven: straight to what is
 //!    in use and waiting, at most to what is proven. The counterpart of TCP's slow-start threshold.
 //! 2. *Trial.* Callers wait at least half of the time, at what is proven: another size for some seconds, in turn a
-//!    larger and a smaller one. A quarter more or fewer; until one was taken back, twice as many. When the connections
+//!    larger and a smaller one. A quarter more or fewer; twice as many at first, until one was taken back, and again
+//!    where the last trial brought at least half of what it could. When the connections
 //!    are open, what is done per second is held against what was done before. It is kept if the share that it changed
 //!    by exceeds [`Gain`] × the share that the size changed by; so a smaller size is kept if it loses less than that.
 //!    It is also kept if nobody waits any more, since then nothing can rise. What was kept is proven, and gone on from
@@ -161,9 +162,9 @@ impl ThroughputVerified {
                 self.trial = Some(trial);
                 Reason::Measuring
             }
-            Verdict::Keep(reason) => {
+            Verdict::Keep { reason, steep } => {
                 self.proven = Proven { size: trial.size, at: now };
-                self.search.kept(now);
+                self.search.kept(steep, now);
                 self.baseline = trial.into_rates();
                 reason
             }
