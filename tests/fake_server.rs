@@ -5,7 +5,10 @@
 use std::time::Duration;
 
 use bb8::ManageConnection;
-use mcp_perf::testing::{FakeServer, ServerError, Usl};
+use mcp_perf::{
+    clock::{Clock, Instant},
+    testing::{FakeServer, ServerError, Usl},
+};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -15,6 +18,12 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn server() -> FakeServer {
     FakeServer::new(Usl::new(0.15, 0.013))
+}
+
+fn now() -> (Clock, Instant) {
+    let clock = Clock::tokio();
+    let now = clock.now();
+    (clock, now)
 }
 
 /// Queries per second with so many connections in use all the time.
@@ -43,13 +52,13 @@ async fn throughput_follows_the_law() {
 async fn slower_server_slows_down_what_is_in_progress() {
     let server = server();
     let mut connection = server.connect().await.unwrap();
-    let began = tokio::time::Instant::now();
+    let (clock, began) = now();
     let slow = async {
         sleep(SECOND / 2).await;
         server.slow_down(3.0);
     };
     let (answer, ()) = tokio::join!(connection.query(SECOND), slow);
-    assert_eq!((answer, began.elapsed()), (Ok(()), 2 * SECOND));
+    assert_eq!((answer, clock.now().since(began)), (Ok(()), 2 * SECOND));
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,9 +111,9 @@ async fn query_runs_on_when_its_caller_goes_away_and_the_next_waits_for_it() {
     let mut connection = server.connect().await.unwrap();
     assert!(timeout(SECOND, connection.query(4 * SECOND)).await.is_err());
     assert_eq!((server.stats().abandoned, server.running()), (1, 1));
-    let began = tokio::time::Instant::now();
+    let (clock, began) = now();
     connection.query(SECOND).await.unwrap();
-    assert_eq!(began.elapsed(), 4 * SECOND);
+    assert_eq!(clock.now().since(began), 4 * SECOND);
 
     assert!(timeout(SECOND, connection.query(60 * SECOND)).await.is_err());
     drop(connection);

@@ -50,7 +50,7 @@
 //!
 //! A fourth is everybody's first idea: one more when callers wait. It is not here, because beyond the knee waiting
 //! comes from there being too many already. It ends at the ceiling and stays there when the load has gone.
-
+//!
 //! # How good they are
 //!
 //! In `testing::Simulation` (feature `test-util`), slightly overloaded, from a size of 4 within 1 to 64, against the best
