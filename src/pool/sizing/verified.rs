@@ -494,4 +494,13 @@ mod tests {
         pool.step(&lowered);
         assert_eq!(pool.sizing.target(), 2, "the floor stands");
     }
+
+    #[test]
+    fn trial_of_fewer_does_not_return_above_a_ceiling_that_was_lowered_meanwhile() {
+        let mut pool = Closed::new(1, 16, 16);
+        assert_eq!(pool.until_decided(|_| 500), Reason::TryingFewer);
+        let lowered = Sample { ceiling: Some(13), connect_failures: 1, ..pool.busy(500) };
+        assert_eq!(pool.step(&lowered), Reason::Void);
+        assert_eq!(pool.sizing.target(), 13);
+    }
 }
