@@ -208,6 +208,56 @@ fn reports_among_lookups_do_not_hide_the_knee() {
 }
 
 #[test]
+fn best_size_is_found_within_a_minute() {
+    for case in [small(), large()] {
+        let (_, best) = case.best();
+        let (mut simulation, mut sizing) = (case.simulation(1), verified(1));
+        simulation.load(Load::Closed(100));
+        simulation.run(&mut sizing, MINUTE);
+        // A trial may be on, which costs a little.
+        let share = simulation.run(&mut sizing, 20 * SECOND).throughput() / best;
+        assert!(share >= 0.95, "{}: {share}", case.name);
+    }
+}
+
+/// Sees what a pool sees that has nothing but a histogram with sixteen buckets to a doubling.
+struct Coarse(ThroughputVerified);
+
+impl Sizing for Coarse {
+    fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
+        let mut sample = sample.clone();
+        let median = sample.hold_p50.as_secs_f64().max(1e-9);
+        let bucket = median.log2().floor().exp2() / 16.0;
+        sample.hold_p50 = Duration::from_secs_f64((median / bucket).round() * bucket);
+        sample.hold_typical = Duration::ZERO;
+        self.0.step(&sample, now)
+    }
+
+    fn target(&self) -> u32 {
+        self.0.target()
+    }
+
+    fn proven(&self) -> u32 {
+        self.0.proven()
+    }
+}
+
+#[test]
+fn median_of_a_coarse_histogram_will_do_among_reports() {
+    let case = reports(small(), "small");
+    let (_, best) = case.best();
+    let found: Vec<f64> = (0..11)
+        .map(|seed| {
+            let (mut simulation, mut sizing) = (case.simulation(seed), Coarse(verified(seed)));
+            simulation.load(Load::Closed(100));
+            simulation.run(&mut sizing, 2 * MINUTE);
+            simulation.run(&mut sizing, 5 * MINUTE).throughput() / best
+        })
+        .collect();
+    assert!(median(found.clone()) >= 0.95, "{found:.3?}");
+}
+
+#[test]
 fn knee_that_moves_is_found_again() {
     let (mut few, many) = (small(), large());
     few.work = many.work;

@@ -1,5 +1,5 @@
 //! For tests: a store and a bus in memory, what every store and every bus has to keep, stores and connections that go
-//! wrong, and a checker that finds what should not have been read.
+//! wrong, a checker that finds what should not have been read, and servers with a knee for pools (feature `pool`).
 //!
 //! Feature `test-util`. [`Clock::manual`](crate::clock::Clock::manual) moves time, and
 //! [`Clock::tokio`](crate::clock::Clock::tokio) lets tokio move it.
