@@ -85,6 +85,8 @@ pub mod clock;
 mod error;
 pub mod guide;
 pub mod limit;
+#[cfg(feature = "pool")]
+pub mod pool;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]
