@@ -178,7 +178,7 @@ proptest! {
         let mut callers: [VecDeque<Caller<'_>>; 4] = Default::default();
         let mut in_use = [0_u32; 4];
         for act in acts {
-            let before: u32 = in_use.iter().sum();
+            let (before, had): (u32, _) = (in_use.iter().sum(), in_use);
             let mut may_grow = true;
             match act {
                 Act::Join(class) => callers[class].push_back(Caller::Waits(gate.acquire(class))),
@@ -222,6 +222,14 @@ proptest! {
             let expected = Level { in_use: after, target, waiting: u32::try_from(waiting).unwrap() };
             prop_assert_eq!(gate.level(), expected);
             prop_assert_eq!(gate.by_class(), in_use);
+            // Whoever has more than it is sure of left free what others are sure of.
+            let borrowed = |class: &usize| in_use[*class] > had[*class].max(guarantees[*class]);
+            if let Some(guarantees) = oracle.scaled(target)
+                && (0..4).any(|class| borrowed(&class))
+            {
+                let kept: u32 = (0..4).map(|class| guarantees[class].saturating_sub(in_use[class])).sum();
+                prop_assert!(target - after >= kept, "{kept} are kept, {} are free", target - after);
+            }
             // Nobody waits for what is free for them; and nobody below their guarantee while anything is free.
             for (class, callers) in callers.iter().enumerate() {
                 if callers.iter().any(|caller| matches!(caller, Caller::Waits(_))) {
