@@ -83,6 +83,7 @@
 pub mod cache;
 pub mod clock;
 mod error;
+mod event;
 pub mod guide;
 pub mod limit;
 #[cfg(feature = "pool")]

@@ -20,6 +20,25 @@
 /// Where the class of the pool's own needs is, which is served before all others.
 pub(super) const SYSTEM: usize = 0;
 
+/// Where callers are who name no class.
+pub(super) const DEFAULT: usize = 1;
+
+/// A class of callers of a pool: [`Pool::class`](super::Pool::class) knows them by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Class {
+    /// The pool that knows it; zero is every pool.
+    pub(super) pool: u64,
+    pub(super) index: usize,
+}
+
+impl Class {
+    /// Callers who name no class.
+    pub const DEFAULT: Self = Self { pool: 0, index: DEFAULT };
+    /// Health checks, migrations and the like: served before everybody else. With
+    /// [`system_reserve`](super::PoolBuilder::system_reserve) they need not wait for a return either.
+    pub const SYSTEM: Self = Self { pool: 0, index: SYSTEM };
+}
+
 /// What a class of callers may have: [`guarantee`](Self::guarantee) and [`at_most`](Self::at_most), in connections.
 ///
 /// ```
@@ -67,13 +86,13 @@ impl Default for Share {
 /// What the classes of a pool have.
 #[derive(Debug)]
 pub(super) struct Classes {
-    all: Box<[Class]>,
+    all: Box<[Standing]>,
     /// `Σ max(0, g − in)`: permits that are kept for those who are sure of them.
     kept: u32,
 }
 
 #[derive(Debug)]
-struct Class {
+struct Standing {
     share: Share,
     /// The guarantee with as many permits as there are.
     guarantee: u32,
@@ -82,7 +101,7 @@ struct Class {
 
 impl Classes {
     pub(super) fn new(shares: impl IntoIterator<Item = Share>, permits: u32) -> Self {
-        let all = shares.into_iter().map(|share| Class { share, guarantee: 0, in_use: 0 });
+        let all = shares.into_iter().map(|share| Standing { share, guarantee: 0, in_use: 0 });
         let mut classes = Self { all: all.collect(), kept: 0 };
         classes.scale(permits);
         classes
@@ -110,13 +129,13 @@ impl Classes {
             left -= scaled;
             class.guarantee = u32::try_from(scaled).unwrap_or(u32::MAX);
         }
-        self.kept = self.all.iter().map(Class::kept).sum();
+        self.kept = self.all.iter().map(Standing::kept).sum();
     }
 
     /// Whether one of `free` permits may go to this class.
     #[inline]
     pub(super) fn may_enter(&self, class: usize, free: u32) -> bool {
-        let Class { share, guarantee, in_use } = &self.all[class];
+        let Standing { share, guarantee, in_use } = &self.all[class];
         free > 0 && (in_use < guarantee || (*in_use < share.at_most && free > self.kept))
     }
 
@@ -141,7 +160,7 @@ impl Classes {
     }
 }
 
-impl Class {
+impl Standing {
     fn kept(&self) -> u32 {
         self.guarantee.saturating_sub(self.in_use)
     }

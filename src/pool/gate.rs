@@ -145,10 +145,11 @@ impl Gate {
         state.usage.take(level, now)
     }
 
-    /// How many permits each class has.
-    pub(super) fn by_class(&self) -> Vec<u32> {
+    /// How many permits each class has, and how many of it wait.
+    pub(super) fn by_class(&self) -> Vec<(u32, u32)> {
         let state = lock(&self.state);
-        (0..state.classes.len()).map(|class| state.classes.in_use(class)).collect()
+        let lines = state.lines.iter().enumerate();
+        lines.map(|(class, line)| (state.classes.in_use(class), line.waiting())).collect()
     }
 }
 
