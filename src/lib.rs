@@ -37,6 +37,14 @@
 )]
 //! | [`cache`] | values in memory, and behind it a store that processes share | |
 #![cfg_attr(
+    feature = "pool",
+    doc = "| [`pool`] | connections to a database, fairly shared, as many as are of use | `pool` |"
+)]
+#![cfg_attr(
+    not(feature = "pool"),
+    doc = "| `pool` | connections to a database, fairly shared, as many as are of use | `pool` |"
+)]
+#![cfg_attr(
     feature = "redis",
     doc = "| [`redis`] | Redis as that store, and as the bus of invalidations | `redis` |"
 )]
@@ -57,6 +65,7 @@
 //! | `redis` | Redis behind the cache, and its invalidation bus | `redis`, `bb8` |
 //! | `redis-tls` | the store over TLS | `tokio-rustls` with `ring` |
 //! | `postgres` | PostgreSQL behind the cache | `tokio-postgres`, `bb8` |
+//! | `pool` | the pool over any bb8 manager | `bb8` |
 //! | `message-pack` | `MessagePack` for values of the cache's remote tier | `rmp-serde` |
 //! | `zstd` | zstd for large values there | `zstd`, and a C compiler |
 //! | `quick-cache` | `quick_cache` as the engine of a cache's memory | `quick_cache` |

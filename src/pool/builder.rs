@@ -15,7 +15,7 @@ use super::{
     connect::Turnstile,
     front::Pool,
     gate::Gate,
-    maintenance::{self, Follow},
+    maintenance::{self, Follow, Followed},
     shared::{Settings, Shared, Watch},
     sizing::Sizing,
     stats::Recorded,
@@ -241,7 +241,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
             keep_open: self.keep_open.unwrap_or(self.floor),
         };
         let tracking = Tracking::new(self.manager, into_error, self.clock.clone(), self.max_life);
-        let (names, shares) = with_own_classes(self.classes, self.system_reserve);
+        let (names, shares) = with_own_classes(&self.classes, self.system_reserve);
         let now = self.clock.now();
         let shared = Arc::new(Shared {
             id: fastrand::u64(1..),
@@ -348,7 +348,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self.initial.unwrap_or(twice).clamp(self.floor, self.ceiling)
     }
 
-    fn take_sizing(&mut self) -> Result<Option<(Box<dyn Sizing>, Follow)>, Error> {
+    fn take_sizing(&mut self) -> Result<Option<Followed>, Error> {
         let follow = match self.mode {
             Mode::Fixed => return Ok(None),
             Mode::Observe => Follow::Say,
@@ -356,14 +356,14 @@ impl<M: ManageConnection> PoolBuilder<M> {
         };
         let sizing = self.sizing.take();
         let sizing = sizing.ok_or_else(|| Error::configuration("sizing", "there is none"))?;
-        Ok(Some((sizing, follow)))
+        Ok(Some(Followed { sizing, follow }))
     }
 }
 
 /// The names of the classes that every pool has.
 const OWN: [&str; 2] = ["system", "default"];
 
-fn with_own_classes(named: Vec<(String, Share)>, system_reserve: u32) -> (Box<[Box<str>]>, Vec<Share>) {
+fn with_own_classes(named: &[(String, Share)], system_reserve: u32) -> (Box<[Box<str>]>, Vec<Share>) {
     let own = [Share::new().guarantee(system_reserve), Share::new()];
     let names = OWN.into_iter().map(Box::from).chain(named.iter().map(|(name, _)| name.as_str().into()));
     let shares = own.into_iter().chain(named.iter().map(|(_, share)| *share));

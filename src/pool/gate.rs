@@ -323,46 +323,10 @@ mod tests;
 
 #[cfg(all(test, mcp_perf_loom))]
 mod model {
-    use std::{
-        sync::Arc,
-        task::{Wake, Waker},
+    use super::{
+        super::model::{block_on, poll_once},
+        *,
     };
-
-    use loom::sync::{Condvar, Mutex as LoomMutex};
-
-    use super::*;
-
-    /// Lets a thread of the model sleep until it is woken: one that is not ends the model with a deadlock.
-    struct Parked {
-        is_woken: LoomMutex<bool>,
-        woken: Condvar,
-    }
-
-    impl Wake for Parked {
-        fn wake(self: Arc<Self>) {
-            *lock(&self.is_woken) = true;
-            self.woken.notify_one();
-        }
-    }
-
-    fn parked() -> Arc<Parked> {
-        Arc::new(Parked { is_woken: LoomMutex::new(false), woken: Condvar::new() })
-    }
-
-    fn block_on<'a>(mut acquire: Acquire<'a>) -> Result<Permit<'a>, Denied> {
-        let parked = parked();
-        let waker = Waker::from(Arc::clone(&parked));
-        loop {
-            if let Poll::Ready(result) = Pin::new(&mut acquire).poll(&mut Context::from_waker(&waker)) {
-                return result;
-            }
-            let mut is_woken = lock(&parked.is_woken);
-            while !*is_woken {
-                is_woken = parked.woken.wait(is_woken).unwrap();
-            }
-            *is_woken = false;
-        }
-    }
 
     fn gate(target: u32) -> loom::sync::Arc<Gate> {
         loom::sync::Arc::new(Gate::new(target, 8, [Share::new(), Share::new()], Clock::manual()))
@@ -401,11 +365,7 @@ mod model {
             let held = gate.try_acquire(1, Instant::default()).unwrap();
             let impatient = {
                 let gate = gate.clone();
-                loom::thread::spawn(move || {
-                    let waker = Waker::from(parked());
-                    let mut acquire = gate.acquire(1);
-                    let _ = Pin::new(&mut acquire).poll(&mut Context::from_waker(&waker));
-                })
+                loom::thread::spawn(move || drop(poll_once(gate.acquire(1))))
             };
             let patient = {
                 let gate = gate.clone();

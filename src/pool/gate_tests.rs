@@ -136,7 +136,7 @@ fn act() -> impl Strategy<Value = Act> {
 /// A caller of the oracle: its number, its class, and what it has of the gate.
 enum Caller<'a> {
     Waits(Acquire<'a>),
-    Has(Permit<'a>),
+    Has(#[expect(dead_code, reason = "returned when dropped")] Permit<'a>),
 }
 
 /// The rule of the classes, counted out.

@@ -95,6 +95,7 @@ impl<T> Queue<T> {
     }
 
     /// Leaves; what was served meanwhile is handed back, for somebody else.
+    #[expect(clippy::needless_pass_by_value, reason = "a place is left once")]
     pub(super) fn leave(&mut self, ticket: Ticket) -> Option<T> {
         let index = ticket.0;
         if matches!(self.places[index].state, State::Waiting(_)) {

@@ -239,12 +239,9 @@ impl<M: ManageConnection> Shared<M> {
 
     pub(super) fn by_class(&self) -> Vec<ClassStats> {
         let classes = self.classes.iter().zip(self.gate.by_class());
-        let stats = |(name, (in_use, waiting)): (&Box<str>, _)| ClassStats {
-            name: name.to_string(),
-            in_use,
-            waiting,
-        };
-        classes.map(stats).collect()
+        classes
+            .map(|(name, (in_use, waiting))| ClassStats { name: name.to_string(), in_use, waiting })
+            .collect()
     }
 
     pub(super) fn left(&self, began: Instant) -> Duration {

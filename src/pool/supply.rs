@@ -331,3 +331,137 @@ impl Drop for Waiting<'_> {
         self.supply.after(waker);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::Location;
+
+    use super::*;
+    use crate::ErrorKind;
+
+    fn holder() -> Holder {
+        Holder { since: Instant::default(), place: Location::caller(), class: 0, was_told: false }
+    }
+
+    fn poll(waiting: &mut Waiting<'_>) -> Poll<Result<(), ErrorKind>> {
+        let polled = Pin::new(waiting).poll(&mut Context::from_waker(Waker::noop()));
+        polled.map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn there_are_as_many_openers_as_waiters_and_no_more_than_there_is_room() {
+        let supply = Supply::new(2, 0);
+        let (_one, openers) = supply.line_up();
+        assert_eq!(openers, Openers(1));
+        let (two, openers) = supply.line_up();
+        assert_eq!(openers, Openers(1));
+        let (_three, openers) = supply.line_up();
+        assert_eq!(openers, Openers(0));
+        supply.opened();
+        assert!(!supply.is_superfluous());
+        // Nobody but the third waits, and one can be opened.
+        drop(two);
+        assert!(!supply.is_superfluous());
+        supply.opened();
+        assert_eq!(supply.count(), Count { idle: 0, out: 2, opening: 0, waiting: 0 });
+    }
+
+    #[test]
+    fn opener_is_superfluous_when_what_was_returned_came_sooner() {
+        let supply = Supply::new(4, 0);
+        let (mut first, _) = supply.line_up();
+        supply.opened();
+        assert_eq!(poll(&mut first), Poll::Ready(Ok(())));
+        let slot = supply.hold(holder());
+        let (mut second, openers) = supply.line_up();
+        assert_eq!(openers, Openers(1));
+        supply.put_back(slot);
+        assert!(supply.is_superfluous());
+        assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
+        assert_eq!(supply.count(), Count { idle: 0, out: 1, opening: 0, waiting: 0 });
+    }
+
+    #[test]
+    fn failure_is_told_only_where_nothing_may_come_back() {
+        let error = Error::new(ErrorKind::Unavailable, "as the test wants it");
+        let supply = Supply::new(4, 0);
+        let (mut first, _) = supply.line_up();
+        let (mut second, _) = supply.line_up();
+        supply.failed(&error, false);
+        assert_eq!(poll(&mut first), Poll::Ready(Err(ErrorKind::Unavailable)));
+        assert!(poll(&mut second).is_pending());
+        supply.opened();
+        let (mut third, _) = supply.line_up();
+        supply.failed(&error, true);
+        assert!(poll(&mut third).is_pending());
+        assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
+    }
+
+    #[test]
+    fn waiter_that_was_served_and_goes_away_hands_on_the_connection() {
+        let supply = Supply::new(1, 0);
+        let (first, _) = supply.line_up();
+        let (mut second, _) = supply.line_up();
+        supply.opened();
+        drop(first);
+        assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
+        drop(second);
+        assert_eq!(supply.count().out, 1, "who was told has it");
+        let (third, _) = supply.line_up();
+        supply.looked_at();
+        drop(third);
+        assert_eq!(supply.count(), Count { idle: 1, ..Count::default() });
+    }
+}
+
+#[cfg(all(test, mcp_perf_loom))]
+mod model {
+    use std::panic::Location;
+
+    use super::{
+        super::model::{block_on, poll_once},
+        *,
+    };
+
+    fn holder() -> Holder {
+        Holder { since: Instant::default(), place: Location::caller(), class: 0, was_told: false }
+    }
+
+    fn get(supply: &Supply) -> Slot {
+        supply.take(holder()).unwrap_or_else(|| {
+            block_on(supply.line_up().0).unwrap();
+            supply.hold(holder())
+        })
+    }
+
+    /// One connection, room for no other, and three who want it, one of whom goes away.
+    #[test]
+    fn no_interleaving_loses_a_connection_that_is_returned() {
+        loom::model(|| {
+            let supply = loom::sync::Arc::new(Supply::new(1, 0));
+            let (first, _) = supply.line_up();
+            supply.opened();
+            block_on(first).unwrap();
+            let slot = supply.hold(holder());
+            let patient = {
+                let supply = supply.clone();
+                loom::thread::spawn(move || {
+                    let slot = get(&supply);
+                    supply.put_back(slot);
+                })
+            };
+            let impatient = {
+                let supply = supply.clone();
+                loom::thread::spawn(move || {
+                    if poll_once(supply.line_up().0).is_ready() {
+                        supply.looked_at();
+                    }
+                })
+            };
+            supply.put_back(slot);
+            patient.join().unwrap();
+            impatient.join().unwrap();
+            assert_eq!(supply.count(), Count { idle: 1, ..Count::default() });
+        });
+    }
+}
