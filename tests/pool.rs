@@ -547,6 +547,30 @@ async fn test_that_hangs_costs_its_time_out_and_the_connection() {
     assert_eq!((clock.now().since(began).as_secs(), connection.id()), (1, 1));
 }
 
+/// Eight idle connections to a server that says nothing any more cost one test, not eight.
+#[tokio::test(start_paused = true)]
+async fn after_a_test_that_failed_other_idle_connections_are_not_waited_for() {
+    let server = Server::default();
+    let pool = builder(&server).size(8).connects(8, 1_000.0).test_timeout(SECOND).build().unwrap();
+    sleep(5 * SECOND).await;
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    let (clock, began) = stopwatch();
+    let connection = pool.get().await.unwrap();
+    assert_eq!((clock.now().since(began).as_secs(), server.tests()), (1, 1));
+    assert!(connection.id() >= 8, "an old one");
+    assert_eq!(pool.stats().closed.invalid, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_are_served_though_openers_panic() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    let _held = pool.get().await.unwrap();
+    server.plan([Attempt::Panics, Attempt::Panics]);
+    let connection = tokio::time::timeout(900 * MILLI, pool.get()).await.unwrap();
+    assert!(connection.is_ok(), "a connection was out, so nobody was told");
+}
+
 /// Whoever goes away during the test gives back permit and connection.
 #[tokio::test(start_paused = true)]
 async fn caller_that_goes_away_during_the_test_takes_nothing_along() {

@@ -210,7 +210,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// Makes the pool, and begins to open what is kept open.
+    /// Makes the pool, and begins to open what is kept open. Its tasks run in the runtime in which this is called.
     ///
     /// # Errors
     ///

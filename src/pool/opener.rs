@@ -70,7 +70,8 @@ impl<M: ManageConnection> Opener<M> {
 impl<M: ManageConnection> Drop for Opener<M> {
     fn drop(&mut self) {
         if let (true, Some(shared)) = (self.is_counted, self.pool.upgrade()) {
-            shared.supply.gave_up();
+            // Whoever waits needs another one.
+            shared.start(shared.supply.gave_up());
         }
     }
 }
@@ -121,13 +122,13 @@ impl<M: ManageConnection> Shared<M> {
         if self.gate.is_closed() {
             self.recorded.closed(Ending::Retired);
             drop(connection);
-            self.supply.gave_up();
+            self.start(self.supply.gave_up());
             return;
         }
         match self.store.add(connection) {
             Ok(()) => self.supply.opened(),
             // bb8 counts what it was asked to hold and what it holds; there is room for as many as are counted here.
-            Err(_) => self.supply.gave_up(),
+            Err(_) => self.start(self.supply.gave_up()),
         }
     }
 

@@ -56,6 +56,14 @@ pub(super) struct Call {
     pub(super) began: Instant,
 }
 
+/// Whether a connection can be lent.
+enum Look {
+    Fit,
+    Unfit,
+    /// It was not used for a while, or is dirty: it has to be asked.
+    Unknown,
+}
+
 /// What the pool's task found, for whoever asks.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
@@ -117,6 +125,7 @@ impl<M: ManageConnection> Shared<M> {
     ) -> Result<Connection<M>, Error> {
         // What comes from here on is no wait for others: it is in the times of connecting, or is a test.
         let waited = now.since(call.began);
+        let mut is_doubtful = false;
         loop {
             let slot = match self.supply.take(call.holder(now)) {
                 Some(slot) => slot,
@@ -130,37 +139,43 @@ impl<M: ManageConnection> Shared<M> {
             // There is one, so this does not wait. If it did, the lease would know it for lost.
             let stored = self.store.get_owned().await.map_err(|_| self.miscounted())?;
             let mut connection = Connection::new(stored, lease);
-            if self.is_fit(&mut connection, call.began, now).await? {
-                connection.begin();
-                permit.forget();
-                self.recorded.waits.record(waited);
-                return Ok(connection);
+            match self.look(&mut connection, now) {
+                Look::Fit => {}
+                Look::Unfit => continue,
+                // What cut off one idle connection has most likely cut off the others, and on a server that is silent
+                // each test would take its whole time.
+                Look::Unknown if is_doubtful => {
+                    connection.tracked().ending = Some(Ending::Invalid);
+                    continue;
+                }
+                Look::Unknown => {
+                    if !self.test(&mut connection, call.began).await? {
+                        is_doubtful = true;
+                        drop(connection);
+                        now = self.clock.now();
+                        continue;
+                    }
+                }
             }
-            drop(connection);
-            now = self.clock.now();
+            connection.begin();
+            permit.forget();
+            self.recorded.waits.record(waited);
+            return Ok(connection);
         }
     }
 
-    /// Whether a connection can be lent. One that was not used for a while is asked.
     #[inline]
-    async fn is_fit(
-        &self,
-        connection: &mut Connection<M>,
-        began: Instant,
-        now: Instant,
-    ) -> Result<bool, Error> {
+    fn look(&self, connection: &mut Connection<M>, now: Instant) -> Look {
         let tracked = connection.tracked();
         if let Some(ending) = self.tracking.examine(tracked, now) {
             tracked.ending = Some(ending);
-            return Ok(false);
+            return Look::Unfit;
         }
-        let is_known_to_work = now.since(tracked.last_used) <= self.settings.test_after;
-        if is_known_to_work && !tracked.is_dirty {
-            return Ok(true);
-        }
-        self.test(connection, began).await
+        let is_recent = now.since(tracked.last_used) <= self.settings.test_after;
+        if is_recent && !tracked.is_dirty { Look::Fit } else { Look::Unknown }
     }
 
+    /// Whether a connection works, as it says itself.
     #[cold]
     async fn test(&self, connection: &mut Connection<M>, began: Instant) -> Result<bool, Error> {
         let left = self.left(began);

@@ -192,8 +192,10 @@ impl Supply {
     }
 
     /// An opener ends, and opened nothing.
-    pub(super) fn gave_up(&self) {
-        lock(&self.state).opening -= 1;
+    pub(super) fn gave_up(&self) -> Openers {
+        let mut state = lock(&self.state);
+        state.opening -= 1;
+        state.missing()
     }
 
     /// An attempt to connect failed. If there is no connection that may come back, whoever waits longest is told, or
