@@ -332,6 +332,13 @@ mod model {
         loom::sync::Arc::new(Gate::new(target, 8, [Share::new(), Share::new()], Clock::manual()))
     }
 
+    /// All interleavings of three threads in which none is interrupted more than three times.
+    fn bounded(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
+
     fn at_rest(gate: &Gate) {
         let level = gate.level();
         assert_eq!((level.in_use, level.waiting), (0, 0));
@@ -340,10 +347,7 @@ mod model {
 
     #[test]
     fn no_interleaving_loses_a_wake_up_or_a_permit() {
-        // Three threads: all interleavings in which none is interrupted more than three times.
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(|| {
+        bounded(|| {
             let gate = gate(1);
             let threads: Vec<_> = (0..2)
                 .map(|class| {
@@ -381,7 +385,7 @@ mod model {
     /// From two to one and back, while both permits come and go.
     #[test]
     fn no_interleaving_of_a_resize_breaks_the_target() {
-        loom::model(|| {
+        bounded(|| {
             let gate = gate(2);
             let in_use = loom::sync::Arc::new(loom::sync::atomic::AtomicU32::new(0));
             let caller = {
