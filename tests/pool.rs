@@ -479,6 +479,26 @@ async fn server_that_is_away_is_asked_seldom_and_used_soon_after_it_is_back() {
     assert!(pool.get().await.is_ok());
 }
 
+/// On one thread, while the one attempt that is made is under way for another caller: that has to get its turn.
+#[tokio::test]
+async fn caller_that_asks_again_at_once_does_not_keep_the_pool_from_recovering() {
+    let server = Server::default();
+    server.plan([Attempt::Fails; 3]);
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    for _ in 0..3 {
+        assert!(pool.get().await.is_err());
+    }
+    sleep(SECOND).await; // The first pause is over after 0.3 s.
+    server.connecting_takes(300 * MILLI);
+    let other = asks(&pool).await;
+    sleep(30 * MILLI).await;
+    let (clock, began) = stopwatch();
+    while pool.get().await.is_err() {
+        assert!(clock.now().since(began) < 60 * SECOND, "nobody else gets a turn");
+    }
+    assert!(other.await.unwrap().is_ok());
+}
+
 #[tokio::test(start_paused = true)]
 async fn time_out_names_holders_waiters_and_the_last_connect_error() {
     let server = Server::default();

@@ -103,7 +103,7 @@ impl<M: ManageConnection> Shared<M> {
                 let permit = self.wait_for_permit(call).await?;
                 (permit, self.clock.now())
             }
-            Err(denied) => return Err(self.denied(denied)),
+            Err(denied) => return Err(yielded(self.denied(denied)).await),
         };
         self.lend_with(permit, call, now).await
     }
@@ -113,7 +113,7 @@ impl<M: ManageConnection> Shared<M> {
         match self.gate.try_acquire(call.class, call.began) {
             Ok(permit) => self.lend_with(permit, call, call.began).await.map(Some),
             Err(Denied::Taken) => Ok(None),
-            Err(denied) => Err(self.denied(denied)),
+            Err(denied) => Err(yielded(self.denied(denied)).await),
         }
     }
 
@@ -199,7 +199,7 @@ impl<M: ManageConnection> Shared<M> {
     async fn wait_for_permit(&self, call: Call) -> Result<Permit<'_>, Error> {
         match tokio::time::timeout(self.settings.timeout, self.gate.acquire(call.class)).await {
             Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(denied)) => Err(self.denied(denied)),
+            Ok(Err(denied)) => Err(yielded(self.denied(denied)).await),
             Err(_) => Err(self.timed_out(call.began, "its turn")),
         }
     }
@@ -207,7 +207,7 @@ impl<M: ManageConnection> Shared<M> {
     #[cold]
     async fn wait_for_connection(self: &Arc<Self>, began: Instant) -> Result<(), Error> {
         if let Some(error) = self.hopeless() {
-            return Err(error);
+            return Err(yielded(error).await);
         }
         let (waiting, openers) = self.supply.line_up();
         self.start(openers);
@@ -325,6 +325,13 @@ impl<M: ManageConnection> Shared<M> {
         }
         text
     }
+}
+
+/// Tells of an error that nobody waited for, after others had their turn: on a runtime of one thread a caller who
+/// asks again at once would otherwise keep those from running who could help.
+async fn yielded(error: Error) -> Error {
+    tokio::task::yield_now().await;
+    error
 }
 
 impl<M: ManageConnection> Drop for Shared<M> {
