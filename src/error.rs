@@ -27,6 +27,8 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
+    /// What was asked has been shut down.
+    Closed,
     /// A value could not be turned into bytes. Nothing was stored in the remote tier.
     Codec,
     /// A setting is impossible; the message names it.
@@ -35,6 +37,8 @@ pub enum ErrorKind {
     Load,
     /// There is no such value, said its loader: an answer rather than a failure.
     NotFound,
+    /// As many wait already as may. Nothing was begun.
+    Overloaded,
     /// The loader panicked, or the runtime went down under it.
     Panicked,
     /// A loader asked, directly or by way of others, for the value that it was loading.
@@ -43,6 +47,8 @@ pub enum ErrorKind {
     Refused,
     /// Something took longer than its deadline.
     TimedOut,
+    /// The server has as many connections as it allows.
+    TooManyConnections,
     /// The other side could not be reached.
     Unavailable,
 }
@@ -100,7 +106,14 @@ impl Error {
     /// own error knows; it is taken for one that may.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Load | ErrorKind::TimedOut | ErrorKind::Unavailable)
+        matches!(
+            self.kind(),
+            ErrorKind::Load
+                | ErrorKind::Overloaded
+                | ErrorKind::TimedOut
+                | ErrorKind::TooManyConnections
+                | ErrorKind::Unavailable
+        )
     }
 
     /// The loader's own error, if it was one of type `E`.

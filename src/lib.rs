@@ -37,6 +37,14 @@
 )]
 //! | [`cache`] | values in memory, and behind it a store that processes share | |
 #![cfg_attr(
+    feature = "pool",
+    doc = "| [`pool`] | connections to a database, fairly shared, as many as are of use | `pool` |"
+)]
+#![cfg_attr(
+    not(feature = "pool"),
+    doc = "| `pool` | connections to a database, fairly shared, as many as are of use | `pool` |"
+)]
+#![cfg_attr(
     feature = "redis",
     doc = "| [`redis`] | Redis as that store, and as the bus of invalidations | `redis` |"
 )]
@@ -86,6 +94,7 @@
 pub mod cache;
 pub mod clock;
 mod error;
+mod event;
 pub mod guide;
 pub mod limit;
 #[cfg(feature = "pool")]

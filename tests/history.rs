@@ -147,6 +147,7 @@ fn draw_large(seed: u64) -> (Mixture, Vec<Step>) {
         pause: 200 * MILLISECOND,
         load: 50 * MILLISECOND,
         faults: 1.0,
+        shares_loads: false,
     };
     let mut large = || {
         let step = draw_step(&mixture, &mut random);

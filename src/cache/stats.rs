@@ -7,7 +7,7 @@ use std::{
 
 use metrics::{Label, counter, gauge};
 
-use crate::stripe::Counter;
+use crate::event::Event;
 
 /// What a [`Cache`](super::Cache) did since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,34 +92,6 @@ impl Stats {
         let answered = self.hits + self.stale_hits + self.negative_hits;
         let looked_up = answered + self.misses;
         (looked_up > 0).then(|| (answered + self.remote_hits) as f64 / looked_up as f64)
-    }
-}
-
-/// One kind of event: counted here, and for the `metrics` recorder that was installed when the cache
-/// was built.
-pub(super) struct Event {
-    count: Counter,
-    exported: metrics::Counter,
-}
-
-impl Event {
-    fn new(exported: metrics::Counter) -> Self {
-        Self { count: Counter::default(), exported }
-    }
-
-    #[inline]
-    pub(super) fn add(&self) {
-        self.add_many(1);
-    }
-
-    #[inline]
-    pub(super) fn add_many(&self, count: u64) {
-        self.count.add(count);
-        self.exported.increment(count);
-    }
-
-    pub(super) fn sum(&self) -> u64 {
-        self.count.sum()
     }
 }
 

@@ -22,7 +22,7 @@ const BITS: u32 = 4;
 const ROW: usize = 1 << BITS;
 const BUCKETS: usize = ROW * (64 - BITS as usize + 1);
 /// A copy for each stripe of threads, made when the first thread of it records: a copy is 8 KiB.
-pub(super) struct Histogram([OnceLock<Box<Copy>>; STRIPES]);
+pub(crate) struct Histogram([OnceLock<Box<Copy>>; STRIPES]);
 
 struct Copy {
     counts: [AtomicU64; BUCKETS],
@@ -30,19 +30,19 @@ struct Copy {
 }
 
 /// The sum of the copies at about one moment.
-pub(super) struct Counted {
+pub(crate) struct Counted {
     counts: Vec<u64>,
     total: u64,
     sum: u64,
 }
 
 impl Histogram {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(std::array::from_fn(|_| OnceLock::new()))
     }
 
     #[inline]
-    pub(super) fn record(&self, duration: Duration) {
+    pub(crate) fn record(&self, duration: Duration) {
         let nanos = nanos(duration);
         let stripe = stripe::of_this_thread();
         let copy = self.0[stripe].get_or_init(Copy::new);
@@ -50,7 +50,7 @@ impl Histogram {
         stripe::add(&copy.sum, stripe, nanos);
     }
 
-    pub(super) fn counted(&self) -> Counted {
+    pub(crate) fn counted(&self) -> Counted {
         let mut counts = vec![0_u64; BUCKETS];
         for copy in self.copies() {
             for (count, of_copy) in counts.iter_mut().zip(&copy.counts) {
@@ -74,8 +74,41 @@ impl Copy {
 }
 
 impl Counted {
-    pub(super) fn mean(&self) -> Duration {
+    /// What came since `earlier` was counted, of the same histogram.
+    #[cfg(feature = "pool")]
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let counts = self.counts.iter().zip(&earlier.counts);
+        Self {
+            counts: counts.map(|(now, then)| now.saturating_sub(*then)).collect(),
+            total: self.total.saturating_sub(earlier.total),
+            sum: self.sum.saturating_sub(earlier.sum),
+        }
+    }
+
+    /// How many values.
+    #[cfg(feature = "pool")]
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    pub(crate) fn mean(&self) -> Duration {
         Duration::from_nanos(self.sum.checked_div(self.total).unwrap_or(0))
+    }
+
+    /// The mean of the logarithms, as a duration: what is typical, however long the longest are.
+    #[cfg(feature = "pool")]
+    #[expect(clippy::cast_precision_loss, reason = "a mean, of buckets")]
+    pub(crate) fn geometric_mean(&self) -> Duration {
+        if self.total == 0 {
+            return Duration::ZERO;
+        }
+        let middle = |index: usize| {
+            let below = index.checked_sub(1).map_or(0, upper_edge);
+            (below as f64 + upper_edge(index) as f64) / 2.0
+        };
+        let logarithms = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        let sum: f64 = logarithms.map(|(index, count)| *count as f64 * middle(index).max(1.0).ln()).sum();
+        Duration::try_from_secs_f64((sum / self.total as f64).exp() / 1e9).unwrap_or_default()
     }
 
     /// The smallest bucket edge that at least this share of the values is not above. `share` in 0..=1.
@@ -85,7 +118,7 @@ impl Counted {
         clippy::cast_sign_loss,
         reason = "a rank; off by one in 2^53 is as good"
     )]
-    pub(super) fn percentile(&self, share: f64) -> Duration {
+    pub(crate) fn percentile(&self, share: f64) -> Duration {
         let rank = ((self.total as f64 * share).ceil() as u64).max(1);
         let mut seen = 0;
         for (index, count) in self.counts.iter().enumerate() {

@@ -39,7 +39,7 @@
 //! - Memory is bounded: a series holds 8 KiB for each thread that records in it, at most 16 times, and beyond
 //!   [`max_series`](Timing::new) everything new is counted in one series of that operation, `_other`.
 
-mod histogram;
+pub(crate) mod histogram;
 #[cfg(feature = "tower")]
 mod layer;
 mod series;

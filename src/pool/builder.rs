@@ -1,0 +1,415 @@
+//! The settings of a pool.
+
+use std::{
+    fmt,
+    ops::RangeInclusive,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bb8::ManageConnection;
+use tokio::{runtime::Handle, sync::Semaphore};
+
+use super::{
+    classes::Share,
+    connect::Turnstile,
+    front::Pool,
+    gate::Gate,
+    maintenance::{self, Follow, Followed},
+    shared::{Settings, Shared, Watch},
+    sizing::{Bounds, Gain, Machine, Sizing, ThroughputVerified, initial_size},
+    stats::Recorded,
+    supply::Supply,
+    tracked::{IntoError, Tracking},
+};
+use crate::{
+    Error, ErrorKind,
+    clock::Clock,
+    error::BoxError,
+    sync::{Mutex, lock},
+};
+
+/// More connections than any server has, and few enough to be counted in anything.
+const MOST: u32 = 1 << 20;
+/// Longer than anybody means.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
+
+/// Settings of a [`Pool`].
+#[must_use = "a builder does nothing until `build`"]
+pub struct PoolBuilder<M: ManageConnection> {
+    name: String,
+    manager: M,
+    mode: Mode,
+    floor: u32,
+    ceiling: u32,
+    initial: Option<u32>,
+    sizing: Option<Box<dyn Sizing>>,
+    gain: Gain,
+    classes: Vec<(String, Share)>,
+    system_reserve: u32,
+    max_waiting: u32,
+    timeout: Duration,
+    connect_timeout: Duration,
+    connects_at_once: u32,
+    connects_per_second: f64,
+    test_timeout: Duration,
+    test_after: Duration,
+    idle_timeout: Option<Duration>,
+    max_life: Option<Duration>,
+    leak_threshold: Option<Duration>,
+    keep_open: Option<u32>,
+    clock: Clock,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Fixed,
+    Observe,
+    Adaptive,
+}
+
+impl<M: ManageConnection> PoolBuilder<M> {
+    pub(super) fn new(name: String, manager: M) -> Self {
+        Self {
+            name,
+            manager,
+            mode: Mode::Fixed,
+            floor: 10,
+            ceiling: 10,
+            initial: None,
+            sizing: None,
+            gain: Gain::THROUGHPUT,
+            classes: Vec::new(),
+            system_reserve: 0,
+            max_waiting: 4_096,
+            timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
+            connects_at_once: 2,
+            connects_per_second: 10.0,
+            test_timeout: Duration::from_secs(2),
+            test_after: Duration::from_millis(500),
+            idle_timeout: Some(Duration::from_secs(600)),
+            max_life: Some(Duration::from_secs(1_800)),
+            leak_threshold: None,
+            keep_open: None,
+            clock: Clock::system(),
+        }
+    }
+
+    /// So many connections, always: 10 unless set.
+    pub fn size(mut self, connections: u32) -> Self {
+        (self.mode, self.floor, self.ceiling) = (Mode::Fixed, connections, connections);
+        self
+    }
+
+    /// As many connections as turn out to be of use, within these bounds.
+    pub fn adaptive(mut self, connections: RangeInclusive<u32>) -> Self {
+        (self.mode, self.floor, self.ceiling) = (Mode::Adaptive, *connections.start(), *connections.end());
+        self
+    }
+
+    /// As many connections as [`initial`](Self::initial) says, always; the log says what
+    /// [`adaptive`](Self::adaptive) would do with these bounds.
+    pub fn observe(mut self, connections: RangeInclusive<u32>) -> Self {
+        (self.mode, self.floor, self.ceiling) = (Mode::Observe, *connections.start(), *connections.end());
+        self
+    }
+
+    /// With how many connections it begins, within the bounds: what [`initial_size`] says unless set.
+    pub fn initial(mut self, connections: u32) -> Self {
+        self.initial = Some(connections);
+        self
+    }
+
+    /// How much throughput a further connection has to bring to be kept, in the modes [`adaptive`](Self::adaptive)
+    /// and [`observe`](Self::observe): [`Gain::THROUGHPUT`] unless set. With [`Gain::LATENCY`] the pool stays smaller,
+    /// and queries are quicker.
+    pub fn gain(mut self, gain: Gain) -> Self {
+        self.gain = gain;
+        self
+    }
+
+    /// What decides the size in the modes [`adaptive`](Self::adaptive) and [`observe`](Self::observe):
+    /// [`ThroughputVerified`] unless set.
+    pub fn sizing(mut self, sizing: impl Sizing) -> Self {
+        self.sizing = Some(Box::new(sizing));
+        self
+    }
+
+    /// Adds a class of callers, to be had from [`Pool::class`]. Callers of no class share what is left, as
+    /// [`Class::DEFAULT`](super::Class::DEFAULT).
+    pub fn class(mut self, name: impl Into<String>, share: Share) -> Self {
+        self.classes.push((name.into(), share));
+        self
+    }
+
+    /// How many connections are kept for [`Class::SYSTEM`](super::Class::SYSTEM): none unless set, because nobody else
+    /// has them then. Without, that class is still the first to be served.
+    pub fn system_reserve(mut self, connections: u32) -> Self {
+        self.system_reserve = connections;
+        self
+    }
+
+    /// How many callers may wait at once: 4,096 unless set. Whoever comes then is turned away at once.
+    pub fn max_waiting(mut self, callers: u32) -> Self {
+        self.max_waiting = callers;
+        self
+    }
+
+    /// How long a caller waits for a connection, all told: 30 s unless set, at most a year.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long an attempt to connect may take: 5 s unless set, at most a year. It goes on when its caller has gone.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How many attempts to connect are made `at_once`, and how many `per_second` after a first burst of as many: 2
+    /// and 10 unless set. A server that comes back is not met by everybody together.
+    pub fn connects(mut self, at_once: u32, per_second: f64) -> Self {
+        (self.connects_at_once, self.connects_per_second) = (at_once, per_second);
+        self
+    }
+
+    /// A connection that was idle for longer than this is asked whether it works before it is lent: 500 ms unless
+    /// set. Zero asks always, [`Duration::MAX`] never.
+    pub fn test_after(mut self, idle: Duration) -> Self {
+        self.test_after = idle;
+        self
+    }
+
+    /// How long that may take before the connection is taken for broken: 2 s unless set, at most a year.
+    pub fn test_timeout(mut self, timeout: Duration) -> Self {
+        self.test_timeout = timeout;
+        self
+    }
+
+    /// After how long without use a connection is closed, unless it is [kept open](Self::keep_open): 10 min unless
+    /// set, never if `None`. It may take 10 s longer.
+    pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.idle_timeout = timeout.into();
+        self
+    }
+
+    /// How old a connection may become: 30 min unless set, any age if `None`, at most a year. Each lives up to a tenth
+    /// less, by chance, so that those that were opened together are not closed together.
+    pub fn max_life(mut self, life: impl Into<Option<Duration>>) -> Self {
+        self.max_life = life.into();
+        self
+    }
+
+    /// From when on a connection that is held is told of in the log, with the place where it was asked for: never
+    /// unless set.
+    pub fn leak_threshold(mut self, held: impl Into<Option<Duration>>) -> Self {
+        self.leak_threshold = held.into();
+        self
+    }
+
+    /// How many connections are open even if nobody uses them: the lower bound of the size unless set.
+    pub fn keep_open(mut self, connections: u32) -> Self {
+        self.keep_open = Some(connections);
+        self
+    }
+
+    /// The clock that times are read from: the system's unless set. Waits are tokio's in any case.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Makes the pool, and begins to open what is kept open. Its tasks run in the runtime in which this is called.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration), naming the setting that is impossible, or the runtime if
+    /// there is none here.
+    pub fn build(mut self) -> Result<Pool<M>, Error>
+    where
+        M: ManageConnection<Error: std::error::Error + Sync>,
+    {
+        let runtime = Handle::try_current()
+            .map_err(|error| Error::with_source(ErrorKind::Configuration, "runtime: none is here", error))?;
+        self.check()?;
+        let bounds = Bounds::new(self.floor, self.ceiling)?;
+        let initial = self.begins_with(bounds);
+        let sizing = self.take_sizing(bounds, initial);
+        let into_error: IntoError<M> = {
+            let name = self.name.clone();
+            Box::new(move |operation, error| into_error(&name, operation, Box::new(error)))
+        };
+        let settings = Settings {
+            floor: self.floor,
+            ceiling: self.ceiling,
+            timeout: self.timeout,
+            connect_timeout: self.connect_timeout,
+            test_timeout: self.test_timeout,
+            test_after: self.test_after,
+            idle_timeout: self.idle_timeout,
+            leak_threshold: self.leak_threshold,
+            keep_open: self.keep_open.unwrap_or(self.floor),
+        };
+        let tracking = Tracking::new(self.manager, into_error, self.clock.clone(), self.max_life);
+        let (names, shares) = with_own_classes(&self.classes, self.system_reserve);
+        let now = self.clock.now();
+        let shared = Arc::new(Shared {
+            id: fastrand::u64(1..),
+            gate: Gate::new(initial, self.max_waiting, shares, self.clock.clone()),
+            supply: Supply::new(settings.ceiling, settings.keep_open),
+            store: store(&tracking, &settings),
+            tracking,
+            turnstile: Mutex::new(Turnstile::new(self.connects_per_second, self.connects_at_once, now)),
+            attempts: Arc::new(Semaphore::new(self.connects_at_once as usize)),
+            classes: names,
+            recorded: Recorded::new(&self.name),
+            watch: Watch::default(),
+            name: self.name.into(),
+            settings,
+            clock: self.clock,
+            runtime,
+        });
+        let pool: Weak<Shared<M>> = Arc::downgrade(&shared);
+        let task = shared.runtime.spawn(maintenance::run(pool, sizing));
+        *lock(&shared.watch.task) = Some(task.abort_handle());
+        shared.start(shared.supply.missing());
+        Ok(Pool(shared))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let within = |field: &str, value: u32, most: u32| match value {
+            0 => Err(Error::configuration(field, "must not be zero")),
+            value if value > most => Err(Error::configuration(field, format_args!("must be at most {most}"))),
+            _ => Ok(()),
+        };
+        let (floor, ceiling) = match self.mode {
+            Mode::Fixed => ("size", "size"),
+            Mode::Observe | Mode::Adaptive => ("floor", "ceiling"),
+        };
+        within(ceiling, self.ceiling, MOST)?;
+        within(floor, self.floor, MOST)?;
+        if self.floor > self.ceiling {
+            let problem = format_args!("{} is above the ceiling of {}", self.floor, self.ceiling);
+            return Err(Error::configuration(floor, problem));
+        }
+        if let Some(initial) = self.initial.filter(|initial| !(self.floor..=self.ceiling).contains(initial)) {
+            let problem = format_args!("{initial} is not from {} to {}", self.floor, self.ceiling);
+            return Err(Error::configuration("initial", problem));
+        }
+        if self.keep_open.is_some_and(|kept| kept > self.ceiling) {
+            return Err(Error::configuration("keep_open", format_args!("is above {}", self.ceiling)));
+        }
+        within("max_waiting", self.max_waiting, MOST)?;
+        within("connects at once", self.connects_at_once, MOST)?;
+        if !(self.connects_per_second.is_finite() && self.connects_per_second > 0.0) {
+            return Err(Error::configuration("connects per second", "must be above zero"));
+        }
+        self.check_durations()?;
+        self.check_classes()
+    }
+
+    fn check_durations(&self) -> Result<(), Error> {
+        let all = [
+            ("timeout", Some(self.timeout)),
+            ("connect_timeout", Some(self.connect_timeout)),
+            ("test_timeout", Some(self.test_timeout)),
+            ("idle_timeout", self.idle_timeout),
+            ("max_life", self.max_life),
+            ("leak_threshold", self.leak_threshold),
+        ];
+        for (field, duration) in all {
+            match duration {
+                Some(Duration::ZERO) => return Err(Error::configuration(field, "must not be zero")),
+                Some(long) if long > LONGEST => {
+                    return Err(Error::configuration(field, "must be at most a year"));
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_classes(&self) -> Result<(), Error> {
+        let mut sure = u64::from(self.system_reserve);
+        for (index, (name, share)) in self.classes.iter().enumerate() {
+            let is_taken = |(other, _): &(String, Share)| other == name;
+            if self.classes[..index].iter().any(is_taken) || OWN.contains(&name.as_str()) {
+                return Err(Error::configuration("class", format_args!("{name:?} is there twice")));
+            }
+            if share.at_most == 0 {
+                return Err(Error::configuration("class", format_args!("{name:?} may have at most zero")));
+            }
+            if share.guarantee > share.at_most {
+                let problem = format_args!("{name:?} is sure of more than it may have at most");
+                return Err(Error::configuration("class", problem));
+            }
+            sure += u64::from(share.guarantee);
+        }
+        if sure > 0 && sure >= u64::from(self.ceiling) {
+            let problem = format_args!("{sure} of {} connections leave none to share", self.ceiling);
+            return Err(Error::configuration("guarantee", problem));
+        }
+        Ok(())
+    }
+
+    fn begins_with(&self, bounds: Bounds) -> u32 {
+        bounds.clamp(self.initial.unwrap_or_else(|| initial_size(&Machine::read(), bounds)))
+    }
+
+    fn take_sizing(&mut self, bounds: Bounds, initial: u32) -> Option<Followed> {
+        let follow = match self.mode {
+            Mode::Fixed => return None,
+            Mode::Observe => Follow::Say,
+            Mode::Adaptive => Follow::Do,
+        };
+        // Each process with a seed of its own, so that those that share a server do not try in step.
+        let verified = || ThroughputVerified::new(bounds, initial).gain(self.gain).seed(fastrand::u64(..));
+        let sizing = self.sizing.take().unwrap_or_else(|| Box::new(verified()));
+        Some(Followed { sizing, follow })
+    }
+}
+
+/// The names of the classes that every pool has.
+const OWN: [&str; 2] = ["system", "default"];
+
+fn with_own_classes(named: &[(String, Share)], system_reserve: u32) -> (Box<[Box<str>]>, Vec<Share>) {
+    let own = [Share::new().guarantee(system_reserve), Share::new()];
+    let names = OWN.into_iter().map(Box::from).chain(named.iter().map(|(name, _)| name.as_str().into()));
+    let shares = own.into_iter().chain(named.iter().map(|(_, share)| *share));
+    (names.collect(), shares.collect())
+}
+
+/// bb8 as a store: with nothing that it does by itself.
+fn store<M: ManageConnection>(tracking: &Tracking<M>, settings: &Settings) -> bb8::Pool<Tracking<M>> {
+    bb8::Pool::builder()
+        .max_size(settings.ceiling)
+        .min_idle(None)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_on_check_out(false)
+        .retry_connection(false)
+        .queue_strategy(bb8::QueueStrategy::Lifo)
+        .connection_timeout(settings.connect_timeout)
+        .build_unchecked(tracking.clone())
+}
+
+/// An error of ours stays as it is; anybody else's is a source.
+fn into_error(pool: &str, operation: &'static str, error: BoxError) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(error) => Error::with_source(ErrorKind::Unavailable, format!("pool {pool}: {operation}"), error),
+    }
+}
+
+impl<M: ManageConnection> fmt::Debug for PoolBuilder<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolBuilder")
+            .field("name", &self.name)
+            .field("mode", &self.mode)
+            .field("size", &(self.floor..=self.ceiling))
+            .field("classes", &self.classes)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,427 @@
+//! Permits, handed out strictly in turn, of which there may be more or fewer at any time.
+//!
+//! bb8 has one notification for everybody who waits: whoever comes by at the right moment is faster than whoever was
+//! woken, and a caller in a tight loop starves the others until they time out. So callers pass this gate first. A
+//! permit that is returned is handed to whoever waits longest while it is returned, and newcomers never pass those
+//! who wait.
+//!
+//! The number of permits changes at once: more are there at once; fewer means that what is in use above the target, the
+//! *debt*, is paid by the next returns. (A semaphore's permits can only be forgotten while they are free, and a pool
+//! that shrinks is busy. Paid at acquisition instead, debt would delay somebody who waits.)
+//!
+//! [Classes](super::classes) say who may have a permit that is free; each has a line of its own. Permits that are free
+//! for several classes go to the system class first, then to classes with less than they are sure of, then to the
+//! others, each in turn.
+//!
+//! All of it is one small state behind a lock that is held for some ten nanoseconds. Time is read outside.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+
+use super::{
+    classes::{Classes, SYSTEM, Share},
+    queue::{Queue, Ticket},
+    usage::{Level, Usage, Window},
+};
+use crate::{
+    clock::{Clock, Instant},
+    sync::{Mutex, lock},
+};
+
+pub(super) struct Gate {
+    state: Mutex<State>,
+    clock: Clock,
+}
+
+struct State {
+    target: u32,
+    in_use: u32,
+    waiting: u32,
+    /// How many may wait.
+    room: u32,
+    is_closed: bool,
+    classes: Classes,
+    /// A line for each class.
+    lines: Box<[Queue<Served>]>,
+    /// The class that is asked first next time.
+    turn: usize,
+    usage: Usage,
+}
+
+/// How somebody's wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    Permit,
+    Closed,
+}
+
+/// Why somebody gets no permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Denied {
+    Closed,
+    /// As many wait as may.
+    Full,
+    /// None is free for this class; only [`Gate::try_acquire`] says so.
+    Taken,
+}
+
+impl Gate {
+    /// With `target` permits, for at most `room` waiters.
+    pub(super) fn new(target: u32, room: u32, shares: impl IntoIterator<Item = Share>, clock: Clock) -> Self {
+        let classes = Classes::new(shares, target);
+        let lines = (0..classes.len()).map(|_| Queue::new()).collect();
+        let usage = Usage::new(clock.now());
+        let state =
+            State { target, in_use: 0, waiting: 0, room, is_closed: false, classes, lines, turn: 0, usage };
+        Self { state: Mutex::new(state), clock }
+    }
+
+    /// A permit, if one is free for this class.
+    #[inline]
+    pub(super) fn try_acquire(&self, class: usize, now: Instant) -> Result<Permit<'_>, Denied> {
+        lock(&self.state).enter(class, now)?;
+        Ok(Permit { gate: self, class })
+    }
+
+    /// Waits for a permit. Dropped, it leaves the line, and hands on a permit that it was given meanwhile.
+    pub(super) fn acquire(&self, class: usize) -> Acquire<'_> {
+        Acquire { gate: self, class, ticket: None }
+    }
+
+    /// Takes back a permit that was [forgotten](Permit::forget).
+    #[inline]
+    pub(super) fn release(&self, class: usize, now: Instant) {
+        let waker = lock(&self.state).release(class, now);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Has so many permits from now on.
+    pub(super) fn set_target(&self, target: u32, now: Instant) {
+        let wakers = {
+            let mut state = lock(&self.state);
+            let level = state.level();
+            state.usage.count(level, now);
+            state.target = target;
+            state.classes.scale(target);
+            let wakers: Vec<Waker> = std::iter::from_fn(|| state.serve_next()).collect();
+            let level = state.level();
+            state.usage.note(level);
+            wakers
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Lets nobody in any more, and sends away those who wait.
+    pub(super) fn close(&self) {
+        let wakers = {
+            let mut state = lock(&self.state);
+            state.is_closed = true;
+            state.waiting = 0;
+            let all = state.lines.iter_mut();
+            let wakers = all.flat_map(|line| std::iter::from_fn(|| line.serve(Served::Closed)));
+            wakers.collect::<Vec<_>>()
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        lock(&self.state).is_closed
+    }
+
+    pub(super) fn level(&self) -> Level {
+        lock(&self.state).level()
+    }
+
+    /// How the permits were used since this was last asked.
+    pub(super) fn window(&self, now: Instant) -> Window {
+        let mut state = lock(&self.state);
+        let level = state.level();
+        state.usage.take(level, now)
+    }
+
+    /// How many permits each class has, and how many of it wait.
+    pub(super) fn by_class(&self) -> Vec<(u32, u32)> {
+        let state = lock(&self.state);
+        let lines = state.lines.iter().enumerate();
+        lines.map(|(class, line)| (state.classes.in_use(class), line.waiting())).collect()
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("level", &self.level()).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn level(&self) -> Level {
+        Level { in_use: self.in_use, target: self.target, waiting: self.waiting }
+    }
+
+    #[inline]
+    fn enter(&mut self, class: usize, now: Instant) -> Result<(), Denied> {
+        if self.is_closed {
+            return Err(Denied::Closed);
+        }
+        // What is free is free because nobody who waits may have it, so a newcomer who may is ahead of nobody.
+        if !self.classes.may_enter(class, self.free()) {
+            return Err(Denied::Taken);
+        }
+        self.usage.count(self.level(), now);
+        self.take(class);
+        self.usage.note(self.level());
+        Ok(())
+    }
+
+    fn join(&mut self, class: usize, waker: &Waker, now: Instant) -> Result<Ticket, Denied> {
+        if self.waiting >= self.room {
+            return Err(Denied::Full);
+        }
+        self.usage.count(self.level(), now);
+        self.waiting += 1;
+        self.usage.note(self.level());
+        Ok(self.lines[class].join(waker.clone()))
+    }
+
+    #[inline]
+    fn release(&mut self, class: usize, now: Instant) -> Option<Waker> {
+        self.usage.count(self.level(), now);
+        self.in_use -= 1;
+        self.classes.leave(class);
+        // One permit more is free, so one more may enter: whoever of the others may, could have before.
+        self.serve_next()
+    }
+
+    fn free(&self) -> u32 {
+        self.target.saturating_sub(self.in_use)
+    }
+
+    fn take(&mut self, class: usize) {
+        self.in_use += 1;
+        self.classes.enter(class);
+    }
+
+    /// Hands a permit to whoever is next, if there is one for them.
+    fn serve_next(&mut self) -> Option<Waker> {
+        if self.waiting == 0 || self.free() == 0 {
+            return None;
+        }
+        let class = self.next_class()?;
+        let waker = self.lines[class].serve(Served::Permit)?;
+        self.waiting -= 1;
+        self.take(class);
+        self.turn = (class + 1) % self.lines.len();
+        Some(waker)
+    }
+
+    fn next_class(&self) -> Option<usize> {
+        let free = self.free();
+        let may = |class: &usize| self.lines[*class].waiting() > 0 && self.classes.may_enter(*class, free);
+        let in_turn = || (self.turn..self.lines.len()).chain(0..self.turn).filter(may);
+        Some(SYSTEM)
+            .filter(may)
+            .or_else(|| in_turn().find(|class| self.classes.is_owed(*class)))
+            .or_else(|| in_turn().next())
+    }
+}
+
+/// Somebody's permit; returned when dropped.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Permit<'a> {
+    gate: &'a Gate,
+    class: usize,
+}
+
+impl Permit<'_> {
+    /// Leaves it to the caller to [release](Gate::release) it.
+    #[inline]
+    pub(super) fn forget(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.gate.release(self.class, self.gate.clock.now());
+    }
+}
+
+/// The future of [`Gate::acquire`].
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Acquire<'a> {
+    gate: &'a Gate,
+    class: usize,
+    ticket: Option<Ticket>,
+}
+
+impl<'a> Future for Acquire<'a> {
+    type Output = Result<Permit<'a>, Denied>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let (gate, class) = (self.gate, self.class);
+        let mut state = lock(&gate.state);
+        let served = match self.ticket.take() {
+            Some(ticket) => state.lines[class].collect(ticket, context.waker()),
+            None => {
+                let now = gate.clock.now();
+                match state.enter(class, now) {
+                    Ok(()) => Ok(Served::Permit),
+                    Err(Denied::Taken) => match state.join(class, context.waker(), now) {
+                        Ok(ticket) => Err(ticket),
+                        Err(denied) => return Poll::Ready(Err(denied)),
+                    },
+                    Err(denied) => return Poll::Ready(Err(denied)),
+                }
+            }
+        };
+        match served {
+            Ok(Served::Permit) => Poll::Ready(Ok(Permit { gate, class })),
+            Ok(Served::Closed) => Poll::Ready(Err(Denied::Closed)),
+            Err(ticket) => {
+                drop(state);
+                self.ticket = Some(ticket);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Acquire<'_> {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let now = self.gate.clock.now();
+        let waker = {
+            let mut state = lock(&self.gate.state);
+            let level = state.level();
+            match state.lines[self.class].leave(ticket) {
+                Some(Served::Permit) => state.release(self.class, now),
+                Some(Served::Closed) => None,
+                None => {
+                    state.usage.count(level, now);
+                    state.waiting -= 1;
+                    None
+                }
+            }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;
+
+#[cfg(all(test, mcp_perf_loom))]
+mod model {
+    use super::{
+        super::model::{block_on, poll_once},
+        *,
+    };
+
+    fn gate(target: u32) -> loom::sync::Arc<Gate> {
+        loom::sync::Arc::new(Gate::new(target, 8, [Share::new(), Share::new()], Clock::manual()))
+    }
+
+    /// All interleavings of three threads in which none is interrupted more than three times.
+    fn bounded(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
+
+    fn at_rest(gate: &Gate) {
+        let level = gate.level();
+        assert_eq!((level.in_use, level.waiting), (0, 0));
+        assert!(gate.try_acquire(1, Instant::default()).is_ok(), "a permit was lost");
+    }
+
+    #[test]
+    fn no_interleaving_loses_a_wake_up_or_a_permit() {
+        bounded(|| {
+            let gate = gate(1);
+            let threads: Vec<_> = (0..2)
+                .map(|class| {
+                    let gate = gate.clone();
+                    loom::thread::spawn(move || drop(block_on(gate.acquire(class)).unwrap()))
+                })
+                .collect();
+            drop(block_on(gate.acquire(1)).unwrap());
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            at_rest(&gate);
+        });
+    }
+
+    /// Whoever gives up while being handed a permit hands it on.
+    #[test]
+    fn no_interleaving_loses_the_permit_of_a_caller_that_goes_away() {
+        loom::model(|| {
+            let gate = gate(1);
+            let held = gate.try_acquire(1, Instant::default()).unwrap();
+            let impatient = {
+                let gate = gate.clone();
+                loom::thread::spawn(move || drop(poll_once(gate.acquire(1))))
+            };
+            let patient = {
+                let gate = gate.clone();
+                loom::thread::spawn(move || drop(block_on(gate.acquire(1)).unwrap()))
+            };
+            drop(held);
+            impatient.join().unwrap();
+            patient.join().unwrap();
+            at_rest(&gate);
+        });
+    }
+
+    /// From two to one and back, while both permits come and go.
+    #[test]
+    fn no_interleaving_of_a_resize_breaks_the_target() {
+        bounded(|| {
+            let gate = gate(2);
+            let in_use = loom::sync::Arc::new(loom::sync::atomic::AtomicU32::new(0));
+            let caller = {
+                let (gate, in_use) = (gate.clone(), in_use.clone());
+                loom::thread::spawn(move || {
+                    let permit = block_on(gate.acquire(1)).unwrap();
+                    assert!(in_use.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 2);
+                    in_use.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    drop(permit);
+                })
+            };
+            let resizer = {
+                let gate = gate.clone();
+                loom::thread::spawn(move || {
+                    gate.set_target(0, Instant::default());
+                    gate.set_target(1, Instant::default());
+                })
+            };
+            drop(block_on(gate.acquire(1)).unwrap());
+            caller.join().unwrap();
+            resizer.join().unwrap();
+            at_rest(&gate);
+            assert_eq!(gate.level().target, 1);
+        });
+    }
+
+    #[test]
+    fn no_interleaving_leaves_a_waiter_behind_when_the_gate_closes() {
+        loom::model(|| {
+            let gate = gate(0);
+            let waiter = {
+                let gate = gate.clone();
+                loom::thread::spawn(move || block_on(gate.acquire(1)).map(drop))
+            };
+            gate.close();
+            assert_eq!(waiter.join().unwrap(), Err(Denied::Closed));
+        });
+    }
+}

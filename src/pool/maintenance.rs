@@ -1,0 +1,261 @@
+//! What is done once in a while: closing what is idle or old, keeping some open, telling of leaks, and sizing.
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use bb8::ManageConnection;
+
+use super::{
+    sampler::Sampler,
+    shared::Shared,
+    sizing::{Sample, Sizing},
+    tracked::{Ending, Tracked},
+};
+use crate::clock::Instant;
+
+/// How often a pool looks at itself.
+pub(super) const TICK: Duration = Duration::from_secs(1);
+/// How many ticks lie between two looks at every idle connection.
+const LOOK: u64 = 10;
+
+/// What is done with what a [`Sizing`] decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Follow {
+    /// It becomes the target.
+    Do,
+    /// The log says what would be done.
+    Say,
+}
+
+/// What decides the size, and what is done with it.
+pub(super) struct Followed {
+    pub(super) sizing: Box<dyn Sizing>,
+    pub(super) follow: Follow,
+}
+
+/// Ends with the pool, which it does not keep alive.
+pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, mut sizing: Option<Followed>) {
+    let Some(mut sampler) = pool.upgrade().map(|shared| Sampler::new(&shared)) else { return };
+    for tick in 1_u64.. {
+        tokio::time::sleep(TICK).await;
+        let Some(shared) = pool.upgrade() else { return };
+        let now = shared.clock.now();
+        shared.tell_leaks(now);
+        if tick % LOOK == 0 {
+            shared.look_at_idle(now).await;
+        }
+        shared.start(shared.supply.missing());
+        let sample = sampler.sample(&shared, now);
+        if let Some(sizing) = &mut sizing {
+            shared.size(sizing, &sample, sampler.age(now), now);
+        }
+        shared.show();
+    }
+}
+
+impl<M: ManageConnection> Shared<M> {
+    fn size(&self, followed: &mut Followed, sample: &Sample, age: Duration, now: Instant) {
+        let Followed { sizing, follow } = followed;
+        let before = sizing.target();
+        let decision = sizing.step(sample, age);
+        self.watch.proven.store(sizing.proven(), Ordering::Relaxed);
+        let target = decision.target.clamp(self.settings.floor, self.settings.ceiling);
+        if target != before {
+            tracing::info!(
+                pool = &*self.name,
+                old = before,
+                new = target,
+                reason = %decision.reason,
+                is_followed = *follow == Follow::Do,
+                completed = sample.completed,
+                waiting = sample.waiting,
+                full = sample.full_fraction,
+                in_use = sample.in_use_mean,
+                open = sample.open,
+                hold = ?sample.hold_p50,
+                wait = ?sample.wait_p95,
+                connect_failures = sample.connect_failures,
+                "size"
+            );
+        }
+        if *follow == Follow::Do && target != sample.target {
+            self.gate.set_target(target, now);
+        }
+    }
+
+    fn tell_leaks(&self, now: Instant) {
+        let Some(threshold) = self.settings.leak_threshold else { return };
+        for held in self.supply.overdue(threshold, now) {
+            self.recorded.leaks.add();
+            tracing::warn!(
+                pool = &*self.name,
+                class = self.classes.get(held.class).map(|name| &**name),
+                held = ?held.held,
+                place = %held.place,
+                "a connection is held for long: is it leaked, or is this work meant to take so long?"
+            );
+        }
+    }
+
+    /// Looks at every idle connection, and closes those that are broken, retired or outlived, and those that nobody
+    /// used for long unless they are kept open.
+    ///
+    /// bb8 lends the one that was returned last, so what is idle for long is at the far end: all are taken, and put
+    /// back in the same order. That takes microseconds, and no look at the network.
+    pub(super) async fn look_at_idle(self: &Arc<Self>, now: Instant) {
+        let count = self.supply.take_all();
+        let mut taken = Vec::new();
+        for _ in 0..count {
+            match self.store.get_owned().await {
+                Ok(connection) => taken.push(connection),
+                Err(_) => self.after_loss(self.supply.closed()),
+            }
+        }
+        let open = self.supply.count();
+        let mut surplus = (open.idle + open.out).saturating_sub(self.settings.keep_open);
+        // The one that was used longest ago first.
+        while let Some(mut connection) = taken.pop() {
+            let tracked: &mut Tracked<M::Connection> = &mut connection;
+            let is_idle = self.settings.idle_timeout.is_some_and(|most| now.since(tracked.last_used) >= most);
+            let ending = self.tracking.examine(tracked, now);
+            let ending = ending.or((is_idle && surplus > 0).then_some(Ending::Idle));
+            tracked.ending = ending;
+            drop(connection);
+            match ending {
+                None => self.supply.looked_at(),
+                Some(why) => {
+                    surplus = surplus.saturating_sub(1);
+                    self.recorded.closed(why);
+                    self.after_loss(self.supply.closed());
+                }
+            }
+        }
+    }
+
+    fn show(&self) {
+        let (level, count) = (self.gate.level(), self.supply.count());
+        let open = count.idle + count.out;
+        self.recorded.show([level.in_use, count.idle, open, level.target, level.waiting + count.waiting]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Mutex, PoisonError},
+    };
+
+    use super::{
+        super::{
+            Pool, PoolBuilder,
+            sizing::{Decision, Reason},
+        },
+        *,
+    };
+    use crate::clock::Clock;
+
+    struct Echo;
+
+    impl ManageConnection for Echo {
+        type Connection = ();
+        type Error = io::Error;
+
+        async fn connect(&self) -> Result<(), io::Error> {
+            Ok(())
+        }
+
+        async fn is_valid(&self, (): &mut ()) -> Result<(), io::Error> {
+            Ok(())
+        }
+
+        fn has_broken(&self, (): &mut ()) -> bool {
+            false
+        }
+    }
+
+    /// Wants one more each time, and writes down what it was told.
+    struct OneMore {
+        target: u32,
+        told: Arc<Mutex<Vec<(Duration, Sample)>>>,
+    }
+
+    impl Sizing for OneMore {
+        fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
+            self.told.lock().unwrap_or_else(PoisonError::into_inner).push((now, sample.clone()));
+            self.target += 1;
+            Decision { target: self.target, reason: Reason::Steady }
+        }
+
+        fn target(&self) -> u32 {
+            self.target
+        }
+
+        fn proven(&self) -> u32 {
+            7
+        }
+    }
+
+    type Told = Arc<Mutex<Vec<(Duration, Sample)>>>;
+
+    fn pool(how: impl FnOnce(PoolBuilder<Echo>) -> PoolBuilder<Echo>) -> (Pool<Echo>, Told) {
+        let told = Told::default();
+        let sizing = OneMore { target: 2, told: Arc::clone(&told) };
+        let builder = Pool::builder("test", Echo).clock(Clock::tokio()).sizing(sizing);
+        (how(builder).build().unwrap(), told)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn adaptive_pool_does_what_is_decided_within_its_bounds() {
+        let (pool, _) = pool(|builder| builder.adaptive(2..=5).initial(2));
+        let mut targets = Vec::new();
+        for _ in 0..5 {
+            tokio::time::sleep(TICK).await;
+            tokio::task::yield_now().await;
+            targets.push(pool.stats().target);
+        }
+        assert_eq!(targets, [3, 4, 5, 5, 5]);
+        assert_eq!(pool.stats().proven, 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn observing_pool_keeps_its_size() {
+        let (pool, told) = pool(|builder| builder.observe(2..=5).initial(3));
+        tokio::time::sleep(5 * TICK + TICK / 2).await;
+        assert_eq!((pool.stats().target, told.lock().unwrap().len()), (3, 5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sample_says_what_happened_in_its_window_and_no_more() {
+        let (pool, told) = pool(|builder| builder.observe(2..=2).initial(2));
+        for _ in 0..2 {
+            tokio::time::sleep(TICK / 4).await;
+            let held = (pool.get().await.unwrap(), pool.get().await.unwrap());
+            let waiting = tokio::spawn({
+                let pool = pool.clone();
+                async move { drop(pool.get().await) }
+            });
+            tokio::time::sleep(TICK / 4).await;
+            drop(held);
+            waiting.await.unwrap();
+            tokio::time::sleep(TICK / 2).await;
+        }
+        tokio::time::sleep(3 * TICK).await;
+        let told = told.lock().unwrap();
+        for (number, (now, sample)) in told.iter().take(2).enumerate() {
+            assert_eq!(now.as_millis() / 10, 100 * (number as u128 + 1));
+            assert_eq!((sample.completed, sample.target, sample.open), (3, 2, 2));
+            assert_eq!(
+                (sample.in_use_max, sample.was_full, sample.waiting, sample.max_waiting),
+                (2, true, 0, 1)
+            );
+            assert!((sample.in_use_mean - 0.5).abs() < 0.01 && (sample.full_fraction - 0.25).abs() < 0.01);
+            assert_eq!(sample.hold_p99.as_millis() / 20, 12);
+            assert_eq!((sample.wait_p50, sample.wait_p99.as_millis() / 20), (Duration::ZERO, 12));
+        }
+        let (_, quiet) = told.last().unwrap();
+        assert_eq!((quiet.completed, quiet.in_use_max, quiet.was_full, quiet.max_waiting), (0, 0, false, 0));
+    }
+}

@@ -1,0 +1,75 @@
+//! What happened since the last time.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use bb8::ManageConnection;
+
+use super::{shared::Shared, sizing::Sample};
+use crate::{clock::Instant, timing::histogram::Counted};
+
+/// What was counted when the last sample was taken.
+pub(super) struct Sampler {
+    began: Instant,
+    holds: Counted,
+    waits: Counted,
+    timeouts: u64,
+    connect_failures: u64,
+    too_many_connections: u64,
+}
+
+impl Sampler {
+    pub(super) fn new<M: ManageConnection>(shared: &Shared<M>) -> Self {
+        Self::at(shared, shared.clock.now())
+    }
+
+    fn at<M: ManageConnection>(shared: &Shared<M>, began: Instant) -> Self {
+        let recorded = &shared.recorded;
+        Self {
+            began,
+            holds: recorded.holds.histogram.counted(),
+            waits: recorded.waits.histogram.counted(),
+            timeouts: recorded.timeouts.sum(),
+            connect_failures: recorded.connect_failures.sum(),
+            too_many_connections: recorded.too_many_connections.sum(),
+        }
+    }
+
+    /// How long it has been taking samples.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.since(self.began)
+    }
+
+    pub(super) fn sample<M: ManageConnection>(&mut self, shared: &Shared<M>, now: Instant) -> Sample {
+        let next = Self::at(shared, self.began);
+        let (holds, waits) = (next.holds.since(&self.holds), next.waits.since(&self.waits));
+        let window = shared.gate.window(now);
+        let count = shared.supply.count();
+        let sample = Sample {
+            window: window.length,
+            completed: holds.total(),
+            hold_typical: holds.geometric_mean(),
+            hold_p50: holds.percentile(0.5),
+            hold_p99: holds.percentile(0.99),
+            wait_p50: waits.percentile(0.5),
+            wait_p95: waits.percentile(0.95),
+            wait_p99: waits.percentile(0.99),
+            waiting: window.level.waiting,
+            max_waiting: window.max_waiting,
+            in_use_mean: window.in_use_mean,
+            in_use_max: window.in_use_max,
+            was_full: window.was_full,
+            full_fraction: window.full_fraction,
+            target: window.level.target,
+            open: count.idle + count.out,
+            ceiling: None,
+            timeouts: next.timeouts.saturating_sub(self.timeouts),
+            connect_failures: next.connect_failures.saturating_sub(self.connect_failures),
+            too_many_connections: next.too_many_connections.saturating_sub(self.too_many_connections),
+        };
+        *self = next;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "of a thousand, about")]
+        let thousandths = (1_000.0 * sample.in_use_mean / f64::from(sample.target.max(1))) as u32;
+        shared.watch.utilisation.store(thousandths, Ordering::Relaxed);
+        sample
+    }
+}

@@ -1,0 +1,343 @@
+//! How a caller gets a connection: a permit, then a connection, then a look at it.
+
+use std::{
+    panic::Location,
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
+
+use bb8::ManageConnection;
+use tokio::{runtime::Handle, sync::Semaphore};
+
+use super::{
+    connect::{Change, Turnstile},
+    gate::{Denied, Gate, Permit},
+    guard::{Connection, Lease},
+    holders::{Held, Holder},
+    opener,
+    stats::{ClassStats, Recorded},
+    supply::{Openers, Supply, Waiting},
+    tracked::{Ending, Tracking},
+};
+use crate::{
+    Error, ErrorKind,
+    clock::{Clock, Instant},
+    sync::{Mutex, lock},
+};
+
+/// How many holders an error names.
+pub(super) const NAMED: usize = 3;
+
+/// What all clones of a pool, its connections and its tasks have in common.
+pub(super) struct Shared<M: ManageConnection> {
+    pub(super) id: u64,
+    pub(super) name: Box<str>,
+    pub(super) settings: Settings,
+    pub(super) clock: Clock,
+    pub(super) runtime: Handle,
+    pub(super) gate: Gate,
+    pub(super) supply: Supply,
+    /// The idle connections.
+    pub(super) store: bb8::Pool<Tracking<M>>,
+    pub(super) tracking: Tracking<M>,
+    pub(super) turnstile: Mutex<Turnstile>,
+    /// How many attempts to connect are made at once.
+    pub(super) attempts: Arc<Semaphore>,
+    pub(super) classes: Box<[Box<str>]>,
+    pub(super) recorded: Recorded,
+    pub(super) watch: Watch,
+}
+
+/// Somebody asks for a connection.
+#[derive(Clone, Copy)]
+pub(super) struct Call {
+    pub(super) class: usize,
+    pub(super) place: &'static Location<'static>,
+    pub(super) began: Instant,
+}
+
+/// Whether a connection can be lent.
+enum Look {
+    Fit,
+    Unfit,
+    /// It was not used for a while, or is dirty: it has to be asked.
+    Unknown,
+}
+
+/// What the pool's task found, for whoever asks.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    pub(super) proven: AtomicU32,
+    /// Thousandths.
+    pub(super) utilisation: AtomicU32,
+    /// Ends the task with the pool.
+    pub(super) task: Mutex<Option<tokio::task::AbortHandle>>,
+}
+
+/// What does not change in the life of a pool.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) floor: u32,
+    pub(super) ceiling: u32,
+    pub(super) timeout: Duration,
+    pub(super) connect_timeout: Duration,
+    pub(super) test_timeout: Duration,
+    pub(super) test_after: Duration,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) leak_threshold: Option<Duration>,
+    pub(super) keep_open: u32,
+}
+
+impl Call {
+    fn holder(self, since: Instant) -> Holder {
+        Holder { since, place: self.place, class: self.class, was_told: false }
+    }
+}
+
+impl<M: ManageConnection> Shared<M> {
+    /// Lends a connection, as soon as it is the caller's turn.
+    pub(super) async fn lend(self: &Arc<Self>, call: Call) -> Result<Connection<M>, Error> {
+        let (permit, now) = match self.gate.try_acquire(call.class, call.began) {
+            Ok(permit) => (permit, call.began),
+            Err(Denied::Taken) => {
+                let permit = self.wait_for_permit(call).await?;
+                (permit, self.clock.now())
+            }
+            Err(denied) => return Err(yielded(self.denied(denied)).await),
+        };
+        self.lend_with(permit, call, now).await
+    }
+
+    /// Lends one if no one else has to return theirs first.
+    pub(super) async fn try_lend(self: &Arc<Self>, call: Call) -> Result<Option<Connection<M>>, Error> {
+        match self.gate.try_acquire(call.class, call.began) {
+            Ok(permit) => self.lend_with(permit, call, call.began).await.map(Some),
+            Err(Denied::Taken) => Ok(None),
+            Err(denied) => Err(yielded(self.denied(denied)).await),
+        }
+    }
+
+    async fn lend_with(
+        self: &Arc<Self>,
+        permit: Permit<'_>,
+        call: Call,
+        mut now: Instant,
+    ) -> Result<Connection<M>, Error> {
+        // What comes from here on is no wait for others: it is in the times of connecting, or is a test.
+        let waited = now.since(call.began);
+        let mut is_doubtful = false;
+        loop {
+            let slot = match self.supply.take(call.holder(now)) {
+                Some(slot) => slot,
+                None => {
+                    self.wait_for_connection(call.began).await?;
+                    now = self.clock.now();
+                    self.supply.hold(call.holder(now))
+                }
+            };
+            let lease = Lease::new(Arc::clone(self), slot, call.class, now);
+            // There is one, so this does not wait. If it did, the lease would know it for lost.
+            let stored = self.store.get_owned().await.map_err(|_| self.miscounted())?;
+            let mut connection = Connection::new(stored, lease);
+            match self.look(&mut connection, now) {
+                Look::Fit => {}
+                Look::Unfit => continue,
+                // What cut off one idle connection has most likely cut off the others, and on a server that is silent
+                // each test would take its whole time.
+                Look::Unknown if is_doubtful => {
+                    connection.tracked().ending = Some(Ending::Invalid);
+                    continue;
+                }
+                Look::Unknown => {
+                    if !self.test(&mut connection, call.began).await? {
+                        is_doubtful = true;
+                        drop(connection);
+                        now = self.clock.now();
+                        continue;
+                    }
+                }
+            }
+            connection.begin();
+            permit.forget();
+            self.recorded.waits.record(waited);
+            return Ok(connection);
+        }
+    }
+
+    #[inline]
+    fn look(&self, connection: &mut Connection<M>, now: Instant) -> Look {
+        let tracked = connection.tracked();
+        if let Some(ending) = self.tracking.examine(tracked, now) {
+            tracked.ending = Some(ending);
+            return Look::Unfit;
+        }
+        let is_recent = now.since(tracked.last_used) <= self.settings.test_after;
+        if is_recent && !tracked.is_dirty { Look::Fit } else { Look::Unknown }
+    }
+
+    /// Whether a connection works, as it says itself.
+    #[cold]
+    async fn test(&self, connection: &mut Connection<M>, began: Instant) -> Result<bool, Error> {
+        let left = self.left(began);
+        let patience = left.min(self.settings.test_timeout);
+        let tracked = connection.tracked();
+        let tested = tokio::time::timeout(patience, self.tracking.test(tracked)).await;
+        let is_fit = matches!(tested, Ok(Ok(())));
+        if is_fit {
+            tracked.is_dirty = false;
+            connection.restart(self.clock.now());
+            return Ok(true);
+        }
+        tracked.ending = Some(Ending::Invalid);
+        if self.left(began).is_zero() {
+            return Err(self.timed_out(began, "a connection that was being tested"));
+        }
+        Ok(false)
+    }
+
+    #[cold]
+    async fn wait_for_permit(&self, call: Call) -> Result<Permit<'_>, Error> {
+        match tokio::time::timeout(self.settings.timeout, self.gate.acquire(call.class)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(denied)) => Err(yielded(self.denied(denied)).await),
+            Err(_) => Err(self.timed_out(call.began, "its turn")),
+        }
+    }
+
+    #[cold]
+    async fn wait_for_connection(self: &Arc<Self>, began: Instant) -> Result<(), Error> {
+        if let Some(error) = self.hopeless() {
+            return Err(yielded(error).await);
+        }
+        let (waiting, openers) = self.supply.line_up();
+        self.start(openers);
+        self.wait_in_line(waiting, began).await
+    }
+
+    async fn wait_in_line(&self, waiting: Waiting<'_>, began: Instant) -> Result<(), Error> {
+        match tokio::time::timeout(self.left(began), waiting).await {
+            Ok(served) => served,
+            Err(_) => Err(self.timed_out(began, "a connection to be opened or returned")),
+        }
+    }
+
+    /// Why waiting for a connection is of no use: none can come back, and none is being made for the time being.
+    fn hopeless(&self) -> Option<Error> {
+        let error = lock(&self.turnstile).refusal(self.clock.now())?;
+        (self.supply.count().out == 0).then_some(error)
+    }
+
+    /// After a connection was lost: those who waited for it to come back may wait for nothing now.
+    pub(super) fn after_loss(self: &Arc<Self>, openers: Openers) {
+        self.start(openers);
+        if let Some(error) = self.hopeless() {
+            self.supply.failed(&error, true);
+        }
+    }
+
+    pub(super) fn start(self: &Arc<Self>, Openers(count): Openers) {
+        for _ in 0..count {
+            self.runtime.spawn(opener::run(Arc::downgrade(self), Arc::clone(&self.attempts)));
+        }
+    }
+
+    pub(super) fn report(&self, change: Option<Change>, error: Option<&Error>) {
+        match change {
+            Some(Change::Opened) => {
+                let cause = error.map(tracing::field::display);
+                tracing::warn!(pool = &*self.name, cause, "cannot connect; tries again after pauses");
+            }
+            Some(Change::Closed) => tracing::info!(pool = &*self.name, "connects again"),
+            None => {}
+        }
+    }
+
+    pub(super) fn by_class(&self) -> Vec<ClassStats> {
+        let classes = self.classes.iter().zip(self.gate.by_class());
+        classes
+            .map(|(name, (in_use, waiting))| ClassStats { name: name.to_string(), in_use, waiting })
+            .collect()
+    }
+
+    pub(super) fn left(&self, began: Instant) -> Duration {
+        self.settings.timeout.saturating_sub(self.clock.now().since(began))
+    }
+
+    pub(super) fn denied(&self, denied: Denied) -> Error {
+        match denied {
+            Denied::Closed => self.closed(),
+            Denied::Full | Denied::Taken => {
+                self.recorded.overloads.add();
+                let level = self.gate.level();
+                let message = format!(
+                    "pool {}: {} callers wait already; {}",
+                    self.name,
+                    level.waiting,
+                    self.who_holds(self.clock.now())
+                );
+                Error::new(ErrorKind::Overloaded, message)
+            }
+        }
+    }
+
+    pub(super) fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, format!("pool {}: it was shut down", self.name))
+    }
+
+    /// bb8 has fewer connections than are counted: a defect of this crate, which costs the caller this call.
+    fn miscounted(&self) -> Error {
+        Error::new(ErrorKind::Unavailable, format!("pool {}: a connection is missing", self.name))
+    }
+
+    #[cold]
+    pub(super) fn timed_out(&self, began: Instant, waited_for: &str) -> Error {
+        self.recorded.timeouts.add();
+        let now = self.clock.now();
+        let message = format!(
+            "pool {}: waited {:.1?} for {waited_for}; {}",
+            self.name,
+            now.since(began),
+            self.who_holds(now)
+        );
+        match lock(&self.turnstile).last_error() {
+            Some(error) => {
+                let message = format!("{message}; the last attempt to connect failed: {error}");
+                Error::with_source(ErrorKind::TimedOut, message, error.clone())
+            }
+            None => Error::new(ErrorKind::TimedOut, message),
+        }
+    }
+
+    /// As `4 of 4 in use, 2 wait, held longest: 1.2s at src/a.rs:1, 1.0s at src/b.rs:2`.
+    fn who_holds(&self, now: Instant) -> String {
+        let (level, count) = (self.gate.level(), self.supply.count());
+        let held = self.supply.longest(NAMED, now);
+        let mut text = format!(
+            "{} of {} in use, {} open, {} wait",
+            level.in_use,
+            level.target,
+            count.idle + count.out,
+            level.waiting
+        );
+        if !held.is_empty() {
+            let held: Vec<String> = held.iter().map(Held::to_string).collect();
+            text = format!("{text}, held longest: {}", held.join(", "));
+        }
+        text
+    }
+}
+
+/// Tells of an error that nobody waited for, after others had their turn: on a runtime of one thread a caller who
+/// asks again at once would otherwise keep those from running who could help.
+async fn yielded(error: Error) -> Error {
+    tokio::task::yield_now().await;
+    error
+}
+
+impl<M: ManageConnection> Drop for Shared<M> {
+    fn drop(&mut self) {
+        if let Some(task) = lock(&self.watch.task).take() {
+            task.abort();
+        }
+    }
+}

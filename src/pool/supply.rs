@@ -1,0 +1,469 @@
+//! Which connections there are, and who of those with a permit gets one.
+//!
+//! A permit says that its holder may use a connection; there may be none yet. So whoever finds none idle waits here,
+//! in turn, for the first that is returned or opened, whichever comes sooner. *Openers* are tasks, and there are as
+//! many as connections are wanted: one for each waiter, and for what is to be kept open, within the ceiling. A caller
+//! that goes away loses nobody's work, since what its opener opens goes to the next in line or becomes idle; and an
+//! opener that has not begun when nobody needs it any more ends (HikariCP owes to this that a burst of fifty ends
+//! with five connections).
+//!
+//! bb8 holds the idle ones. It is asked only for what is known to be there, so nobody ever waits in it: its line is
+//! unfair and keeps the reason of a failure to itself.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    holders::{Held, Holder, Holders, Slot},
+    queue::{Queue, Ticket},
+};
+use crate::{
+    Error,
+    clock::Instant,
+    sync::{Mutex, lock},
+};
+
+pub(super) struct Supply {
+    state: Mutex<State>,
+    /// Told when a connection goes for good or comes back after [`close`](Supply::close).
+    returned: Notify,
+}
+
+struct State {
+    /// In bb8, and nobody's.
+    idle: u32,
+    /// Lent, on the way to a caller, or being looked at.
+    out: u32,
+    /// Openers.
+    opening: u32,
+    ceiling: u32,
+    /// How many are kept open even if nobody wants them.
+    kept: u32,
+    is_closed: bool,
+    waiting: Queue<Result<(), Error>>,
+    holders: Holders,
+}
+
+/// How many connections there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) idle: u32,
+    pub(super) out: u32,
+    pub(super) opening: u32,
+    pub(super) waiting: u32,
+}
+
+/// So many openers are to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) struct Openers(pub(super) u32);
+
+impl Supply {
+    pub(super) fn new(ceiling: u32, kept: u32) -> Self {
+        let state = State {
+            idle: 0,
+            out: 0,
+            opening: 0,
+            ceiling,
+            kept,
+            is_closed: false,
+            waiting: Queue::new(),
+            holders: Holders::default(),
+        };
+        Self { state: Mutex::new(state), returned: Notify::new() }
+    }
+
+    /// An idle connection: bb8 has one for whoever is told so.
+    #[inline]
+    pub(super) fn take(&self, holder: Holder) -> Option<Slot> {
+        let mut state = lock(&self.state);
+        if state.idle == 0 {
+            return None;
+        }
+        state.idle -= 1;
+        state.out += 1;
+        Some(state.holders.add(holder))
+    }
+
+    /// Waits for a connection. Whoever got one is to [hold](Self::hold) it at once.
+    pub(super) fn line_up(&self) -> (Waiting<'_>, Openers) {
+        let mut state = lock(&self.state);
+        let ticket = state.waiting.join(Waker::noop().clone());
+        // One may have come back since nobody was found.
+        if state.idle > 0 {
+            state.idle -= 1;
+            state.out += 1;
+            let _ = state.waiting.serve(Ok(()));
+        }
+        let openers = state.missing();
+        (Waiting { supply: self, ticket: Some(ticket) }, openers)
+    }
+
+    /// Takes note of who has a connection that was waited for.
+    pub(super) fn hold(&self, holder: Holder) -> Slot {
+        lock(&self.state).holders.add(holder)
+    }
+
+    /// A connection was put back into bb8.
+    #[inline]
+    pub(super) fn put_back(&self, slot: Slot) -> Option<Holder> {
+        let (holder, waker, is_closed) = {
+            let mut state = lock(&self.state);
+            let holder = state.holders.remove(slot);
+            (holder, state.put_back(), state.is_closed)
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if is_closed {
+            self.returned.notify_waiters();
+        }
+        holder
+    }
+
+    /// A connection was closed.
+    pub(super) fn lose(&self, slot: Slot) -> (Option<Holder>, Openers) {
+        let (holder, openers) = {
+            let mut state = lock(&self.state);
+            let holder = state.holders.remove(slot);
+            state.out -= 1;
+            (holder, state.missing())
+        };
+        self.returned.notify_waiters();
+        (holder, openers)
+    }
+
+    /// Takes all idle ones, to look at them.
+    pub(super) fn take_all(&self) -> u32 {
+        let mut state = lock(&self.state);
+        let idle = std::mem::take(&mut state.idle);
+        state.out += idle;
+        idle
+    }
+
+    /// Of those that were taken to be looked at, one was put back into bb8.
+    pub(super) fn looked_at(&self) {
+        let waker = lock(&self.state).put_back();
+        self.after(waker);
+    }
+
+    /// Of those that were taken to be looked at, one was closed.
+    pub(super) fn closed(&self) -> Openers {
+        let openers = {
+            let mut state = lock(&self.state);
+            state.out -= 1;
+            state.missing()
+        };
+        self.returned.notify_waiters();
+        openers
+    }
+
+    /// How many openers there should be more, by now.
+    pub(super) fn missing(&self) -> Openers {
+        lock(&self.state).missing()
+    }
+
+    /// Whether there are more openers than are needed. If so the one who asks is no longer counted, and has to end.
+    pub(super) fn is_superfluous(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_superfluous = state.opening > state.wanted();
+        if is_superfluous {
+            state.opening -= 1;
+        }
+        is_superfluous
+    }
+
+    /// An opener has put a connection into bb8, and ends.
+    pub(super) fn opened(&self) {
+        let waker = {
+            let mut state = lock(&self.state);
+            state.opening -= 1;
+            state.out += 1;
+            state.put_back()
+        };
+        self.after(waker);
+    }
+
+    /// An opener ends, and opened nothing.
+    pub(super) fn gave_up(&self) -> Openers {
+        let mut state = lock(&self.state);
+        state.opening -= 1;
+        state.missing()
+    }
+
+    /// An attempt to connect failed. If there is no connection that may come back, whoever waits longest is told, or
+    /// all are.
+    pub(super) fn failed(&self, error: &Error, tell_all: bool) {
+        let wakers = {
+            let mut state = lock(&self.state);
+            let count = match (state.out, tell_all) {
+                (1.., _) => 0,
+                (0, false) => 1,
+                (0, true) => usize::MAX,
+            };
+            state.tell(error, count)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Sends away everybody who waits, and opens nothing more.
+    pub(super) fn close(&self, error: &Error) {
+        let wakers = {
+            let mut state = lock(&self.state);
+            (state.is_closed, state.kept) = (true, 0);
+            state.tell(error, usize::MAX)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until nothing is out.
+    pub(super) async fn all_returned(&self) {
+        loop {
+            let returned = self.returned.notified();
+            let mut returned = std::pin::pin!(returned);
+            returned.as_mut().enable();
+            if lock(&self.state).out == 0 {
+                return;
+            }
+            returned.await;
+        }
+    }
+
+    pub(super) fn count(&self) -> Count {
+        let state = lock(&self.state);
+        let State { idle, out, opening, .. } = *state;
+        Count { idle, out, opening, waiting: state.waiting.waiting() }
+    }
+
+    pub(super) fn longest(&self, count: usize, now: Instant) -> Vec<Held> {
+        lock(&self.state).holders.longest(count, now)
+    }
+
+    pub(super) fn overdue(&self, threshold: Duration, now: Instant) -> Vec<Held> {
+        lock(&self.state).holders.overdue(threshold, now)
+    }
+
+    fn after(&self, waker: Option<Waker>) {
+        match waker {
+            Some(waker) => waker.wake(),
+            None => self.returned.notify_waiters(),
+        }
+    }
+}
+
+impl fmt::Debug for Supply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Supply").field(&self.count()).finish()
+    }
+}
+
+impl State {
+    /// One that was out is in bb8 again, and goes to whoever waits longest.
+    #[inline]
+    fn put_back(&mut self) -> Option<Waker> {
+        let waker = self.waiting.serve(Ok(()));
+        if waker.is_none() {
+            self.out -= 1;
+            self.idle += 1;
+        }
+        waker
+    }
+
+    /// How many openers are of use.
+    fn wanted(&self) -> u32 {
+        if self.is_closed {
+            return 0;
+        }
+        let open = self.idle + self.out;
+        let wanted = self.waiting.waiting().max(self.kept.saturating_sub(open));
+        wanted.min(self.ceiling.saturating_sub(open))
+    }
+
+    fn missing(&mut self) -> Openers {
+        let missing = self.wanted().saturating_sub(self.opening);
+        self.opening += missing;
+        Openers(missing)
+    }
+
+    fn tell(&mut self, error: &Error, count: usize) -> Vec<Waker> {
+        let next = || self.waiting.serve(Err(error.clone()));
+        std::iter::from_fn(next).take(count).collect()
+    }
+}
+
+/// A place in the line of those who wait for a connection. Dropped, it hands on what it was given meanwhile.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Waiting<'a> {
+    supply: &'a Supply,
+    ticket: Option<Ticket>,
+}
+
+impl Future for Waiting<'_> {
+    /// Whether there is one in bb8 for whoever waited.
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(ticket) = self.ticket.take() else { return Poll::Pending };
+        match lock(&self.supply.state).waiting.collect(ticket, context.waker()) {
+            Ok(served) => return Poll::Ready(served),
+            Err(ticket) => self.ticket = Some(ticket),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let waker = {
+            let mut state = lock(&self.supply.state);
+            match state.waiting.leave(ticket) {
+                Some(Ok(())) => state.put_back(),
+                Some(Err(_)) | None => return,
+            }
+        };
+        self.supply.after(waker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::Location;
+
+    use super::*;
+    use crate::ErrorKind;
+
+    fn holder() -> Holder {
+        Holder { since: Instant::default(), place: Location::caller(), class: 0, was_told: false }
+    }
+
+    fn poll(waiting: &mut Waiting<'_>) -> Poll<Result<(), ErrorKind>> {
+        let polled = Pin::new(waiting).poll(&mut Context::from_waker(Waker::noop()));
+        polled.map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn there_are_as_many_openers_as_waiters_and_no_more_than_there_is_room() {
+        let supply = Supply::new(2, 0);
+        let (_one, openers) = supply.line_up();
+        assert_eq!(openers, Openers(1));
+        let (two, openers) = supply.line_up();
+        assert_eq!(openers, Openers(1));
+        let (_three, openers) = supply.line_up();
+        assert_eq!(openers, Openers(0));
+        supply.opened();
+        assert!(!supply.is_superfluous());
+        // Nobody but the third waits, and one can be opened.
+        drop(two);
+        assert!(!supply.is_superfluous());
+        supply.opened();
+        assert_eq!(supply.count(), Count { idle: 0, out: 2, opening: 0, waiting: 0 });
+    }
+
+    #[test]
+    fn opener_is_superfluous_when_what_was_returned_came_sooner() {
+        let supply = Supply::new(4, 0);
+        let (mut first, _) = supply.line_up();
+        supply.opened();
+        assert_eq!(poll(&mut first), Poll::Ready(Ok(())));
+        let slot = supply.hold(holder());
+        let (mut second, openers) = supply.line_up();
+        assert_eq!(openers, Openers(1));
+        supply.put_back(slot);
+        assert!(supply.is_superfluous());
+        assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
+        assert_eq!(supply.count(), Count { idle: 0, out: 1, opening: 0, waiting: 0 });
+    }
+
+    #[test]
+    fn failure_is_told_only_where_nothing_may_come_back() {
+        let error = Error::new(ErrorKind::Unavailable, "as the test wants it");
+        let supply = Supply::new(4, 0);
+        let (mut first, _) = supply.line_up();
+        let (mut second, _) = supply.line_up();
+        supply.failed(&error, false);
+        assert_eq!(poll(&mut first), Poll::Ready(Err(ErrorKind::Unavailable)));
+        assert!(poll(&mut second).is_pending());
+        supply.opened();
+        let (mut third, _) = supply.line_up();
+        supply.failed(&error, true);
+        assert!(poll(&mut third).is_pending());
+        assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
+    }
+
+    #[test]
+    fn waiter_that_was_served_and_goes_away_hands_on_the_connection() {
+        let supply = Supply::new(1, 0);
+        let (first, _) = supply.line_up();
+        let (mut second, _) = supply.line_up();
+        supply.opened();
+        drop(first);
+        assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
+        drop(second);
+        assert_eq!(supply.count().out, 1, "who was told has it");
+        let (third, _) = supply.line_up();
+        supply.looked_at();
+        drop(third);
+        assert_eq!(supply.count(), Count { idle: 1, ..Count::default() });
+    }
+}
+
+#[cfg(all(test, mcp_perf_loom))]
+mod model {
+    use std::panic::Location;
+
+    use super::{
+        super::model::{block_on, poll_once},
+        *,
+    };
+
+    fn holder() -> Holder {
+        Holder { since: Instant::default(), place: Location::caller(), class: 0, was_told: false }
+    }
+
+    fn get(supply: &Supply) -> Slot {
+        supply.take(holder()).unwrap_or_else(|| {
+            block_on(supply.line_up().0).unwrap();
+            supply.hold(holder())
+        })
+    }
+
+    /// One connection, room for no other, and three who want it, one of whom goes away.
+    #[test]
+    fn no_interleaving_loses_a_connection_that_is_returned() {
+        loom::model(|| {
+            let supply = loom::sync::Arc::new(Supply::new(1, 0));
+            let (first, _) = supply.line_up();
+            supply.opened();
+            block_on(first).unwrap();
+            let slot = supply.hold(holder());
+            let patient = {
+                let supply = supply.clone();
+                loom::thread::spawn(move || {
+                    let slot = get(&supply);
+                    supply.put_back(slot);
+                })
+            };
+            let impatient = {
+                let supply = supply.clone();
+                loom::thread::spawn(move || {
+                    if poll_once(supply.line_up().0).is_ready() {
+                        supply.looked_at();
+                    }
+                })
+            };
+            supply.put_back(slot);
+            patient.join().unwrap();
+            impatient.join().unwrap();
+            assert_eq!(supply.count(), Count { idle: 1, ..Count::default() });
+        });
+    }
+}

@@ -1,0 +1,875 @@
+//! The pool against a server that counts, under paused time.
+
+#![cfg(feature = "pool")]
+#![expect(
+    clippy::clone_on_ref_ptr,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests, which fail that way"
+)]
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mcp_perf::{
+    Error, ErrorKind,
+    clock::Clock,
+    pool::{Class, Connection, Pool, PoolBuilder, Share},
+};
+use tokio::{task::JoinHandle, time::sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLI: Duration = Duration::from_millis(1);
+
+/// A server in memory: counts connections, and fails as it is told.
+#[derive(Clone, Default)]
+struct Server(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    open: AtomicU32,
+    /// With those that were being opened.
+    most_open: AtomicU32,
+    connecting: AtomicU32,
+    most_connecting: AtomicU32,
+    attempts: AtomicU32,
+    tests: AtomicU32,
+    /// Connections of an earlier generation are dead.
+    generation: AtomicU64,
+    latency: Mutex<Duration>,
+    /// How the next attempts go; after these, well.
+    plan: Mutex<VecDeque<Attempt>>,
+    is_away: AtomicBool,
+    tests_hang: AtomicBool,
+}
+
+#[derive(Clone, Copy)]
+enum Attempt {
+    Fails,
+    Hangs,
+    Panics,
+}
+
+#[derive(Debug)]
+struct Refused(&'static str);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+struct Wire {
+    server: Server,
+    generation: u64,
+    is_broken: bool,
+}
+
+impl Server {
+    fn open(&self) -> u32 {
+        self.0.open.load(Ordering::SeqCst)
+    }
+
+    fn most_open(&self) -> u32 {
+        self.0.most_open.load(Ordering::SeqCst)
+    }
+
+    fn attempts(&self) -> u32 {
+        self.0.attempts.load(Ordering::SeqCst)
+    }
+
+    fn tests(&self) -> u32 {
+        self.0.tests.load(Ordering::SeqCst)
+    }
+
+    fn plan(&self, attempts: impl IntoIterator<Item = Attempt>) {
+        self.0.plan.lock().unwrap().extend(attempts);
+    }
+
+    fn connecting_takes(&self, latency: Duration) {
+        *self.0.latency.lock().unwrap() = latency;
+    }
+
+    fn goes_away(&self) {
+        self.0.is_away.store(true, Ordering::SeqCst);
+        self.restarts();
+    }
+
+    fn comes_back(&self) {
+        self.0.is_away.store(false, Ordering::SeqCst);
+    }
+
+    /// Every connection is dead from now on.
+    fn restarts(&self) {
+        self.0.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::SeqCst)
+    }
+}
+
+struct Counted<'a>(&'a AtomicU32);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn count<'a>(now: &'a AtomicU32, most: &AtomicU32) -> Counted<'a> {
+    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+    Counted(now)
+}
+
+impl bb8::ManageConnection for Server {
+    type Connection = Wire;
+    type Error = Refused;
+
+    async fn connect(&self) -> Result<Wire, Refused> {
+        self.0.attempts.fetch_add(1, Ordering::SeqCst);
+        let _connecting = count(&self.0.connecting, &self.0.most_connecting);
+        let (latency, plan) = (*self.0.latency.lock().unwrap(), self.0.plan.lock().unwrap().pop_front());
+        sleep(latency).await;
+        match plan {
+            Some(Attempt::Fails) => return Err(Refused("wrong password")),
+            Some(Attempt::Hangs) => std::future::pending().await,
+            Some(Attempt::Panics) => panic!("as the test wants it"),
+            None if self.0.is_away.load(Ordering::SeqCst) => return Err(Refused("nobody listens")),
+            None => {}
+        }
+        std::mem::forget(count(&self.0.open, &self.0.most_open));
+        let connecting = self.0.connecting.load(Ordering::SeqCst) - 1;
+        self.0.most_open.fetch_max(self.open() + connecting, Ordering::SeqCst);
+        Ok(Wire { server: self.clone(), generation: self.generation(), is_broken: false })
+    }
+
+    async fn is_valid(&self, wire: &mut Wire) -> Result<(), Refused> {
+        self.0.tests.fetch_add(1, Ordering::SeqCst);
+        if self.0.tests_hang.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        if wire.is_alive() { Ok(()) } else { Err(Refused("connection reset")) }
+    }
+
+    fn has_broken(&self, wire: &mut Wire) -> bool {
+        wire.is_broken
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.server.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Wire {
+    fn is_alive(&self) -> bool {
+        self.generation == self.server.generation()
+    }
+}
+
+fn builder(server: &Server) -> PoolBuilder<Server> {
+    Pool::builder("test", server.clone()).clock(Clock::tokio())
+}
+
+fn stopwatch() -> (Clock, mcp_perf::clock::Instant) {
+    let clock = Clock::tokio();
+    let began = clock.now();
+    (clock, began)
+}
+
+/// Lets tasks that are ready run.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+type Lent = Result<Connection<Server>, Error>;
+
+/// Asks for a connection in a task of its own, which is in line when this returns.
+async fn asks(pool: &Pool<Server>) -> JoinHandle<Lent> {
+    let pool = pool.clone();
+    let asking = tokio::spawn(async move { pool.get().await });
+    settle().await;
+    asking
+}
+
+async fn refused(pool: &Pool<Server>) -> Error {
+    pool.get().await.map(drop).unwrap_err()
+}
+
+fn cause(error: &Error) -> String {
+    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
+}
+
+// Law 9.
+
+/// Callers who hold, give up, break and outlive their connections, while the pool is resized 2,000 times and the
+/// server fails and restarts.
+#[tokio::test(start_paused = true)]
+async fn open_connections_never_exceed_the_ceiling_and_permits_are_exact() {
+    let server = Server::default();
+    server.connecting_takes(3 * MILLI);
+    let pool = builder(&server)
+        .size(16)
+        .keep_open(2)
+        .connects(8, 10_000.0)
+        .test_after(5 * MILLI)
+        .idle_timeout(12 * SECOND)
+        .max_life(Duration::from_millis(700))
+        .build()
+        .unwrap();
+    let (in_use, most_in_use) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..64_u64)
+        .map(|seed| {
+            let (pool, server) = (pool.clone(), server.clone());
+            let (in_use, most_in_use, is_over) = (in_use.clone(), most_in_use.clone(), is_over.clone());
+            tokio::spawn(async move {
+                let mut random = fastrand::Rng::with_seed(seed);
+                let class = if random.u32(0..9) == 0 { Class::SYSTEM } else { Class::DEFAULT };
+                while !is_over.load(Ordering::SeqCst) {
+                    let get = pool.get_for(class);
+                    let patience = if random.u32(0..7) == 0 { random.u32(0..3) * MILLI } else { 60 * SECOND };
+                    let Ok(Ok(mut connection)) = tokio::time::timeout(patience, get).await else {
+                        sleep(MILLI).await;
+                        continue;
+                    };
+                    let in_use = count(&in_use, &most_in_use);
+                    sleep(random.u32(0..4) * MILLI).await;
+                    match random.u32(0..60) {
+                        0 => connection.mark_broken(),
+                        1 => connection.is_broken = true,
+                        2 => connection.mark_dirty(),
+                        3 => server.plan([Attempt::Fails]),
+                        _ => {}
+                    }
+                    drop(in_use);
+                }
+            })
+        })
+        .collect();
+    let mut random = fastrand::Rng::with_seed(7);
+    for round in 0..2_000 {
+        pool.set_target(random.u32(1..=16)).unwrap();
+        match round % 400 {
+            20 => pool.retire_all(),
+            40 => server.goes_away(),
+            43 => server.comes_back(),
+            _ => {}
+        }
+        sleep(MILLI).await;
+    }
+    pool.set_target(16).unwrap();
+    is_over.store(true, Ordering::SeqCst);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    sleep(SECOND).await;
+    let stats = pool.stats();
+    assert!(server.most_open() <= 16, "{} were open at once", server.most_open());
+    assert!(most_in_use.load(Ordering::SeqCst) <= 16);
+    assert_eq!((stats.in_use, stats.debt, stats.target, stats.waiting), (0, 0, 16, 0));
+    assert_eq!((stats.open, stats.idle), (server.open(), server.open()), "{stats:?}");
+    assert_eq!(stats.gets, stats.returns);
+    assert!(stats.gets > 1_000, "{stats:?}");
+    assert_eq!(stats.waiting_for_connection, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shrinking_takes_permits_at_once_and_debt_is_paid_on_return() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).build().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(pool.get().await.unwrap());
+    }
+    pool.set_target(2).unwrap();
+    assert_eq!(pool.stats().debt, 2);
+    let waiter = asks(&pool).await;
+    held.truncate(2);
+    settle().await;
+    assert!(!waiter.is_finished(), "served while as many as may had a connection");
+    assert_eq!(pool.stats().debt, 0);
+    held.pop();
+    assert!(waiter.await.unwrap().is_ok());
+    let two = asks(&pool).await;
+    settle().await;
+    pool.set_target(4).unwrap();
+    assert!(two.await.unwrap().is_ok(), "growth is at once");
+}
+
+// Law 10.
+
+/// One connection, two callers who come back at once, and a polite one, which bare bb8 starves until it times out.
+#[tokio::test(start_paused = true)]
+async fn polite_caller_waits_for_two_handovers_however_greedy_the_others_are() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).build().unwrap();
+    let handovers = Arc::new(AtomicU32::new(0));
+    let greedy: Vec<_> = (0..2)
+        .map(|_| {
+            let (pool, handovers) = (pool.clone(), handovers.clone());
+            tokio::spawn(async move {
+                loop {
+                    let connection = pool.get().await.unwrap();
+                    handovers.fetch_add(1, Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                    drop(connection);
+                }
+            })
+        })
+        .collect();
+    settle().await;
+    for _ in 0..100 {
+        let before = handovers.load(Ordering::SeqCst);
+        let connection = pool.get().await.unwrap();
+        let waited = handovers.load(Ordering::SeqCst) - before;
+        assert!(waited <= 2, "{waited} others were served first");
+        drop(connection);
+        settle().await;
+    }
+    greedy.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_are_served_in_the_order_of_their_coming() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).build().unwrap();
+    let first = pool.get().await.unwrap();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut waiters = Vec::new();
+    for number in 0..10 {
+        let (pool, order) = (pool.clone(), order.clone());
+        waiters.push(tokio::spawn(async move {
+            let connection = pool.get().await.unwrap();
+            order.lock().unwrap().push(number);
+            drop(connection);
+        }));
+        settle().await;
+    }
+    waiters[4].abort();
+    settle().await;
+    drop(first);
+    settle().await;
+    assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3, 5, 6, 7, 8, 9]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarantee_holds_at_once_and_the_rest_is_lent() {
+    let server = Server::default();
+    let catalog = Share::new().guarantee(2).at_most(3);
+    let pool = builder(&server).size(5).class("catalog", catalog).system_reserve(1).build().unwrap();
+    let catalog = pool.class("catalog").unwrap();
+    let mut greedy = Vec::new();
+    while let Some(connection) = pool.try_get().await.unwrap() {
+        greedy.push(connection);
+    }
+    assert_eq!(greedy.len(), 2, "what nobody is sure of");
+    let sure = [pool.try_get_for(catalog).await.unwrap(), pool.try_get_for(catalog).await.unwrap()];
+    assert!(sure.iter().all(Option::is_some));
+    assert!(pool.try_get_for(catalog).await.unwrap().is_none());
+    assert!(pool.try_get_for(Class::SYSTEM).await.unwrap().is_some());
+    let stats = pool.stats();
+    let by_class: Vec<_> = stats.classes.iter().map(|class| (class.name.as_str(), class.in_use)).collect();
+    assert_eq!(by_class, [("system", 0), ("default", 2), ("catalog", 2)]);
+}
+
+/// After a shrink the guarantee is honoured by the next returns, before anybody else is served.
+#[tokio::test(start_paused = true)]
+async fn guarantee_holds_within_one_hold_time_after_a_shrink() {
+    let server = Server::default();
+    let pool = builder(&server).size(6).class("reports", Share::new().guarantee(1)).build().unwrap();
+    let reports = pool.class("reports").unwrap();
+    let mut greedy = Vec::new();
+    for _ in 0..5 {
+        greedy.push(pool.get().await.unwrap());
+    }
+    pool.set_target(3).unwrap();
+    let first_in_line = asks(&pool).await;
+    let sure = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.get_for(reports).await }
+    });
+    settle().await;
+    greedy.truncate(3);
+    settle().await;
+    assert!(!sure.is_finished(), "as many as may have one");
+    greedy.pop();
+    settle().await;
+    assert!(sure.is_finished());
+    assert!(!first_in_line.is_finished());
+}
+
+// Law 12, and bad input.
+
+#[tokio::test(start_paused = true)]
+async fn reason_of_a_failed_connect_reaches_the_caller_at_once() {
+    let server = Server::default();
+    server.plan([Attempt::Fails]);
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    let (clock, began) = stopwatch();
+    let error = refused(&pool).await;
+    assert_eq!((error.kind(), cause(&error).as_str()), (ErrorKind::Unavailable, "wrong password"));
+    assert!(!error.to_string().contains("password"), "the text of a driver is not ours: {error}");
+    assert!(clock.now().since(began) < SECOND);
+    assert!(pool.get().await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn connect_that_hangs_ends_by_its_own_time_out_and_the_pool_goes_on() {
+    let server = Server::default();
+    server.plan([Attempt::Hangs]);
+    let pool = builder(&server).size(2).keep_open(0).connect_timeout(3 * SECOND).build().unwrap();
+    let (clock, began) = stopwatch();
+    let error = refused(&pool).await;
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert_eq!(clock.now().since(began).as_secs(), 3);
+    assert!(pool.get().await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn manager_that_panics_costs_one_call() {
+    let server = Server::default();
+    server.plan([Attempt::Panics]);
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    assert_eq!(refused(&pool).await.kind(), ErrorKind::Panicked);
+    assert!(pool.get().await.is_ok());
+    assert_eq!(pool.stats().in_use, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_connect_does_not_fail_callers_to_whom_a_connection_may_come_back() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    let held = pool.get().await.unwrap();
+    server.goes_away();
+    let waiter = asks(&pool).await;
+    sleep(5 * SECOND).await;
+    assert!(!waiter.is_finished());
+    drop(held);
+    settle().await;
+    // It is dead, but nobody knows yet: it was in use a moment ago.
+    assert!(waiter.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_that_is_away_is_asked_seldom_and_used_soon_after_it_is_back() {
+    let server = Server::default();
+    server.goes_away();
+    let pool = builder(&server).size(8).keep_open(1).build().unwrap();
+    for _ in 0..1_000 {
+        assert_eq!(refused(&pool).await.kind(), ErrorKind::Unavailable);
+        sleep(20 * MILLI).await;
+    }
+    let attempts = server.attempts();
+    assert!((5..60).contains(&attempts), "{attempts} attempts within 20 s");
+    server.comes_back();
+    sleep(3 * SECOND).await;
+    assert!(pool.get().await.is_ok());
+}
+
+/// On one thread, while the one attempt that is made is under way for another caller: that has to get its turn.
+#[tokio::test]
+async fn caller_that_asks_again_at_once_does_not_keep_the_pool_from_recovering() {
+    let server = Server::default();
+    server.plan([Attempt::Fails; 3]);
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    for _ in 0..3 {
+        assert!(pool.get().await.is_err());
+    }
+    sleep(SECOND).await; // The first pause is over after 0.3 s.
+    server.connecting_takes(300 * MILLI);
+    let other = asks(&pool).await;
+    sleep(30 * MILLI).await;
+    let (clock, began) = stopwatch();
+    while pool.get().await.is_err() {
+        assert!(clock.now().since(began) < 60 * SECOND, "nobody else gets a turn");
+    }
+    assert!(other.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_out_names_holders_waiters_and_the_last_connect_error() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).timeout(2 * SECOND).build().unwrap();
+    let _held = pool.get().await.unwrap();
+    let line = line!() - 1;
+    let _other = asks(&pool).await;
+    let error = refused(&pool).await;
+    let text = error.to_string();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(text.contains("waited 2.0s for its turn; 1 of 1 in use"), "{text}");
+    assert!(text.contains("1 wait"), "{text}");
+    assert!(text.contains(&format!("tests/pool.rs:{line}")), "{text}");
+    // A connection may come back, but does not; and another cannot be opened.
+    pool.set_target(1).unwrap();
+    let pool = builder(&server).size(2).keep_open(0).timeout(2 * SECOND).build().unwrap();
+    let _held = pool.get().await.unwrap();
+    server.goes_away();
+    let error = refused(&pool).await;
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(error.to_string().contains("the last attempt to connect failed"), "{error}");
+    let source = error.downcast_source::<Error>().unwrap();
+    assert_eq!(cause(source), "nobody listens");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_that_is_dead_is_not_lent_if_it_was_idle() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).build().unwrap();
+    sleep(5 * SECOND).await;
+    assert_eq!(pool.stats().idle, 4);
+    server.restarts();
+    let connection = pool.get().await.unwrap();
+    assert!(connection.is_alive());
+    assert_eq!(pool.stats().closed.invalid, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_is_tested_only_after_it_was_idle_for_long_or_was_marked() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).build().unwrap();
+    for _ in 0..10 {
+        drop(pool.get().await.unwrap());
+        sleep(400 * MILLI).await;
+    }
+    assert_eq!(server.tests(), 0);
+    sleep(SECOND).await;
+    let mut connection = pool.get().await.unwrap();
+    assert_eq!(server.tests(), 1);
+    connection.mark_dirty();
+    drop(connection);
+    drop(pool.get().await.unwrap());
+    drop(pool.get().await.unwrap());
+    assert_eq!(server.tests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn test_that_hangs_costs_its_time_out_and_the_connection() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).test_timeout(SECOND).build().unwrap();
+    drop(pool.get().await.unwrap());
+    sleep(5 * SECOND).await;
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    let (clock, began) = stopwatch();
+    let connection = pool.get().await.unwrap();
+    assert_eq!((clock.now().since(began).as_secs(), connection.id()), (1, 1));
+}
+
+/// Eight idle connections to a server that says nothing any more cost one test, not eight.
+#[tokio::test(start_paused = true)]
+async fn after_a_test_that_failed_other_idle_connections_are_not_waited_for() {
+    let server = Server::default();
+    let pool = builder(&server).size(8).connects(8, 1_000.0).test_timeout(SECOND).build().unwrap();
+    sleep(5 * SECOND).await;
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    let (clock, began) = stopwatch();
+    let connection = pool.get().await.unwrap();
+    assert_eq!((clock.now().since(began).as_secs(), server.tests()), (1, 1));
+    assert!(connection.id() >= 8, "an old one");
+    assert_eq!(pool.stats().closed.invalid, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_are_served_though_openers_panic() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    let _held = pool.get().await.unwrap();
+    server.plan([Attempt::Panics, Attempt::Panics]);
+    let connection = tokio::time::timeout(900 * MILLI, pool.get()).await.unwrap();
+    assert!(connection.is_ok(), "a connection was out, so nobody was told");
+}
+
+/// Whoever goes away during the test gives back permit and connection.
+#[tokio::test(start_paused = true)]
+async fn caller_that_goes_away_during_the_test_takes_nothing_along() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).build().unwrap();
+    drop(pool.get().await.unwrap());
+    sleep(5 * SECOND).await;
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    assert!(tokio::time::timeout(MILLI, pool.get()).await.is_err());
+    assert_eq!((pool.stats().in_use, pool.stats().idle), (0, 1));
+    server.0.tests_hang.store(false, Ordering::SeqCst);
+    assert_eq!(pool.get().await.unwrap().id(), 0);
+    assert_eq!(server.tests(), 2, "it is still to be tested");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_of_a_panicking_task_is_closed() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).build().unwrap();
+    let task = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let _connection = pool.get().await.unwrap();
+            panic!("in the middle of a transaction");
+        }
+    });
+    assert!(task.await.is_err());
+    assert_eq!(pool.get().await.unwrap().id(), 1);
+    assert_eq!((pool.stats().closed.broken, server.open()), (1, 1));
+}
+
+// Connecting.
+
+/// HikariCP's spike: 150 ms to connect, 2 ms of work, fifty callers at once.
+#[tokio::test(start_paused = true)]
+async fn burst_opens_few_connections_because_returned_ones_come_sooner() {
+    let server = Server::default();
+    server.connecting_takes(150 * MILLI);
+    let pool = builder(&server).size(50).keep_open(5).connects(5, 1_000.0).build().unwrap();
+    sleep(SECOND).await;
+    assert_eq!(server.attempts(), 5);
+    let callers: Vec<_> = (0..50)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let _connection = pool.get().await.unwrap();
+                sleep(2 * MILLI).await;
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    sleep(SECOND).await;
+    assert!(server.attempts() <= 10, "{} connects for a burst of 20 ms", server.attempts());
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_is_not_stormed() {
+    let server = Server::default();
+    server.connecting_takes(10 * MILLI);
+    let pool = builder(&server).size(40).keep_open(0).connects(2, 10.0).build().unwrap();
+    let mut callers = Vec::new();
+    for _ in 0..40 {
+        callers.push(asks(&pool).await);
+    }
+    let (clock, began) = stopwatch();
+    for caller in callers {
+        std::mem::forget(caller.await.unwrap().unwrap());
+    }
+    assert_eq!(server.0.most_connecting.load(Ordering::SeqCst), 2);
+    let seconds = clock.now().since(began).as_secs_f64();
+    assert!((3.0..5.0).contains(&seconds), "38 connections at 10 a second took {seconds} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_of_a_caller_that_went_away_is_for_the_next_one() {
+    let server = Server::default();
+    server.connecting_takes(SECOND);
+    let pool = builder(&server).size(1).keep_open(0).build().unwrap();
+    assert!(tokio::time::timeout(500 * MILLI, pool.get()).await.is_err());
+    let (clock, began) = stopwatch();
+    assert!(pool.get().await.is_ok());
+    assert_eq!((clock.now().since(began).as_millis(), server.attempts()), (500, 1));
+}
+
+// Ageing.
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_are_closed_down_to_those_that_are_kept_open() {
+    let server = Server::default();
+    let pool =
+        builder(&server).size(8).keep_open(2).idle_timeout(30 * SECOND).max_life(None).build().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(pool.get().await.unwrap());
+    }
+    drop(held);
+    sleep(25 * SECOND).await;
+    assert_eq!(server.open(), 8);
+    sleep(20 * SECOND).await;
+    assert_eq!((server.open(), pool.stats().closed.idle), (2, 6));
+    sleep(600 * SECOND).await;
+    assert_eq!(server.attempts(), 8, "nothing is closed and opened again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_were_opened_together_are_not_closed_together() {
+    let server = Server::default();
+    let pool = builder(&server).size(20).max_life(1_000 * SECOND).connects(20, 1_000.0).build().unwrap();
+    sleep(880 * SECOND).await;
+    assert_eq!((server.open(), server.attempts()), (20, 20));
+    let mut open_at = Vec::new();
+    for _ in 0..14 {
+        sleep(10 * SECOND).await;
+        open_at.push(pool.stats().closed.expired);
+    }
+    assert_eq!(*open_at.last().unwrap(), 20);
+    let most = open_at.windows(2).map(|two| two[1] - two[0]).max().unwrap();
+    assert!(most <= 12, "{open_at:?}");
+    assert_eq!(server.open(), 20, "and others are open in their place");
+}
+
+#[tokio::test(start_paused = true)]
+async fn retire_all_closes_idle_ones_soon_and_lent_ones_on_return() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).connects(4, 1_000.0).build().unwrap();
+    sleep(SECOND).await;
+    let held = pool.get().await.unwrap();
+    pool.retire_all();
+    settle().await;
+    assert_eq!(pool.stats().closed.retired, 3);
+    drop(held);
+    assert_eq!(pool.stats().closed.retired, 4);
+    sleep(SECOND).await;
+    assert_eq!((server.open(), server.attempts()), (4, 8));
+    assert!(pool.get().await.unwrap().id() >= 4);
+}
+
+// The end.
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_sends_waiters_away_and_waits_for_holders() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).build().unwrap();
+    let held = pool.get().await.unwrap();
+    let waiter = asks(&pool).await;
+    let late = pool.shutdown(SECOND).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::TimedOut);
+    assert!(late.to_string().contains("tests/pool.rs"), "{late}");
+    assert_eq!(waiter.await.unwrap().map(drop).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(refused(&pool).await.kind(), ErrorKind::Closed);
+    let ending = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.shutdown(SECOND).await }
+    });
+    settle().await;
+    drop(held);
+    ending.await.unwrap().unwrap();
+    assert_eq!(server.open(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_sends_away_whoever_waits_for_a_connect() {
+    let server = Server::default();
+    server.plan([Attempt::Hangs]);
+    let pool = builder(&server).size(1).keep_open(0).build().unwrap();
+    let waiter = asks(&pool).await;
+    pool.shutdown(SECOND).await.unwrap();
+    assert_eq!(waiter.await.unwrap().map(drop).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(pool.stats().in_use, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_closed_when_the_last_handle_and_the_last_connection_are_gone() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).connects(4, 1_000.0).build().unwrap();
+    sleep(SECOND).await;
+    let held = pool.get().await.unwrap();
+    drop(pool);
+    assert_eq!(server.open(), 4);
+    drop(held);
+    settle().await;
+    assert_eq!(server.open(), 0);
+    assert_eq!(Arc::strong_count(&server.0), 1, "a task is left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_may_be_dropped_outside_of_the_runtime() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).keep_open(0).build().unwrap();
+    let mut connection = pool.get().await.unwrap();
+    connection.mark_broken();
+    let waiter = asks(&pool).await;
+    std::thread::spawn(move || drop(connection)).join().unwrap();
+    assert!(waiter.await.unwrap().is_ok());
+}
+
+// What else.
+
+#[tokio::test(start_paused = true)]
+async fn no_more_wait_than_may() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).max_waiting(1).build().unwrap();
+    let _held = pool.get().await.unwrap();
+    let _waiter = asks(&pool).await;
+    let error = refused(&pool).await;
+    assert_eq!((error.kind(), pool.stats().overloads), (ErrorKind::Overloaded, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaks_are_counted_once_each() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).leak_threshold(5 * SECOND).build().unwrap();
+    let held = pool.get().await.unwrap();
+    sleep(30 * SECOND).await;
+    let stats = pool.stats();
+    assert_eq!(stats.leaks, 1);
+    assert_eq!(stats.longest[0].held.as_secs(), 30);
+    assert!(stats.longest[0].place.file().ends_with("pool.rs"));
+    drop(held);
+    assert!(pool.stats().longest.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn utilisation_and_hold_times_are_by_time() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).build().unwrap();
+    let held = (pool.get().await.unwrap(), pool.get().await.unwrap());
+    sleep(10 * SECOND).await;
+    assert!((pool.stats().utilisation - 0.5).abs() < 0.01);
+    drop(held);
+    let stats = pool.stats();
+    assert_eq!((stats.gets, stats.returns), (2, 2));
+    assert_eq!(stats.hold_p50.as_secs(), 10);
+    assert_eq!(stats.wait_p99, Duration::ZERO);
+}
+
+#[tokio::test]
+async fn impossible_settings_are_named() {
+    let server = Server::default();
+    let all = || builder(&server);
+    let sure = |connections| Share::new().guarantee(connections);
+    let wrong = [
+        ("size", all().size(0)),
+        ("floor", all().adaptive(std::ops::RangeInclusive::new(5, 4))),
+        ("floor", all().observe(0..=4)),
+        ("ceiling", all().adaptive(1..=u32::MAX)),
+        ("initial", all().observe(2..=4).initial(9)),
+        ("keep_open", all().size(2).keep_open(3)),
+        ("timeout", all().timeout(Duration::ZERO)),
+        ("connect_timeout", all().connect_timeout(Duration::ZERO)),
+        ("connect_timeout", all().connect_timeout(Duration::MAX)),
+        ("max_life", all().max_life(Duration::MAX)),
+        ("idle_timeout", all().idle_timeout(Duration::ZERO)),
+        ("connects", all().connects(0, 1.0)),
+        ("connects", all().connects(1, f64::NAN)),
+        ("max_waiting", all().max_waiting(0)),
+        ("guarantee", all().size(4).class("a", sure(2)).class("b", sure(2))),
+        ("guarantee", all().size(4).class("a", sure(u32::MAX)).class("b", sure(u32::MAX))),
+        ("guarantee", all().size(1).system_reserve(1)),
+        ("class", all().class("a", Share::new()).class("a", Share::new())),
+        ("class", all().class("system", Share::new())),
+        ("class", all().class("a", Share::new().at_most(0))),
+        ("class", all().class("a", sure(3).at_most(2))),
+    ];
+    for (field, builder) in wrong {
+        let error = builder.build().map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        assert!(error.to_string().starts_with(field), "{field}: {error}");
+    }
+    let (one, other) = (all().build().unwrap(), all().class("a", Share::new()).build().unwrap());
+    let foreign = other.class("a").unwrap();
+    assert_eq!(one.get_for(foreign).await.map(drop).unwrap_err().kind(), ErrorKind::Configuration);
+    assert!(one.class("a").is_err() && one.set_target(0).is_err() && one.set_target(11).is_err());
+}
+
+#[test]
+fn pool_without_a_runtime_is_an_error() {
+    let error = builder(&Server::default()).build().map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Configuration);
+}
