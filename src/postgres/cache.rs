@@ -24,10 +24,12 @@ use tokio_postgres::{
 };
 
 use super::{
+    connector::Connector,
+    fault::sorted,
     fence::{Seen, Time, Uuid, absence, entry_fence, generation, seen},
-    pool::{Connector, Flag, Pool, Session},
     query::Query,
     schema::{Tables, is_known},
+    shared::{Flag, Pool, Session},
 };
 use crate::{
     Error, ErrorKind,
@@ -411,7 +413,7 @@ fn stamp(removed: i64, expired: i64) -> Stamp {
 
 /// A value of a row, in the place where the query has it.
 pub(super) fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<T, Error> {
-    row.try_get(index).map_err(|error| super::sorted("read", error))
+    row.try_get(index).map_err(|error| sorted("read", error))
 }
 
 /// Tables that somebody else has made, or emptied of what belongs there.

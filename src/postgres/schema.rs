@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, types::ToSql};
 
-use super::{cache::column, pool::Connector, sorted};
+use super::{cache::column, connector::Connector, fault::sorted};
 use crate::Error;
 
 /// The version of the tables that this release reads and writes.
