@@ -31,6 +31,12 @@ pub enum ErrorKind {
     Codec,
     /// A setting is impossible; the message names it.
     Configuration,
+    /// The other side does not let this user in, or not with this password.
+    Credentials,
+    /// The connection broke during a call. Whether the call was carried out is not known.
+    Disconnected,
+    /// No address is known by the name of the host.
+    HostNotFound,
     /// The loader answered with an error, which is the source.
     Load,
     /// There is no such value, said its loader: an answer rather than a failure.
@@ -43,6 +49,10 @@ pub enum ErrorKind {
     Refused,
     /// Something took longer than its deadline.
     TimedOut,
+    /// No encrypted connection could be agreed on: the other side speaks no TLS, or is not trusted.
+    Tls,
+    /// The other side has as many connections as it takes.
+    TooManyConnections,
     /// The other side could not be reached.
     Unavailable,
 }
@@ -100,7 +110,11 @@ impl Error {
     /// own error knows; it is taken for one that may.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Load | ErrorKind::TimedOut | ErrorKind::Unavailable)
+        use ErrorKind::{Disconnected, HostNotFound, Load, TimedOut, TooManyConnections, Unavailable};
+        matches!(
+            self.kind(),
+            Disconnected | HostNotFound | Load | TimedOut | TooManyConnections | Unavailable
+        )
     }
 
     /// The loader's own error, if it was one of type `E`.

@@ -72,7 +72,7 @@ impl PostgresStore {
     /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS. Whether there
     /// is a server shows when the cache is built.
     pub fn new(url: &str) -> Result<Self, Error> {
-        Ok(Self::at(Connector::new(url, NoTls, false)?, Tables::default()))
+        Ok(Self::at(Connector::of_store(url, NoTls, false)?, Tables::default()))
     }
 
     /// The same over TLS, with a connector for tokio-postgres 0.7, such as the one of `tokio-postgres-rustls`.
@@ -90,7 +90,7 @@ impl PostgresStore {
         T::Stream: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        Ok(Self::at(Connector::new(url, tls, true)?, Tables::default()))
+        Ok(Self::at(Connector::of_store(url, tls, true)?, Tables::default()))
     }
 
     /// What the name of every table begins with: `mcp_perf` unless set. Programs that share a database and not

@@ -44,11 +44,22 @@
 //! a time. [`PostgresStore::purge`] is the same for a scheduler of your own.
 
 mod cache;
+mod cancel;
+mod connection;
 mod connector;
 mod fault;
 mod fence;
+mod generation;
+mod line;
+mod pool;
 mod query;
 mod schema;
 mod shared;
+mod statements;
+mod transaction;
 
 pub use cache::PostgresStore;
+pub use connection::PostgresConnection;
+pub use line::ResetPolicy;
+pub use pool::{PostgresManager, PostgresManagerBuilder};
+pub use transaction::{Transaction, TransactionOptions};

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_postgres::{Client, Row, Statement, types::ToSql};
 
 use super::{
-    connector::{CONNECT_TIMEOUT, Connector},
+    connector::{CONNECT_TIMEOUT, Connected, Connector},
     fault::{broke, sorted},
     query::Query,
     schema::Tables,
@@ -188,7 +188,9 @@ impl ManageConnection for Manager {
     type Error = Error;
 
     async fn connect(&self) -> Result<Arc<Session>, Error> {
-        let (client, connection) = self.connector.connect("connect").await?;
+        let connected = self.connector.connect().await;
+        let Connected { client, connection, .. } =
+            connected.map_err(|fault| fault.coarsely_connecting("connect"))?;
         let connection = tokio::spawn(connection.run()).abort_handle();
         Ok(Arc::new(Session {
             client,
