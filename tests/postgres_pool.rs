@@ -589,11 +589,7 @@ async fn what_keeps_a_connection_from_being_made_is_a_kind_of_its_own_and_holds_
 /// From now on everybody but `postgres` needs a password.
 fn ask_for_passwords(server: &PostgresServer) {
     let rules = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256";
-    let write = format!(
-        "do $$ begin execute format('copy (select unnest(string_to_array(%L, chr(10)))) to %L', '{rules}', \
-         current_setting('hba_file')); end $$"
-    );
-    server.psql(&write).unwrap();
+    server.write_file("pg_hba.conf", rules);
     server.psql("select pg_reload_conf()").unwrap();
 }
 

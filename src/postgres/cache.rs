@@ -63,19 +63,21 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// A store at `postgres://[user[:password]@]host[:port][/database]`, without TLS.
+    /// A store at `postgres://[user[:password]@]host[:port][/database]`.
     ///
-    /// What else the driver understands is in the page of `tokio_postgres::Config`.
+    /// Over TLS if the URL says `sslmode=require` or `sslmode=verify-full`, which takes the feature `postgres-tls`: the
+    /// certificate and its name are checked against the system's roots. What else the driver understands is in the
+    /// page of `tokio_postgres::Config`.
     ///
     /// # Errors
     ///
-    /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS. Whether there
-    /// is a server shows when the cache is built.
+    /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS without the
+    /// feature. Whether there is a server shows when the cache is built.
     pub fn new(url: &str) -> Result<Self, Error> {
         Ok(Self::at(Connector::of_store(url, NoTls, false)?, Tables::default()))
     }
 
-    /// The same over TLS, with a connector for tokio-postgres 0.7, such as the one of `tokio-postgres-rustls`.
+    /// The same with a connector of your own for tokio-postgres 0.7, such as one with certificates of clients.
     ///
     /// The URL decides by `sslmode` whether it has to be: `require` refuses to go without, `prefer`, which is the
     /// default, goes without if the server cannot.

@@ -95,11 +95,25 @@ struct Plan<T> {
 }
 
 /// Reads a URL, or what else the driver takes for one.
+///
+/// The driver knows no `sslmode=verify-full`. Here it is what `require` is: the certificate and its name are checked
+/// in any case.
 pub(super) fn config(url: &str) -> Result<Config, Error> {
+    let url = match url.split_once('?') {
+        Some((place, settings)) => {
+            let settings = settings.split('&').map(known).collect::<Vec<_>>();
+            format!("{place}?{}", settings.join("&"))
+        }
+        None => url.split(' ').map(known).collect::<Vec<_>>().join(" "),
+    };
     // The driver's error may quote the URL, and with it the password: it is left out.
     url.parse().map_err(|_| {
         Error::configuration("url", "not one of the form postgres://[user[:password]@]host[:port][/database]")
     })
+}
+
+fn known(setting: &str) -> &str {
+    if setting == "sslmode=verify-full" { "sslmode=require" } else { setting }
 }
 
 impl Connector {
@@ -141,7 +155,19 @@ impl Connector {
     {
         let config = config(url)?;
         if config.get_ssl_mode() == SslMode::Require && !has_tls {
-            return Err(Error::configuration("url", "asks for TLS, which takes `PostgresStore::with_tls`"));
+            #[cfg(feature = "postgres-tls")]
+            return Self::new(
+                &config,
+                STORE_OPTIONS,
+                CONNECT_TIMEOUT,
+                super::tls::Tls::default(),
+                cancel::by_driver,
+            );
+            #[cfg(not(feature = "postgres-tls"))]
+            return Err(Error::configuration(
+                "url",
+                "asks for TLS, which takes the feature `postgres-tls` or `PostgresStore::with_tls`",
+            ));
         }
         Self::new(&config, STORE_OPTIONS, CONNECT_TIMEOUT, tls, cancel::by_driver)
     }
@@ -353,6 +379,16 @@ mod tests {
         for wrong in ["user=a", "host=a,b hostaddr=10.0.0.1", "host=a,b,c port=1,2"] {
             assert!(sites(&config(wrong).unwrap()).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn verify_full_is_require_where_it_is_a_setting_and_nowhere_else() {
+        for full in ["postgres://a/x?user=b&sslmode=verify-full", "host=a sslmode=verify-full user=b"] {
+            assert_eq!(config(full).unwrap().get_ssl_mode(), SslMode::Require, "{full}");
+        }
+        let other = config("postgres://u:sslmode=verify-full@a/x").unwrap();
+        assert_eq!(other.get_password(), Some(&b"sslmode=verify-full"[..]));
+        assert_eq!(other.get_ssl_mode(), SslMode::Prefer);
     }
 
     #[test]

@@ -56,6 +56,8 @@ mod query;
 mod schema;
 mod shared;
 mod statements;
+#[cfg(feature = "postgres-tls")]
+mod tls;
 mod transaction;
 
 pub use cache::PostgresStore;

@@ -3,7 +3,11 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bb8::ManageConnection;
-use tokio_postgres::{Config, NoTls, config::SslMode};
+use tokio_postgres::{
+    Config, NoTls, Socket,
+    config::SslMode,
+    tls::{MakeTlsConnect, TlsConnect},
+};
 
 use super::{
     cancel,
@@ -52,6 +56,14 @@ const LONGEST_NAME: usize = 63;
 /// | `jit` | off | compiling costs more than the short queries of a server; reports may switch it on |
 /// | TCP keepalive, user time-out | 30 s and 3 × 10 s; 30 s | a peer that vanished is noticed |
 ///
+/// # TLS
+///
+/// With `sslmode=require` or `sslmode=verify-full` in the URL, and the feature `postgres-tls`, connections are
+/// encrypted, and the server's certificate and its name are checked, against the system's roots or an
+/// [authority](PostgresManagerBuilder::certificate_authority) of one's own; there is no mode that encrypts without
+/// checking. A server that does not oblige is an error of kind [`Tls`](crate::ErrorKind::Tls). Without either
+/// setting they are not encrypted: what nobody checks keeps nobody out.
+///
 /// # Examples
 ///
 /// ```no_run
@@ -84,8 +96,22 @@ pub struct PostgresManagerBuilder {
     statement_timeout: Option<Duration>,
     idle_in_transaction_timeout: Option<Duration>,
     is_jit_on: bool,
+    tls: Tls,
     settings: Settings,
 }
+
+/// How connections are encrypted.
+#[derive(Clone)]
+enum Tls {
+    /// As the URL says.
+    AsAsked,
+    #[cfg(feature = "postgres-tls")]
+    Trusting(crate::tls::Trust),
+    /// By the program's own connector.
+    Own(Arc<Connect>),
+}
+
+type Connect = dyn Fn(&Config, &str, Duration) -> Result<Connector, Error> + Send + Sync;
 
 /// What holds for every connection of a manager.
 #[derive(Clone)]
@@ -118,6 +144,7 @@ impl PostgresManager {
             statement_timeout: Some(STATEMENT_TIMEOUT),
             idle_in_transaction_timeout: Some(IDLE_IN_TRANSACTION_TIMEOUT),
             is_jit_on: false,
+            tls: Tls::AsAsked,
             settings: Settings {
                 statement_cache: STATEMENT_CACHE,
                 reset: ResetPolicy::default(),
@@ -205,6 +232,38 @@ impl PostgresManagerBuilder {
         self
     }
 
+    /// Trusts the authorities whose certificates are in the PEM, and no others, and insists on TLS, whether or not the
+    /// URL does.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) if it holds no certificate.
+    #[cfg(feature = "postgres-tls")]
+    pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
+        self.tls = Tls::Trusting(crate::tls::Trust::only(pem.as_ref())?);
+        self.config.ssl_mode(SslMode::Require);
+        Ok(self)
+    }
+
+    /// Takes a connector of your own for tokio-postgres 0.7, such as one with certificates of clients. By `sslmode` the
+    /// URL decides whether it has to be used: `require` refuses to go without, `prefer`, which is the default, goes
+    /// without if the server cannot.
+    ///
+    /// A connection whose query was cancelled is given up, since with such a connector it cannot be known when the
+    /// cancellation is over.
+    pub fn with_tls<T>(mut self, tls: T) -> Self
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::TlsConnect: Send,
+        T::Stream: Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        self.tls = Tls::Own(Arc::new(move |config, options, timeout| {
+            Connector::new(config, options, timeout, tls.clone(), cancel::by_driver)
+        }));
+        self
+    }
+
     /// Where the time is read: the system's clock unless set. The server's and the network's time-outs go by their own.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.settings.clock = clock;
@@ -219,7 +278,7 @@ impl PostgresManagerBuilder {
     /// names no host or asks for TLS that is not there.
     pub fn build(self) -> Result<PostgresManager, Error> {
         let options = self.options()?;
-        let Self { mut config, application_name, connect_timeout, settings, .. } = self;
+        let Self { mut config, application_name, connect_timeout, tls, settings, .. } = self;
         if let Some(name) = application_name {
             if name.is_empty()
                 || name.len() > LONGEST_NAME
@@ -239,11 +298,8 @@ impl PostgresManagerBuilder {
         if settings.statement_cache > MOST_STATEMENTS {
             return Err(Error::configuration("statement_cache", "more than 10,000"));
         }
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(Error::configuration("url", "asks for TLS, which takes the feature `postgres-tls`"));
-        }
+        let connector = tls.connector(&config, &options, timeout)?;
         let generation = Arc::new(Generation::new(settings.clock.clone()));
-        let connector = Connector::new(&config, &options, timeout, NoTls, cancel::for_certain)?;
         Ok(PostgresManager { connector, settings: Arc::new(settings), generation })
     }
 
@@ -264,6 +320,29 @@ impl PostgresManagerBuilder {
             }
         }
         Ok(options)
+    }
+}
+
+impl Tls {
+    fn connector(&self, config: &Config, options: &str, timeout: Duration) -> Result<Connector, Error> {
+        match self {
+            Self::Own(connect) => connect(config, options, timeout),
+            #[cfg(feature = "postgres-tls")]
+            Self::Trusting(trust) => {
+                let tls = super::tls::Tls(trust.clone());
+                Connector::new(config, options, timeout, tls, cancel::for_certain)
+            }
+            #[cfg(feature = "postgres-tls")]
+            Self::AsAsked if config.get_ssl_mode() == SslMode::Require => {
+                Connector::new(config, options, timeout, super::tls::Tls::default(), cancel::for_certain)
+            }
+            #[cfg(not(feature = "postgres-tls"))]
+            Self::AsAsked if config.get_ssl_mode() == SslMode::Require => Err(Error::configuration(
+                "url",
+                "asks for TLS, which takes the feature `postgres-tls` or a connector of your own",
+            )),
+            Self::AsAsked => Connector::new(config, options, timeout, NoTls, cancel::for_certain),
+        }
     }
 }
 
