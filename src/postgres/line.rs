@@ -463,6 +463,10 @@ impl Drop for Repair {
             condition.repairs -= 1;
             condition.is_retired |= !self.is_done;
         });
+        if !self.is_done {
+            // The driver would wait for the answers that are due before it hangs up.
+            self.line.abort();
+        }
     }
 }
 

@@ -43,6 +43,7 @@
 //! minutes ago in batches of 500, skips what others hold locked, and ends after 20 batches; a process runs one at
 //! a time. [`PostgresStore::purge`] is the same for a scheduler of your own.
 
+mod budget;
 mod cache;
 mod cancel;
 mod connection;
@@ -60,6 +61,7 @@ mod statements;
 mod tls;
 mod transaction;
 
+pub use budget::{Observed, PostgresBudget, PostgresBudgetBuilder};
 pub use cache::PostgresStore;
 pub use connection::PostgresConnection;
 pub use line::ResetPolicy;
