@@ -356,10 +356,10 @@ async fn without_a_policy_a_transaction_begun_by_text_is_inherited_and_one_begun
     let pool = pool_of(1, builder(&server).reset(ResetPolicy::None).build().unwrap()).await;
     for way in [0, 1, 6, 7] {
         leave_open(way, pool.get().await.unwrap()).await;
-        assert!(!is_in_transaction(&*pool.get().await.unwrap()).await, "{way}");
+        assert!(!is_in_transaction(&pool.get().await.unwrap()).await, "{way}");
     }
     leave_open(2, pool.get().await.unwrap()).await;
-    assert!(is_in_transaction(&*pool.get().await.unwrap()).await, "or the tests above show nothing");
+    assert!(is_in_transaction(&pool.get().await.unwrap()).await, "or the tests above show nothing");
 }
 
 #[tokio::test]
@@ -440,7 +440,7 @@ async fn query_of_the_drivers_client_that_nobody_waits_for_is_cancelled_on_retur
     let first = process(&connection).await;
     let _ = timeout(Duration::from_millis(50), connection.simple_query(FOREVER)).await;
     drop(connection);
-    assert_eq!(process(&*pool.get().await.unwrap()).await, first);
+    assert_eq!(process(&pool.get().await.unwrap()).await, first);
 }
 
 #[tokio::test]
@@ -492,7 +492,7 @@ async fn connection_that_cannot_be_mended_is_given_up() {
     assert!(connection.is_over());
     drop(connection);
     proxy.set(Weather::Clear);
-    assert_eq!(number(&*pool.get().await.unwrap(), "select 1::bigint").await, 1);
+    assert_eq!(number(&pool.get().await.unwrap(), "select 1::bigint").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -650,10 +650,10 @@ async fn server_that_ends_idle_connections_is_noticed_without_a_question() {
     let server = PostgresServer::start();
     let manager = manager(&server);
     let pool = pool_of(1, manager.clone()).await;
-    let pid = process(&*pool.get().await.unwrap()).await;
+    let pid = process(&pool.get().await.unwrap()).await;
     server.psql(&format!("select pg_terminate_backend({pid})")).unwrap();
     until("the generation rises", async || (manager.generation() == 1).then_some(())).await;
-    assert_ne!(process(&*pool.get().await.unwrap()).await, pid);
+    assert_ne!(process(&pool.get().await.unwrap()).await, pid);
 }
 
 #[tokio::test]
@@ -689,15 +689,15 @@ async fn all_are_replaced_when_asked_for() {
     let server = PostgresServer::start();
     let manager = manager(&server);
     let pool = pool_of(1, manager.clone()).await;
-    let first = process(&*pool.get().await.unwrap()).await;
+    let first = process(&pool.get().await.unwrap()).await;
     manager.retire_all();
-    let second = process(&*pool.get().await.unwrap()).await;
+    let second = process(&pool.get().await.unwrap()).await;
     assert_ne!(first, second);
     let connection = pool.get().await.unwrap();
     connection.retire();
     assert_eq!(connection.query_cached("select 1", &[]).await.unwrap_err().kind(), ErrorKind::Disconnected);
     drop(connection);
-    assert_ne!(process(&*pool.get().await.unwrap()).await, second);
+    assert_ne!(process(&pool.get().await.unwrap()).await, second);
 }
 
 #[tokio::test]

@@ -18,7 +18,8 @@ use crate::Error;
 /// several at once on one connection are sent without waiting for each other's answers, as the driver does.
 ///
 /// It derefs to the driver's client for everything else: `COPY`, streams of rows, portals. Nothing is known of what
-/// is asked there, so the connection counts as dirty from then on (see [`ResetPolicy`](super::ResetPolicy)).
+/// is asked there, so the connection counts as dirty from then on (see [`ResetPolicy`](super::ResetPolicy)), and nothing
+/// waits there for what an earlier call has left: await [`reset`](Self::reset) first if there may be such a call.
 ///
 /// # Cancel safety
 ///

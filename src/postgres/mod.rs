@@ -1,4 +1,28 @@
-//! PostgreSQL (13 or later) as the remote tier of a cache.
+//! PostgreSQL (13 or later): connections for a pool, a share of the server's connections, and the remote tier of a
+//! cache.
+//!
+//! | type | what for |
+//! |---|---|
+//! | [`PostgresManager`] | connections for a pool of bb8's or of this crate's: statements prepared once, guarded transactions, nothing of the last user's |
+//! | [`PostgresBudget`] | how many connections this process may have, where many share a server |
+//! | [`PostgresStore`] | the remote tier of a cache |
+//!
+//! # A pool's connections
+//!
+//! A pool lends a connection to one user after another, and each of them may leave something behind: a query that
+//! still runs because its caller has gone, an open transaction, a changed setting, a lock. Queries and transactions
+//! never reach the next: every call is counted, and one that is dropped is cancelled on the server; a transaction is a
+//! guard that rolls back unless it was committed. How much of the rest is undone is the [`ResetPolicy`]'s to say. All
+//! of it happens in the background, and the next call on that connection waits until it has.
+//!
+//! Errors tell what a program can do: see the kinds at [`connect`](PostgresManager#method.connect) and
+//! [`query_cached`](PostgresConnection::query_cached). A failover is noticed by the first connection that hears of it,
+//! and costs all of them.
+//!
+//! Not for a server behind a pooler that hands out another session for each transaction: prepared statements, settings
+//! and locks belong to a session.
+//!
+//! # The store of a cache
 //!
 //! For those who have a PostgreSQL and no Redis, and want one cache for several processes. A read is one prepared
 //! statement, which brings the entry, what is left of its life and the stamps of its tags; a write is one
@@ -15,7 +39,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # Connections
+//! ## Connections
 //!
 //! Three for a store, however many tasks use it: two for reading and one for writing, each of which carries the
 //! queries of many callers at once. So nobody waits for a connection, and no read waits behind a write that waits
@@ -36,7 +60,7 @@
 //! Prepared statements and settings belong to a connection, so a pooler that hands out another one for each
 //! transaction does not fit in between.
 //!
-//! # What has died
+//! ## What has died
 //!
 //! Nothing that has expired is served, whether its row is still there or not. The rows are deleted by those who
 //! write: one write in 500, by chance, starts a purge in the background, which deletes what died more than eleven
