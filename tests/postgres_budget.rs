@@ -95,7 +95,7 @@ async fn however_many_want_at_once_the_stock_is_not_exceeded_and_not_left_unused
 #[tokio::test]
 async fn lost_session_leaves_the_share_and_the_next_one_leases_again() {
     let server = PostgresServer::start();
-    let budget = budget(&server, 1);
+    let budget = builder(&server, 1).clock(Clock::manual()).build().unwrap();
     assert_eq!(budget.want(100).await, 19);
     server
         .psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'registry/1'")

@@ -50,6 +50,11 @@ async fn pool_of(size: u32, manager: PostgresManager) -> Pool<PostgresManager> {
     Pool::builder().max_size(size).connection_timeout(GENEROUS).build(manager).await.unwrap()
 }
 
+/// The same, where nobody but us ends what was left.
+async fn patient_pool(server: &PostgresServer) -> Pool<PostgresManager> {
+    pool_of(1, builder(server).statement_timeout(None).build().unwrap()).await
+}
+
 async fn pool(server: &PostgresServer) -> Pool<PostgresManager> {
     pool_of(1, manager(server)).await
 }
@@ -67,7 +72,7 @@ async fn until<T>(what: &str, done: impl AsyncFn() -> Option<T>) -> T {
 }
 
 async fn number(connection: &PostgresConnection, sql: &str) -> i64 {
-    connection.query_one_cached(sql, &[]).await.unwrap().get(0)
+    timeout(GENEROUS, connection.query_one_cached(sql, &[])).await.unwrap().unwrap().get(0)
 }
 
 async fn truth(connection: &PostgresConnection, sql: &str) -> bool {
@@ -418,7 +423,7 @@ async fn what_a_session_holds_is_given_up_if_the_policy_says_so() {
 #[tokio::test]
 async fn query_that_nobody_waits_for_is_cancelled_and_its_connection_is_used_again() {
     let server = PostgresServer::start();
-    let pool = pool(&server).await;
+    let pool = patient_pool(&server).await;
     let connection = pool.get().await.unwrap();
     let first = process(&connection).await;
     leave(&server, &connection).await;
@@ -435,7 +440,7 @@ async fn query_that_nobody_waits_for_is_cancelled_and_its_connection_is_used_aga
 #[tokio::test]
 async fn query_of_the_drivers_client_that_nobody_waits_for_is_cancelled_on_return() {
     let server = PostgresServer::start();
-    let pool = pool(&server).await;
+    let pool = patient_pool(&server).await;
     let connection = pool.get().await.unwrap();
     let first = process(&connection).await;
     let _ = timeout(Duration::from_millis(50), connection.simple_query(FOREVER)).await;
@@ -464,7 +469,7 @@ async fn cancellation_strikes_nobody_else() {
 #[tokio::test]
 async fn caller_who_leaves_takes_no_answer_from_those_who_ask_at_the_same_time() {
     let server = PostgresServer::start();
-    let pool = pool(&server).await;
+    let pool = patient_pool(&server).await;
     let connection = pool.get().await.unwrap();
     let stays = async || connection.query_cached("select pg_sleep(0.3)", &[]).await;
     let leaves = async || timeout(Duration::from_millis(20), connection.query_cached(FOREVER, &[])).await;
@@ -486,9 +491,13 @@ async fn connection_that_cannot_be_mended_is_given_up() {
     let connection = pool.get().await.unwrap();
     leave(&server, &connection).await;
     proxy.set(Weather::Stall);
-    // Who asks is told when it is given up, and does not wait for the network's time-out.
-    let error = timeout(GENEROUS, connection.query_cached("select 1", &[])).await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Disconnected);
+    // Who asks is told when it is given up, and does not wait for the network's time-out. So is who has asked the
+    // driver's client.
+    let asked =
+        async { tokio::join!(connection.query_cached("select 1", &[]), connection.simple_query("select 1")) };
+    let (answer, raw) = timeout(GENEROUS, asked).await.unwrap();
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::Disconnected);
+    assert!(raw.unwrap_err().is_closed());
     assert!(connection.is_over());
     drop(connection);
     proxy.set(Weather::Clear);
