@@ -33,6 +33,12 @@ pub enum ErrorKind {
     Codec,
     /// A setting is impossible; the message names it.
     Configuration,
+    /// The other side does not let this user in, or not with this password.
+    Credentials,
+    /// The connection broke during a call. Whether the call was carried out is not known.
+    Disconnected,
+    /// No address is known by the name of the host.
+    HostNotFound,
     /// The loader answered with an error, which is the source.
     Load,
     /// There is no such value, said its loader: an answer rather than a failure.
@@ -47,7 +53,9 @@ pub enum ErrorKind {
     Refused,
     /// Something took longer than its deadline.
     TimedOut,
-    /// The server has as many connections as it allows.
+    /// No encrypted connection could be agreed on: the other side speaks no TLS, or is not trusted.
+    Tls,
+    /// The other side has as many connections as it takes.
     TooManyConnections,
     /// The other side could not be reached.
     Unavailable,
@@ -106,13 +114,12 @@ impl Error {
     /// own error knows; it is taken for one that may.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
+        use ErrorKind::{
+            Disconnected, HostNotFound, Load, Overloaded, TimedOut, TooManyConnections, Unavailable,
+        };
         matches!(
             self.kind(),
-            ErrorKind::Load
-                | ErrorKind::Overloaded
-                | ErrorKind::TimedOut
-                | ErrorKind::TooManyConnections
-                | ErrorKind::Unavailable
+            Disconnected | HostNotFound | Load | Overloaded | TimedOut | TooManyConnections | Unavailable
         )
     }
 

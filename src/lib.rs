@@ -66,7 +66,8 @@
 //! | `rmcp` | the wrapper, and `serve` with `TCP_NODELAY` | `rmcp` with its server, `hyper` |
 //! | `redis` | Redis behind the cache, and its invalidation bus | `redis`, `bb8` |
 //! | `redis-tls` | the store over TLS | `tokio-rustls` with `ring` |
-//! | `postgres` | PostgreSQL behind the cache | `tokio-postgres`, `bb8` |
+//! | `postgres` | PostgreSQL behind the cache, as its bus, and connections to it for a pool | `tokio-postgres`, `bb8`, `base64` |
+//! | `postgres-tls` | the same over TLS | `tokio-postgres-rustls`, `tokio-rustls` with `ring` |
 //! | `pool` | pools that find their own size | `bb8` |
 //! | `message-pack` | `MessagePack` for values of the cache's remote tier | `rmp-serde` |
 //! | `zstd` | zstd for large values there | `zstd`, and a C compiler |
@@ -110,6 +111,8 @@ mod sync;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 pub mod timing;
+#[cfg(any(feature = "postgres-tls", feature = "redis-tls"))]
+mod tls;
 
 pub use error::{Error, ErrorKind};
 

@@ -710,7 +710,6 @@ fn malformed_url_prefix_and_schema_are_errors_that_name_the_field_and_not_the_pa
         "hunter2",
         "postgres://:hunter2@host:notaport",
         "postgres://user:hunter2@/database",
-        "postgres://user:hunter2@host/database?sslmode=require",
         "http://:hunter2@host",
     ] {
         let error = PostgresStore::new(url).unwrap_err();

@@ -28,10 +28,11 @@ use tokio_postgres::{
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
-    pool::{Connection, Connector, Pool},
+    connector::{Connected, Connection, Connector},
+    fault::{Fault, sorted},
     query::Query,
     schema::{Tables, check},
-    sorted,
+    shared::Pool,
 };
 use crate::{
     Error, ErrorKind,
@@ -124,7 +125,7 @@ impl PostgresBus {
     /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS. Whether there
     /// is a server shows in the cache's log, and in [`BusStats::connected`](crate::cache::BusStats::connected).
     pub fn new(url: &str) -> Result<Self, Error> {
-        Ok(Self::at(Connector::new(url, NoTls, false)?))
+        Ok(Self::at(Connector::of_store(url, NoTls, false)?))
     }
 
     /// The same over TLS, as for [`PostgresStore::with_tls`](super::PostgresStore::with_tls).
@@ -139,7 +140,7 @@ impl PostgresBus {
         T::Stream: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        Ok(Self::at(Connector::new(url, tls, true)?))
+        Ok(Self::at(Connector::of_store(url, tls, true)?))
     }
 
     /// What every channel begins with: `mcp_perf` unless set, as for [`PostgresStore`](super::PostgresStore), whose
@@ -212,7 +213,9 @@ impl Subscription for PostgresSubscription {
 
 impl Listening {
     async fn connect(connector: &Connector) -> Result<Self, Error> {
-        let (client, connection) = connector.connect("subscribe").await?;
+        let connected = connector.connect().await;
+        let Connected { client, connection, .. } =
+            connected.map_err(|fault: Fault| fault.coarsely_connecting("subscribe"))?;
         let ears = Arc::<Mutex<Ears>>::default();
         let connection = tokio::spawn(hear(connection, Arc::clone(&ears))).abort_handle();
         Ok(Self { client, ears, connection })

@@ -24,10 +24,12 @@ use tokio_postgres::{
 };
 
 use super::{
+    connector::Connector,
+    fault::sorted,
     fence::{Seen, Time, Uuid, absence, entry_fence, generation, seen},
-    pool::{Connector, Flag, Pool, Session},
     query::Query,
     schema::{Tables, is_known},
+    shared::{Flag, Pool, Session},
 };
 use crate::{
     Error, ErrorKind,
@@ -61,19 +63,21 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// A store at `postgres://[user[:password]@]host[:port][/database]`, without TLS.
+    /// A store at `postgres://[user[:password]@]host[:port][/database]`.
     ///
-    /// What else the driver understands is in the page of `tokio_postgres::Config`.
+    /// Over TLS if the URL says `sslmode=require` or `sslmode=verify-full`, which takes the feature `postgres-tls`: the
+    /// certificate and its name are checked against the system's roots. What else the driver understands is in the
+    /// page of `tokio_postgres::Config`.
     ///
     /// # Errors
     ///
-    /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS. Whether there
-    /// is a server shows when the cache is built.
+    /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS without the
+    /// feature. Whether there is a server shows when the cache is built.
     pub fn new(url: &str) -> Result<Self, Error> {
-        Ok(Self::at(Connector::new(url, NoTls, false)?, Tables::default()))
+        Ok(Self::at(Connector::of_store(url, NoTls, false)?, Tables::default()))
     }
 
-    /// The same over TLS, with a connector for tokio-postgres 0.7, such as the one of `tokio-postgres-rustls`.
+    /// The same with a connector of your own for tokio-postgres 0.7, such as one with certificates of clients.
     ///
     /// The URL decides by `sslmode` whether it has to be: `require` refuses to go without, `prefer`, which is the
     /// default, goes without if the server cannot.
@@ -88,7 +92,7 @@ impl PostgresStore {
         T::Stream: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        Ok(Self::at(Connector::new(url, tls, true)?, Tables::default()))
+        Ok(Self::at(Connector::of_store(url, tls, true)?, Tables::default()))
     }
 
     /// What the name of every table begins with: `mcp_perf` unless set. Programs that share a database and not
@@ -420,7 +424,7 @@ fn stamp(removed: i64, expired: i64) -> Stamp {
 
 /// A value of a row, in the place where the query has it.
 pub(super) fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<T, Error> {
-    row.try_get(index).map_err(|error| super::sorted("read", error))
+    row.try_get(index).map_err(|error| sorted("read", error))
 }
 
 /// Tables that somebody else has made, or emptied of what belongs there.

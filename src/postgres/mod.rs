@@ -1,4 +1,29 @@
-//! PostgreSQL (13 or later) as the remote tier of a cache, and as its invalidation bus.
+//! PostgreSQL (13 or later): connections for a pool, a share of the server's connections, and the remote tier of a
+//! cache, and its invalidation bus.
+//!
+//! | type | what for |
+//! |---|---|
+//! | [`PostgresManager`] | connections for a pool of bb8's or of this crate's: statements prepared once, guarded transactions, nothing of the last user's |
+//! | [`PostgresBudget`] | how many connections this process may have, where many share a server |
+//! | [`PostgresStore`] | the remote tier of a cache |
+//! | [`PostgresBus`] | its invalidation bus |
+//!
+//! # A pool's connections
+//!
+//! A pool lends a connection to one user after another, and each of them may leave something behind: a query that
+//! still runs because its caller has gone, an open transaction, a changed setting, a lock. Queries and transactions
+//! never reach the next: every call is counted, and one that is dropped is cancelled on the server; a transaction is a
+//! guard that rolls back unless it was committed. How much of the rest is undone is the [`ResetPolicy`]'s to say. All
+//! of it happens in the background, and the next call on that connection waits until it has.
+//!
+//! Errors tell what a program can do: see the kinds at [`connect`](PostgresManager#method.connect) and
+//! [`query_cached`](PostgresConnection::query_cached). A failover is noticed by the first connection that hears of it,
+//! and costs all of them.
+//!
+//! Not for a server behind a pooler that hands out another session for each transaction: prepared statements, settings
+//! and locks belong to a session.
+//!
+//! # The store of a cache
 //!
 //! For those who have a PostgreSQL and no Redis, and want one cache for several processes. A read is one prepared
 //! statement, which brings the entry, what is left of its life and the stamps of its tags; a write is one
@@ -15,7 +40,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # Connections
+//! ## Connections
 //!
 //! Three for a store, however many tasks use it: two for reading and one for writing, each of which carries the
 //! queries of many callers at once. So nobody waits for a connection, and no read waits behind a write that waits
@@ -36,116 +61,36 @@
 //! Prepared statements and settings belong to a connection, so a pooler that hands out another one for each
 //! transaction does not fit in between.
 //!
-//! # What has died
+//! ## What has died
 //!
 //! Nothing that has expired is served, whether its row is still there or not. The rows are deleted by those who
 //! write: one write in 500, by chance, starts a purge in the background, which deletes what died more than eleven
 //! minutes ago in batches of 500, skips what others hold locked, and ends after 20 batches; a process runs one at
 //! a time. [`PostgresStore::purge`] is the same for a scheduler of your own.
 
+mod budget;
 mod bus;
 mod cache;
+mod cancel;
+mod connection;
+mod connector;
+mod fault;
 mod fence;
+mod generation;
+mod line;
 mod pool;
 mod query;
 mod schema;
+mod shared;
+mod statements;
+#[cfg(feature = "postgres-tls")]
+mod tls;
+mod transaction;
 
-use std::{error::Error as _, io};
-
+pub use budget::{Observed, PostgresBudget, PostgresBudgetBuilder};
 pub use bus::{PostgresBus, PostgresSubscription};
 pub use cache::PostgresStore;
-
-use tokio_postgres::error::SqlState;
-
-use crate::{Error, ErrorKind};
-
-/// Sorts a driver's error: is the server away, or did it refuse?
-///
-/// In fixed words: the full text of the driver and the server, which may quote what was sent, is the source's.
-fn sorted(operation: &'static str, error: tokio_postgres::Error) -> Error {
-    let (kind, cause) = match error.code() {
-        Some(code) => answered(code),
-        None => unanswered(&error),
-    };
-    let message = match kind {
-        ErrorKind::Unavailable => format!("postgres cannot be reached ({operation}): {cause}"),
-        ErrorKind::TimedOut => format!("postgres took too long ({operation}): {cause}"),
-        _ => format!("postgres refused ({operation}): {cause}"),
-    };
-    Error::with_source(kind, message, error)
-}
-
-/// What the server said.
-fn answered(code: &SqlState) -> (ErrorKind, String) {
-    use ErrorKind::{Refused, TimedOut, Unavailable};
-    let (kind, cause) = match *code {
-        SqlState::TOO_MANY_CONNECTIONS => (Unavailable, "it has too many connections"),
-        SqlState::ADMIN_SHUTDOWN => (Unavailable, "it is shutting down, or ended the connection"),
-        SqlState::IDLE_SESSION_TIMEOUT => (Unavailable, "it ended a connection that was idle for too long"),
-        SqlState::CRASH_SHUTDOWN => (Unavailable, "it crashed and starts anew"),
-        SqlState::CANNOT_CONNECT_NOW => (Unavailable, "it is starting or stopping"),
-        SqlState::T_R_DEADLOCK_DETECTED | SqlState::T_R_SERIALIZATION_FAILURE => {
-            (Unavailable, "it gave the call up for another one")
-        }
-        SqlState::QUERY_CANCELED => (TimedOut, "the statement was cancelled"),
-        SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME => {
-            (Refused, "there are no tables of this schema and prefix; `PostgresStore::migrate` makes them")
-        }
-        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
-            (Refused, "it does not let this user in from here with this password")
-        }
-        SqlState::INVALID_CATALOG_NAME => (Refused, "there is no such database"),
-        SqlState::INSUFFICIENT_PRIVILEGE => (Refused, "the user lacks a privilege"),
-        SqlState::READ_ONLY_SQL_TRANSACTION => (Refused, "it is read only"),
-        SqlState::DISK_FULL => (Refused, "its disk is full"),
-        SqlState::OUT_OF_MEMORY => (Refused, "it is out of memory"),
-        // Five letters and digits, of the server's own.
-        _ if code.code().starts_with("08") => {
-            return (Unavailable, format!("the connection failed ({})", code.code()));
-        }
-        _ => return (Refused, format!("error {}", code.code())),
-    };
-    (kind, cause.to_owned())
-}
-
-/// What became of a call that the server did not answer.
-fn unanswered(error: &tokio_postgres::Error) -> (ErrorKind, String) {
-    use ErrorKind::{Refused, Unavailable};
-    use io::ErrorKind::{InvalidData, InvalidInput, TimedOut, UnexpectedEof};
-    if error.is_closed() {
-        return (Unavailable, "the connection was closed".to_owned());
-    }
-    let words = error.to_string(); // fixed ones, without the source
-    let Some(source) = error.source() else { return (Refused, words) };
-    match source.downcast_ref::<io::Error>().map(|io| (io.kind(), io.raw_os_error())) {
-        Some((InvalidData | InvalidInput, _)) => (Refused, words),
-        Some((kind @ (TimedOut | UnexpectedEof), _)) | Some((kind, Some(_))) => {
-            (Unavailable, kind.to_string())
-        }
-        // Nobody was asked to connect: there was no address to ask for.
-        Some((_, None)) => (Unavailable, "the host was not found".to_owned()),
-        None if source.to_string() == "password missing" => {
-            (Refused, "it asks for a password, and the URL has none".to_owned())
-        }
-        None => (Refused, words),
-    }
-}
-
-/// Whether another connection may do better: this one is gone, or has lost what was prepared on it.
-fn broke(error: &tokio_postgres::Error) -> bool {
-    let Some(answer) = error.as_db_error() else {
-        return unanswered(error).0 == ErrorKind::Unavailable;
-    };
-    let code = answer.code();
-    let is_over = [
-        SqlState::ADMIN_SHUTDOWN,
-        SqlState::CANNOT_CONNECT_NOW,
-        SqlState::CRASH_SHUTDOWN,
-        SqlState::IDLE_SESSION_TIMEOUT,
-    ];
-    code.code().starts_with("08")
-        || is_over.contains(code)
-        || *code == SqlState::INVALID_SQL_STATEMENT_NAME
-        // "cached plan must not change result type", which has no code of its own.
-        || answer.routine() == Some("RevalidateCachedQuery")
-}
+pub use connection::PostgresConnection;
+pub use line::ResetPolicy;
+pub use pool::{PostgresManager, PostgresManagerBuilder};
+pub use transaction::{Transaction, TransactionOptions};

@@ -1,385 +1,405 @@
-//! Shared connections with a health of their own.
+//! Connections for a pool: how they are made, checked and given up.
 
-use std::{
-    fmt,
-    future::poll_fn,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use bb8::{ManageConnection, QueueStrategy};
-use tokio::{
-    sync::{OnceCell, watch},
-    task::AbortHandle,
-};
+use bb8::ManageConnection;
 use tokio_postgres::{
-    AsyncMessage, Client, Config, Row, Socket, Statement,
+    Config, NoTls, Socket,
     config::SslMode,
     tls::{MakeTlsConnect, TlsConnect},
-    types::ToSql,
 };
 
-use super::{broke, query::Query, schema::Tables, sorted};
-use crate::{
-    Error, ErrorKind,
-    sync::{Mutex, lock},
+use super::{
+    cancel,
+    connection::PostgresConnection,
+    connector::{self, Connector},
+    generation::Generation,
+    line::{Line, ResetPolicy},
 };
+use crate::{Error, clock::Clock};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two attempts to make a connection that nobody waits for.
-const PAUSE: Duration = Duration::from_secs(1);
-/// So many unanswered calls in a row, and the connection is taken for dead.
-const PATIENCE: u32 = 3;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
+const SLOW_TRANSACTION: Duration = Duration::from_secs(1);
+const DRAIN: Duration = Duration::from_millis(250);
+const STATEMENT_CACHE: usize = 100;
+/// The server keeps each with its plan, in tens of kilobytes.
+const MOST_STATEMENTS: usize = 10_000;
+/// What the server takes in an `int` of milliseconds.
+const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
+/// What the server takes of a name.
+const LONGEST_NAME: usize = 63;
 
-/// Settings of every connection; the reasons are in the module's page.
-const OPTIONS: &str = "-c statement_timeout=2000 -c jit=off -c plan_cache_mode=force_generic_plan \
-    -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off \
-    -c default_transaction_isolation=read\\ committed";
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 3;
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How to connect: where to, as whom, over which TLS.
+/// Makes connections for a pool: for `bb8::Pool` as it is, or for this crate's.
+///
+/// Over tokio-postgres itself, and not over `bb8-postgres`, whose manager lends the driver's bare client: it keeps no
+/// statements, does not see what a caller has left, and drops what a server says when it goes down.
+///
+/// - On return a connection is reset as the [policy](ResetPolicy) says, in the background.
+/// - On checkout it is waited for if that is still under way, and asked whether it is there. Leave bb8's
+///   `test_on_check_out` on; without it a connection that was given up meanwhile answers every call with
+///   [`Disconnected`](crate::ErrorKind::Disconnected).
+/// - When the server says that it goes down, or refuses to write because it became a standby, every connection made
+///   until then is replaced when it is returned or next asked for; [`generation`](Self::generation) tells that it
+///   happened.
+///
+/// # Connections
+///
+/// What the URL says in `options` comes after these settings, and wins.
+///
+/// | setting | value | why |
+/// |---|---|---|
+/// | `application_name` | `mcp-perf`, unless the URL has one | to be found in `pg_stat_activity` |
+/// | `statement_timeout` | 30 s | a query that nobody waits for any more holds its locks no longer than this |
+/// | `idle_in_transaction_session_timeout` | 60 s | the same of a transaction whose program hangs; vacuum waits for it, too |
+/// | `jit` | off | compiling costs more than the short queries of a server; reports may switch it on |
+/// | TCP keepalive, user time-out | 30 s and 3 × 10 s; 30 s | a peer that vanished is noticed |
+///
+/// # TLS
+///
+/// With `sslmode=require` or `sslmode=verify-full` in the URL, and the feature `postgres-tls`, connections are
+/// encrypted, and the server's certificate and its name are checked, against the system's roots or an
+/// [authority](PostgresManagerBuilder::certificate_authority) of one's own; there is no mode that encrypts without
+/// checking. A server that does not oblige is an error of kind [`Tls`](crate::ErrorKind::Tls). Without either
+/// setting they are not encrypted: what nobody checks keeps nobody out.
+///
+/// # Examples
+///
+/// ```no_run
+/// use mcp_perf::postgres::{PostgresManager, ResetPolicy};
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let manager = PostgresManager::builder("postgres://server@127.0.0.1/server")?
+///     .application_name("registry")
+///     .statement_timeout(Some(Duration::from_secs(5)))
+///     .reset(ResetPolicy::DiscardAll)
+///     .build()?;
+/// let pool = bb8::Pool::builder().max_size(8).build(manager).await?;
+/// # let _ = pool; Ok(()) }
+/// ```
 #[derive(Clone)]
-pub(super) struct Connector(Arc<dyn Fn() -> Connecting + Send + Sync>);
+pub struct PostgresManager {
+    connector: Connector,
+    settings: Arc<Settings>,
+    generation: Arc<Generation>,
+}
 
-type Connecting = Pin<Box<dyn Future<Output = Result<(Client, Connection), tokio_postgres::Error>> + Send>>;
+/// Settings of a [`PostgresManager`].
+#[derive(Clone)]
+#[must_use]
+pub struct PostgresManagerBuilder {
+    config: Config,
+    application_name: Option<String>,
+    connect_timeout: Option<Duration>,
+    statement_timeout: Option<Duration>,
+    idle_in_transaction_timeout: Option<Duration>,
+    is_jit_on: bool,
+    tls: Tls,
+    settings: Settings,
+}
 
-/// The half of a connection that has to be driven, whatever its TLS.
-pub(super) struct Connection(Box<PollMessage>);
+/// How connections are encrypted.
+#[derive(Clone)]
+enum Tls {
+    /// As the URL says.
+    AsAsked,
+    #[cfg(feature = "postgres-tls")]
+    Trusting(crate::tls::Trust),
+    /// By the program's own connector.
+    Own(Arc<Connect>),
+}
 
-type Message = Option<Result<AsyncMessage, tokio_postgres::Error>>;
-type PollMessage = dyn FnMut(&mut Context<'_>) -> Poll<Message> + Send;
+type Connect = dyn Fn(&Config, &str, Duration) -> Result<Connector, Error> + Send + Sync;
 
-impl Connector {
-    pub(super) fn new<T>(url: &str, tls: T, has_tls: bool) -> Result<Self, Error>
+/// What holds for every connection of a manager.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) statement_cache: usize,
+    pub(super) reset: ResetPolicy,
+    pub(super) drain: Duration,
+    pub(super) slow_transaction: Option<Duration>,
+    pub(super) clock: Clock,
+}
+
+impl PostgresManager {
+    /// Connections to `postgres://[user[:password]@]host[:port][/database]`, or what else the driver reads: see the
+    /// page of `tokio_postgres::Config`.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) if the URL is not of that form. It is not quoted, since it
+    /// may hold a password.
+    pub fn builder(url: &str) -> Result<PostgresManagerBuilder, Error> {
+        Ok(Self::with_config(connector::config(url)?))
+    }
+
+    /// The same from the driver's configuration.
+    pub fn with_config(config: Config) -> PostgresManagerBuilder {
+        PostgresManagerBuilder {
+            config,
+            application_name: None,
+            connect_timeout: None,
+            statement_timeout: Some(STATEMENT_TIMEOUT),
+            idle_in_transaction_timeout: Some(IDLE_IN_TRANSACTION_TIMEOUT),
+            is_jit_on: false,
+            tls: Tls::AsAsked,
+            settings: Settings {
+                statement_cache: STATEMENT_CACHE,
+                reset: ResetPolicy::default(),
+                drain: DRAIN,
+                slow_transaction: Some(SLOW_TRANSACTION),
+                clock: Clock::system(),
+            },
+        }
+    }
+
+    /// Counts how often every connection had to be replaced: because the server said that it goes down, or because it
+    /// refused to write. A pool that sees it rise may replace the idle ones before they are asked for.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.current()
+    }
+
+    /// Gives up every connection made so far: each is closed when it is returned or next asked for.
+    pub fn retire_all(&self) {
+        self.generation.retire(self.generation.current());
+    }
+}
+
+impl PostgresManagerBuilder {
+    /// The name under which the connections are found in `pg_stat_activity`: 1 to 63 printable ASCII characters. The
+    /// URL's, or `mcp-perf`, unless set.
+    pub fn application_name(mut self, name: impl Into<String>) -> Self {
+        self.application_name = Some(name.into());
+        self
+    }
+
+    /// How long an attempt to connect may take, with the lookup of the name, TLS and the check of the password: the
+    /// URL's `connect_timeout`, or 5 s, unless set. Several hosts or addresses share it equally. At least 1 ms.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// How long a statement may take before the server cancels it: 30 s unless set; `None` leaves it to the server's
+    /// own setting, which is without end by default. 1 ms to 24 days.
+    pub fn statement_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.statement_timeout = timeout;
+        self
+    }
+
+    /// How long a transaction may be open with nothing asked before the server ends the connection: 60 s unless set;
+    /// `None` leaves it to the server's own setting, which is without end by default. 1 ms to 24 days.
+    pub fn idle_in_transaction_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.idle_in_transaction_timeout = timeout;
+        self
+    }
+
+    /// Whether the server may compile queries that it takes for expensive: no, unless set. What it takes for
+    /// expensive it guesses, and a short query compiled by mistake takes a hundred times as long.
+    pub fn jit(mut self, is_on: bool) -> Self {
+        self.is_jit_on = is_on;
+        self
+    }
+
+    /// How many prepared statements a connection keeps: 100 unless set, 0 to 10,000. Each takes tens of kilobytes of
+    /// the server's memory, on every connection; more distinct texts than this are prepared again and again. With 0
+    /// each statement is prepared when it is used, which is two trips more.
+    pub fn statement_cache(mut self, statements: usize) -> Self {
+        self.settings.statement_cache = statements;
+        self
+    }
+
+    /// How a connection is made fit for its next user: [`ResetPolicy::RollbackIfDirty`] unless set.
+    pub fn reset(mut self, policy: ResetPolicy) -> Self {
+        self.settings.reset = policy;
+        self
+    }
+
+    /// How long a connection whose query was cancelled may take to be ready again before it is given up: 250 ms
+    /// unless set. At least 1 ms. To give it up costs a new connection.
+    pub fn drain(mut self, patience: Duration) -> Self {
+        self.settings.drain = patience;
+        self
+    }
+
+    /// From when on a transaction is logged as slow when it ends, with the place where it was begun: 1 s unless set;
+    /// `None` for never.
+    pub fn slow_transaction(mut self, threshold: Option<Duration>) -> Self {
+        self.settings.slow_transaction = threshold;
+        self
+    }
+
+    /// Trusts the authorities whose certificates are in the PEM, and no others, and insists on TLS, whether or not the
+    /// URL does.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) if it holds no certificate.
+    #[cfg(feature = "postgres-tls")]
+    pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
+        self.tls = Tls::Trusting(crate::tls::Trust::only(pem.as_ref())?);
+        self.config.ssl_mode(SslMode::Require);
+        Ok(self)
+    }
+
+    /// Takes a connector of your own for tokio-postgres 0.7, such as one with certificates of clients. By `sslmode` the
+    /// URL decides whether it has to be used: `require` refuses to go without, `prefer`, which is the default, goes
+    /// without if the server cannot.
+    ///
+    /// A connection whose query was cancelled is given up, since with such a connector it cannot be known when the
+    /// cancellation is over.
+    pub fn with_tls<T>(mut self, tls: T) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
         T::TlsConnect: Send,
         T::Stream: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        // The driver's error may quote the URL, and with it the password: it is left out.
-        let mut config: Config = url.parse().map_err(|_| {
-            Error::configuration(
-                "url",
-                "not one of the form postgres://[user[:password]@]host[:port][/database]",
-            )
-        })?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(Error::configuration("url", "names no host"));
-        }
-        if config.get_ssl_mode() == SslMode::Require && !has_tls {
-            return Err(Error::configuration("url", "asks for TLS, which takes `with_tls`"));
-        }
-        let options = match config.get_options() {
-            Some(own) => format!("{OPTIONS} {own}"),
-            None => OPTIONS.to_owned(),
-        };
-        config.options(options);
-        if config.get_application_name().is_none() {
-            config.application_name("mcp-perf");
-        }
-        config
-            .connect_timeout(CONNECT_TIMEOUT)
-            .keepalives_idle(KEEPALIVE_IDLE)
-            .keepalives_interval(KEEPALIVE_INTERVAL)
-            .keepalives_retries(KEEPALIVE_RETRIES)
-            .tcp_user_timeout(USER_TIMEOUT);
-        let config = Arc::new(config);
-        Ok(Self(Arc::new(move || {
-            let (config, tls) = (Arc::clone(&config), tls.clone());
-            Box::pin(async move {
-                let (client, mut connection) = config.connect(tls).await?;
-                Ok((client, Connection(Box::new(move |context| connection.poll_message(context)))))
-            })
-        })))
+        self.tls = Tls::Own(Arc::new(move |config, options, timeout| {
+            Connector::new(config, options, timeout, tls.clone(), cancel::by_driver)
+        }));
+        self
     }
 
-    /// Makes a connection, within its time-out. Nothing is sent on it unless its other half is driven.
-    pub(super) async fn connect(&self, operation: &'static str) -> Result<(Client, Connection), Error> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, (self.0)()).await {
-            Ok(connected) => connected.map_err(|error| sorted(operation, error)),
-            Err(elapsed) => Err(Error::unavailable(
-                format!("postgres cannot be reached ({operation}): no connection in time"),
-                elapsed,
-            )),
-        }
-    }
-}
-
-impl Connection {
-    /// What the server says of its own accord; `None` when the connection has ended.
-    pub(super) async fn message(&mut self) -> Message {
-        poll_fn(|context| (self.0)(context)).await
+    /// Where the time is read: the system's clock unless set. The server's and the network's time-outs go by their own.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.settings.clock = clock;
+        self
     }
 
-    /// Carries queries and answers until the client is dropped or the connection breaks.
-    pub(super) async fn run(mut self) {
-        while let Some(Ok(_)) = self.message().await {}
-    }
-}
-
-/// The connections of one store for one purpose.
-#[derive(Clone)]
-pub(super) struct Pool {
-    connections: bb8::Pool<Manager>,
-    size: u32,
-    connecting: Arc<Mutex<Option<Outcome>>>,
-    filling: Arc<AtomicBool>,
-}
-
-/// What became of an attempt to connect; `None` while it is under way.
-type Outcome = watch::Receiver<Option<Result<(), Error>>>;
-
-struct Manager {
-    connector: Connector,
-    tables: Arc<Tables>,
-}
-
-/// A connection that many use at once.
-pub(super) struct Session {
-    client: Client,
-    tables: Arc<Tables>,
-    prepared: [OnceCell<Statement>; Query::COUNT],
-    /// Calls that went unanswered in a row.
-    unanswered: AtomicU32,
-    connection: AbortHandle,
-}
-
-impl Pool {
-    pub(super) fn new(connector: Connector, tables: Arc<Tables>, size: u32) -> Self {
-        let connections = bb8::Pool::builder()
-            .max_size(size)
-            .test_on_check_out(false)
-            .retry_connection(false)
-            .connection_timeout(CONNECT_TIMEOUT)
-            .queue_strategy(QueueStrategy::Fifo)
-            // Shared connections are in use all the time, and either may need a runtime to be there already.
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .build_unchecked(Manager { connector, tables });
-        Self { connections, size, connecting: Arc::default(), filling: Arc::default() }
-    }
-
-    /// Runs one call on a shared connection, and keeps account of its health.
+    /// Puts it together. Nothing is connected yet.
     ///
-    /// A call that is dropped before it was answered counts as unanswered.
-    pub(super) async fn run<T, R>(
-        &self,
-        operation: &'static str,
-        ask: impl Fn(Arc<Session>) -> R + Sync,
-    ) -> Result<T, Error>
-    where
-        T: Send,
-        R: Future<Output = Result<T, tokio_postgres::Error>> + Send,
-    {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let session = self.session().await?;
-            let asked = Asked { session: Arc::clone(&session), answered: false };
-            let error = match ask(session).await {
-                Ok(answer) => {
-                    asked.answered();
-                    return Ok(answer);
-                }
-                Err(error) => error,
-            };
-            let has_broken = broke(&error);
-            asked.failed(has_broken);
-            // It may have been cut while it was idle, which says nothing of the server. Every call of ours can be
-            // made twice: at worst a write finds that it was made, and is taken for refused.
-            if !has_broken || tries > self.size {
-                return Err(sorted(operation, error));
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration), naming the setting that is out of its range, or `url` if it
+    /// names no host or asks for TLS that is not there.
+    pub fn build(self) -> Result<PostgresManager, Error> {
+        let options = self.options()?;
+        let Self { mut config, application_name, connect_timeout, tls, settings, .. } = self;
+        if let Some(name) = application_name {
+            if name.is_empty()
+                || name.len() > LONGEST_NAME
+                || !name.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+            {
+                return Err(Error::configuration(
+                    "application_name",
+                    "not 1 to 63 printable ASCII characters",
+                ));
+            }
+            config.application_name(name);
+        }
+        let timeout = connect_timeout.or(config.get_connect_timeout().copied()).unwrap_or(CONNECT_TIMEOUT);
+        for (field, duration) in [("connect_timeout", timeout), ("drain", settings.drain)] {
+            within(field, duration)?;
+        }
+        if settings.statement_cache > MOST_STATEMENTS {
+            return Err(Error::configuration("statement_cache", "more than 10,000"));
+        }
+        let connector = tls.connector(&config, &options, timeout)?;
+        let generation = Arc::new(Generation::new(settings.clock.clone()));
+        Ok(PostgresManager { connector, settings: Arc::new(settings), generation })
+    }
+
+    /// The server's settings, as it takes them when a connection is made.
+    fn options(&self) -> Result<String, Error> {
+        let mut options = format!("-c jit={}", if self.is_jit_on { "on" } else { "off" });
+        for (field, setting, timeout) in [
+            ("statement_timeout", "statement_timeout", self.statement_timeout),
+            (
+                "idle_in_transaction_timeout",
+                "idle_in_transaction_session_timeout",
+                self.idle_in_transaction_timeout,
+            ),
+        ] {
+            if let Some(timeout) = timeout {
+                within(field, timeout)?;
+                options.push_str(&format!(" -c {setting}={}", timeout.as_millis()));
             }
         }
-    }
-
-    async fn session(&self) -> Result<Arc<Session>, Error> {
-        // A broken one goes when it is returned; there are no more of them than there are connections.
-        for _ in 0..=self.size {
-            match self.connections.state().connections {
-                0 => self.connect().await?,
-                connections if connections < self.size => self.fill(),
-                _ => {}
-            }
-            let Ok(session) = self.connections.get().await else {
-                return Err(Error::new(ErrorKind::Unavailable, "postgres: no connection in time"));
-            };
-            if !session.is_broken() {
-                return Ok(Arc::clone(&session));
-            }
-        }
-        Err(Error::new(ErrorKind::Unavailable, "postgres: every connection broke while it was asked for"))
-    }
-
-    /// Makes the first connection. Not left to bb8, whose `get` waits for its time-out and keeps the reason to itself;
-    /// and in a task of its own, whose outcome everybody shares who asks meanwhile, so that callers less patient than
-    /// the network do not each start over.
-    async fn connect(&self) -> Result<(), Error> {
-        let mut outcome = {
-            let mut connecting = lock(&self.connecting);
-            let running = connecting.take().filter(|outcome| outcome.has_changed().is_ok_and(|has| !has));
-            connecting.insert(running.unwrap_or_else(|| self.start_connecting())).clone()
-        };
-        let outcome = outcome.wait_for(Option::is_some).await;
-        outcome.map_or_else(
-            |gone| Err(Error::unavailable("postgres: the runtime shut down", gone)),
-            |outcome| outcome.clone().unwrap_or(Ok(())),
-        )
-    }
-
-    fn start_connecting(&self) -> Outcome {
-        let (tell, outcome) = watch::channel(None);
-        let pool = self.clone();
-        tokio::spawn(async move {
-            let is_there = pool.connections.state().connections > 0;
-            let _ = tell.send(Some(if is_there { Ok(()) } else { pool.add().await }));
-        });
-        outcome
-    }
-
-    /// Makes another connection in the background, unless that is being done, or failed a moment ago.
-    fn fill(&self) {
-        let Some(filling) = Flag::raise(&self.filling) else { return };
-        let pool = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = pool.add().await {
-                tracing::debug!("postgres: no further connection: {error}");
-                tokio::time::sleep(PAUSE).await;
-            }
-            drop(filling);
-        });
-    }
-
-    async fn add(&self) -> Result<(), Error> {
-        let session = self.connections.dedicated_connection().await?;
-        // No room means that there are connections, which is as good.
-        let _ = self.connections.add(session);
-        Ok(())
+        Ok(options)
     }
 }
 
-impl fmt::Debug for Pool {
+impl Tls {
+    fn connector(&self, config: &Config, options: &str, timeout: Duration) -> Result<Connector, Error> {
+        match self {
+            Self::Own(connect) => connect(config, options, timeout),
+            #[cfg(feature = "postgres-tls")]
+            Self::Trusting(trust) => {
+                let tls = super::tls::Tls(trust.clone());
+                Connector::new(config, options, timeout, tls, cancel::for_certain)
+            }
+            #[cfg(feature = "postgres-tls")]
+            Self::AsAsked if config.get_ssl_mode() == SslMode::Require => {
+                Connector::new(config, options, timeout, super::tls::Tls::default(), cancel::for_certain)
+            }
+            #[cfg(not(feature = "postgres-tls"))]
+            Self::AsAsked if config.get_ssl_mode() == SslMode::Require => Err(Error::configuration(
+                "url",
+                "asks for TLS, which takes the feature `postgres-tls` or a connector of your own",
+            )),
+            Self::AsAsked => Connector::new(config, options, timeout, NoTls, cancel::for_certain),
+        }
+    }
+}
+
+/// Whether the server and the timers can take it.
+fn within(field: &str, duration: Duration) -> Result<(), Error> {
+    if duration < Duration::from_millis(1) || duration > LONGEST {
+        return Err(Error::configuration(field, "not a time of 1 ms to 24 days"));
+    }
+    Ok(())
+}
+
+impl ManageConnection for PostgresManager {
+    type Connection = PostgresConnection;
+    type Error = Error;
+
+    /// Makes a connection, within the [time-out](PostgresManagerBuilder::connect_timeout).
+    ///
+    /// # Errors
+    ///
+    /// Each cause is a kind of its own: [`Credentials`](crate::ErrorKind::Credentials),
+    /// [`HostNotFound`](crate::ErrorKind::HostNotFound), [`Tls`](crate::ErrorKind::Tls),
+    /// [`TooManyConnections`](crate::ErrorKind::TooManyConnections), [`TimedOut`](crate::ErrorKind::TimedOut),
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if nothing listens there or the server is starting or stopping,
+    /// and [`Refused`](crate::ErrorKind::Refused) for the rest, such as a database that is not there.
+    async fn connect(&self) -> Result<PostgresConnection, Error> {
+        let connected = self.connector.connect().await.map_err(|fault| fault.during("connect"))?;
+        Ok(PostgresConnection(Line::new(connected, &self.settings, &self.generation)))
+    }
+
+    /// Waits until a reset or a cancellation is through, and asks the server whether it is there; for no longer than
+    /// a second.
+    async fn is_valid(&self, connection: &mut PostgresConnection) -> Result<(), Error> {
+        connection.0.check().await
+    }
+
+    /// Whether a connection that is returned has to be closed. If not, it starts to be reset.
+    fn has_broken(&self, connection: &mut PostgresConnection) -> bool {
+        let is_over = connection.0.is_over();
+        if !is_over {
+            connection.0.let_go();
+        }
+        is_over
+    }
+}
+
+impl fmt::Debug for PostgresManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.connections.state();
-        f.debug_struct("Pool")
-            .field("connections", &state.connections)
-            .field("size", &self.size)
+        f.debug_struct("PostgresManager")
+            .field("reset", &self.settings.reset)
+            .field("generation", &self.generation())
             .finish_non_exhaustive()
     }
 }
 
-impl ManageConnection for Manager {
-    type Connection = Arc<Session>;
-    type Error = Error;
-
-    async fn connect(&self) -> Result<Arc<Session>, Error> {
-        let (client, connection) = self.connector.connect("connect").await?;
-        let connection = tokio::spawn(connection.run()).abort_handle();
-        Ok(Arc::new(Session {
-            client,
-            tables: Arc::clone(&self.tables),
-            prepared: Default::default(),
-            unanswered: AtomicU32::new(0),
-            connection,
-        }))
-    }
-
-    async fn is_valid(&self, session: &mut Arc<Session>) -> Result<(), Error> {
-        session.client.simple_query("").await.map(drop).map_err(|error| sorted("check", error))
-    }
-
-    fn has_broken(&self, session: &mut Arc<Session>) -> bool {
-        session.is_broken()
-    }
-}
-
-impl Session {
-    /// Runs a query that answers with rows.
-    pub(super) async fn rows(
-        &self,
-        query: Query,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, tokio_postgres::Error> {
-        self.client.query(self.prepared(query).await?, parameters).await
-    }
-
-    /// Runs a query that answers with how many rows it wrote.
-    pub(super) async fn count(
-        &self,
-        query: Query,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<u64, tokio_postgres::Error> {
-        self.client.execute(self.prepared(query).await?, parameters).await
-    }
-
-    /// Prepares a query when it is first used here.
-    async fn prepared(&self, query: Query) -> Result<&Statement, tokio_postgres::Error> {
-        let prepare = async || self.client.prepare(&query.sql(&self.tables)).await;
-        self.prepared[query as usize].get_or_try_init(prepare).await
-    }
-
-    fn is_broken(&self) -> bool {
-        self.client.is_closed() || self.unanswered.load(Ordering::Relaxed) >= PATIENCE
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        // One that hangs would never come to say goodbye.
-        if self.is_broken() {
-            self.connection.abort();
-        }
-    }
-}
-
-/// A call under way.
-struct Asked {
-    session: Arc<Session>,
-    answered: bool,
-}
-
-impl Asked {
-    fn answered(mut self) {
-        self.answered = true;
-        self.session.unanswered.store(0, Ordering::Relaxed);
-    }
-
-    fn failed(mut self, has_broken: bool) {
-        self.answered = true;
-        // To refuse is to answer.
-        self.session.unanswered.store(if has_broken { PATIENCE } else { 0 }, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.session.unanswered.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Something that is done by one task at a time, and no longer when this is dropped.
-pub(super) struct Flag(Arc<AtomicBool>);
-
-impl Flag {
-    /// `None` if it is being done.
-    pub(super) fn raise(flag: &Arc<AtomicBool>) -> Option<Self> {
-        (!flag.swap(true, Ordering::AcqRel)).then(|| Self(Arc::clone(flag)))
-    }
-}
-
-impl Drop for Flag {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+impl fmt::Debug for PostgresManagerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The configuration holds a password.
+        f.debug_struct("PostgresManagerBuilder").finish_non_exhaustive()
     }
 }

@@ -2,7 +2,11 @@
 
 use tokio_postgres::{Client, types::ToSql};
 
-use super::{cache::column, pool::Connector, sorted};
+use super::{
+    cache::column,
+    connector::{Connected, Connector},
+    fault::sorted,
+};
 use crate::Error;
 
 /// The version of the tables that this release reads and writes.
@@ -49,7 +53,9 @@ impl Tables {
 
     /// Makes what is not there, on a connection of its own, whose transaction is nobody else's.
     pub(super) async fn migrate(&self, connector: &Connector) -> Result<(), Error> {
-        let (client, connection) = connector.connect("migrate").await?;
+        let connected = connector.connect().await;
+        let Connected { client, connection, .. } =
+            connected.map_err(|fault| fault.coarsely_connecting("migrate"))?;
         tokio::spawn(connection.run());
         // Without the client the connection ends, and what was not committed is rolled back.
         self.migrate_on(&client).await

@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::io;
 use std::iter;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -103,6 +103,21 @@ impl PostgresServer {
         let write = write.replace("copy (select %L)", "copy (select unnest(string_to_array(%L, chr(10))))");
         self.psql(&write).unwrap();
         self.psql("select pg_reload_conf()").unwrap();
+    }
+
+    /// Writes a file of the server's own into its data folder, which nobody else may read.
+    pub fn write_file(&self, name: &str, text: &str) {
+        let path = data(self.home.path()).join(name);
+        let write = || {
+            fs::write(&path, "")?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            fs::write(&path, text)?;
+            match self.programs.user {
+                Some(User { uid, gid }) => chown(&path, Some(uid), Some(gid)),
+                None => Ok(()),
+            }
+        };
+        write().unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     }
 
     /// Creates an extension in the database.

@@ -1,0 +1,341 @@
+//! Sharing the connections of one server among many processes.
+//!
+//! A server takes a fixed number of connections, and no process knows what the others have. Three answers, each of
+//! which falls back to the one before:
+//!
+//! 1. A *share* of its own for each process, by configuration. Always there.
+//! 2. What the server says is open: [`PostgresBudget::observe`]. For whoever looks at it; it promises nothing.
+//! 3. *Blocks* of a common stock, leased from the server: [`PostgresBudget::want`]. A block is an advisory lock, which
+//!    one session at a time can hold, and which the server takes back when the session ends, however it ends.
+//!
+//! The stock is what is left when every process has its share: `share × processes + stock ≤ max_connections`, less what
+//! is kept for administrators. So a process whose session is lost and goes back to its share takes nothing from those
+//! who have leased its blocks since.
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bb8::ManageConnection as _;
+use tokio::time::timeout;
+
+use super::{connection::PostgresConnection, line::Line, pool::PostgresManager};
+use crate::{
+    Error, ErrorKind,
+    clock::{Clock, Instant},
+    sync::{Mutex, lock},
+};
+
+/// Connections in one block: few trips for many connections, and little that lies idle.
+const BLOCK: u32 = 4;
+const MOST_CONNECTIONS: u32 = 262_143;
+/// How long a lease is believed without asking the server. Sessions that vanish are noticed by it in its own time,
+/// which is longer by default.
+const TRUST: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Every lock is tried for, in the order given, until there are enough.
+const LEASE: &str =
+    "select block from unnest($2::int4[]) as block where pg_try_advisory_lock($1, block) limit $3";
+const GIVE_BACK: &str = "select pg_advisory_unlock($1, block) from unnest($2::int4[]) as block";
+const OBSERVE: &str = "select current_setting('max_connections')::int8, \
+    current_setting('superuser_reserved_connections')::int8 \
+        + coalesce(current_setting('reserved_connections', true)::int8, 0), \
+    count(*), count(*) filter (where of_fleet), count(distinct application_name) filter (where of_fleet) \
+    from (select application_name, starts_with(application_name, $1) as of_fleet from pg_stat_activity \
+    where backend_type = 'client backend') as backends";
+
+/// How many connections a process may have to a server that it shares with others of its kind.
+///
+/// A connection of its own, which is part of the share, holds what is leased. Advisory locks belong to a database and a
+/// session: every process of a fleet names the same database, and a pooler that hands out another session for each
+/// transaction does not fit in between.
+///
+/// ```no_run
+/// use mcp_perf::postgres::{PostgresBudget, PostgresManager};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+/// // Four processes of 8 and a stock of 48: 80 of the server's 97.
+/// let manager = PostgresManager::builder("postgres://server@127.0.0.1/server")?
+///     .application_name("registry/1")
+///     .build()?;
+/// let budget = PostgresBudget::builder(manager, "registry").share(8).stock(48).build()?;
+/// assert_eq!(budget.ceiling(), 7); // and the budget's own
+/// let ceiling = budget.want(20).await; // 7, and up to 16 from the stock
+/// # let _ = ceiling; Ok(()) }
+/// ```
+pub struct PostgresBudget {
+    manager: PostgresManager,
+    fleet: String,
+    share: u32,
+    blocks: u32,
+    clock: Clock,
+    leased: Mutex<Leased>,
+    session: tokio::sync::Mutex<Option<Session>>,
+}
+
+/// Settings of a [`PostgresBudget`].
+#[derive(Debug)]
+#[must_use]
+pub struct PostgresBudgetBuilder {
+    manager: PostgresManager,
+    fleet: String,
+    share: u32,
+    stock: u32,
+    clock: Clock,
+}
+
+/// What the server said of its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Observed {
+    /// How many it takes.
+    pub max_connections: u32,
+    /// How many of those it keeps for superusers and the like.
+    pub reserved: u32,
+    /// How many are open.
+    pub open: u32,
+    /// How many of those are of the fleet.
+    pub of_fleet: u32,
+    /// How many names there are among those, which are its processes.
+    pub processes: u32,
+}
+
+/// What is known of the lease without asking.
+#[derive(Default)]
+struct Leased {
+    blocks: u32,
+    /// When the server last said so.
+    proven: Instant,
+    /// Of the connection, which is the session's.
+    line: Weak<Line>,
+}
+
+/// The connection that holds the locks.
+struct Session {
+    connection: PostgresConnection,
+    blocks: Vec<i32>,
+}
+
+impl PostgresBudget {
+    /// A budget of the processes that call themselves `fleet`.
+    ///
+    /// Their `application_name` is to be the fleet's name, a slash, and something of their own, for
+    /// [`observe`](Self::observe) to count them.
+    pub fn builder(manager: PostgresManager, fleet: impl Into<String>) -> PostgresBudgetBuilder {
+        PostgresBudgetBuilder { manager, fleet: fleet.into(), share: 0, stock: 0, clock: Clock::system() }
+    }
+
+    /// How many connections this process may have for its pools, by what is known without asking: the share, less the
+    /// budget's own connection, and what is leased.
+    ///
+    /// What is leased counts for 30 s after the server last [said so](Self::want), and not once the session has ended.
+    #[must_use]
+    pub fn ceiling(&self) -> u32 {
+        let now = self.clock.now();
+        let leased = lock(&self.leased);
+        let is_there = leased.line.upgrade().is_some_and(|line| !line.is_over());
+        self.of(if is_there && now.since(leased.proven) < TRUST { leased.blocks } else { 0 })
+    }
+
+    /// Leases or gives back until the [ceiling](Self::ceiling) is `connections`, or as near to it as the stock allows,
+    /// and says what it is then. Also the proof that the lease still holds: call it every ten seconds or so.
+    ///
+    /// Ask for no less than what is open: what is given back may be taken at once. If the server cannot be asked, what
+    /// was leased is given up, which leaves the share. It takes no longer than the manager's time-out for connecting
+    /// and 2 s.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it gives up what was leased.
+    pub async fn want(&self, connections: u32) -> u32 {
+        let mut place = self.session.lock().await;
+        // Out of its place: dropped from here on, the connection is closed, and the server takes its locks back.
+        let session = place.take();
+        let mut forfeit = Forfeit { leased: &self.leased, is_kept: false };
+        // Before the question: the answer is no proof of what was later.
+        let proven = self.clock.now();
+        match self.lease(session, connections).await {
+            Ok(session) => {
+                let blocks = u32::try_from(session.blocks.len()).unwrap_or(0);
+                let line = Arc::downgrade(&session.connection.0);
+                *lock(&self.leased) = Leased { blocks, proven, line };
+                forfeit.is_kept = true;
+                *place = Some(session);
+            }
+            Err(error) => tracing::warn!("postgres: no lease of connections, the share has to do: {error}"),
+        }
+        drop(forfeit);
+        self.ceiling()
+    }
+
+    /// Asks the server what is open. A hint for whoever sizes a fleet; others may connect at any time.
+    ///
+    /// # Errors
+    ///
+    /// As for [`query_cached`](PostgresConnection::query_cached), and those of connecting.
+    pub async fn observe(&self) -> Result<Observed, Error> {
+        let mut place = self.session.lock().await;
+        let session = match place.take().filter(|session| !session.connection.is_over()) {
+            Some(session) => place.insert(session),
+            None => place.insert(Session { connection: self.manager.connect().await?, blocks: Vec::new() }),
+        };
+        self.observed_by(&session.connection).await
+    }
+
+    async fn observed_by(&self, connection: &PostgresConnection) -> Result<Observed, Error> {
+        let row = connection.query_one_cached(OBSERVE, &[&format!("{}/", self.fleet)]).await?;
+        let number = |index: usize| {
+            let number = row.try_get::<_, i64>(index).unwrap_or_default();
+            u32::try_from(number).unwrap_or_default()
+        };
+        Ok(Observed {
+            max_connections: number(0),
+            reserved: number(1),
+            open: number(2),
+            of_fleet: number(3),
+            processes: number(4),
+        })
+    }
+
+    fn of(&self, blocks: u32) -> u32 {
+        self.share.saturating_sub(1).saturating_add(blocks.saturating_mul(BLOCK))
+    }
+
+    async fn lease(&self, session: Option<Session>, connections: u32) -> Result<Session, Error> {
+        let mut session = match session.filter(|session| !session.connection.is_over()) {
+            Some(session) => session,
+            None => {
+                // What the old one held is gone with it, or will be.
+                *lock(&self.leased) = Leased::default();
+                Session { connection: self.manager.connect().await?, blocks: Vec::new() }
+            }
+        };
+        let wanted = connections.saturating_sub(self.of(0)).div_ceil(BLOCK).min(self.blocks);
+        let asked = timeout(CALL_TIMEOUT, self.change(&mut session, wanted as usize)).await;
+        asked.unwrap_or_else(|elapsed| {
+            Err(Error::with_source(ErrorKind::TimedOut, "postgres took too long (lease)", elapsed))
+        })?;
+        Ok(session)
+    }
+
+    async fn change(&self, session: &mut Session, wanted: usize) -> Result<(), Error> {
+        let Session { connection, blocks } = session;
+        let class = class(&self.fleet);
+        if blocks.len() > wanted {
+            let surplus = blocks.split_off(wanted);
+            // Lower before anybody else has them.
+            lock(&self.leased).blocks = u32::try_from(wanted).unwrap_or(u32::MAX);
+            connection.query_cached(GIVE_BACK, &[&class, &surplus]).await?;
+            return Ok(());
+        }
+        let most = i64::try_from(wanted - blocks.len()).unwrap_or(i64::MAX);
+        // No more than the server takes: the builder saw to that.
+        let all = i32::try_from(self.blocks).unwrap_or(i32::MAX);
+        let mut free: Vec<i32> = (0..all).filter(|block| !blocks.contains(block)).collect();
+        // In any order, or everybody tries for the same ones first.
+        fastrand::shuffle(&mut free);
+        // Asked even for nothing: the answer is the proof that the session is there.
+        let rows = connection.query_cached(LEASE, &[&class, &free, &most]).await?;
+        blocks.extend(rows.iter().filter_map(|row| row.try_get::<_, i32>(0).ok()));
+        Ok(())
+    }
+}
+
+impl PostgresBudgetBuilder {
+    /// How many connections this process has for itself, with the budget's own: at least 2. Its pools never get less
+    /// than one below this.
+    pub fn share(mut self, connections: u32) -> Self {
+        self.share = connections;
+        self
+    }
+
+    /// How many connections there are for all processes together beyond their shares: none unless set. Leased in
+    /// blocks of 4; what does not make up a block is not used. The same in every process.
+    pub fn stock(mut self, connections: u32) -> Self {
+        self.stock = connections;
+        self
+    }
+
+    /// Where the time is read: the system's clock unless set.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Puts it together. Nothing is connected yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](ErrorKind::Configuration), naming the setting that is out of its range.
+    pub fn build(self) -> Result<PostgresBudget, Error> {
+        let Self { manager, fleet, share, stock, clock } = self;
+        if fleet.is_empty() || fleet.contains('/') {
+            return Err(Error::configuration("fleet", "empty, or with a slash in it"));
+        }
+        if !(2..=MOST_CONNECTIONS).contains(&share) {
+            return Err(Error::configuration("share", "less than 2, or more than a server takes"));
+        }
+        if stock > MOST_CONNECTIONS {
+            return Err(Error::configuration("stock", "more than a server takes"));
+        }
+        let (leased, session) = (Mutex::default(), tokio::sync::Mutex::default());
+        Ok(PostgresBudget { manager, fleet, share, blocks: stock / BLOCK, clock, leased, session })
+    }
+}
+
+impl Observed {
+    /// What each process of the fleet may have if they share alike, and leave a tenth of it to administrators.
+    #[must_use]
+    pub fn fair_share(&self) -> u32 {
+        let others = self.open.saturating_sub(self.of_fleet);
+        let free = self.max_connections.saturating_sub(self.reserved).saturating_sub(others);
+        (free - free.div_ceil(10)) / self.processes.max(1)
+    }
+}
+
+/// Gives up what was leased unless it was kept.
+struct Forfeit<'a> {
+    leased: &'a Mutex<Leased>,
+    is_kept: bool,
+}
+
+impl Drop for Forfeit<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            *lock(self.leased) = Leased::default();
+        }
+    }
+}
+
+/// The name of the fleet as the first half of a lock's number.
+fn class(fleet: &str) -> i32 {
+    let hash = xxhash_rust::xxh3::xxh3_64(format!("mcp-perf budget {fleet}").as_bytes());
+    let [a, b, c, d, ..] = hash.to_be_bytes();
+    i32::from_be_bytes([a, b, c, d])
+}
+
+impl fmt::Debug for PostgresBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresBudget")
+            .field("fleet", &self.fleet)
+            .field("share", &self.share)
+            .field("ceiling", &self.ceiling())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fair_share_leaves_what_is_others_and_a_tenth() {
+        let observed = Observed { max_connections: 100, reserved: 3, open: 27, of_fleet: 10, processes: 4 };
+        assert_eq!(observed.fair_share(), 18); // 100 - 3 - 17 = 80, of which 72
+        assert_eq!(Observed { processes: 0, ..observed }.fair_share(), 72);
+        assert_eq!(Observed { reserved: 200, ..observed }.fair_share(), 0);
+    }
+}

@@ -1,0 +1,185 @@
+//! What a driver's error means.
+
+use std::{borrow::Cow, error::Error as _, io};
+
+use tokio_postgres::error::SqlState;
+
+use crate::{Error, ErrorKind, error::BoxError};
+
+const NO_TABLES: &str = "there is no such table or schema";
+
+/// A failed call, or a failed attempt to connect, before it is told to the caller.
+///
+/// In fixed words: the full text of the driver and the server, which may quote what was sent, is the source's.
+#[derive(Debug)]
+pub(super) struct Fault {
+    kind: ErrorKind,
+    cause: Cow<'static, str>,
+    source: BoxError,
+}
+
+impl Fault {
+    pub(super) fn new(
+        kind: ErrorKind,
+        cause: impl Into<Cow<'static, str>>,
+        source: impl Into<BoxError>,
+    ) -> Self {
+        Self { kind, cause: cause.into(), source: source.into() }
+    }
+
+    /// The same of an attempt to connect: a call that was never made is not one whose outcome is unknown.
+    pub(super) fn connecting(mut self) -> Self {
+        if self.kind == ErrorKind::Disconnected {
+            self.kind = ErrorKind::Unavailable;
+        }
+        self
+    }
+
+    pub(super) fn during(self, operation: &'static str) -> Error {
+        let Self { kind, cause, source } = self;
+        let what = match kind {
+            ErrorKind::TimedOut => "postgres took too long",
+            ErrorKind::Disconnected => "postgres: the connection was lost",
+            _ if coarse(kind) == ErrorKind::Unavailable => "postgres cannot be reached",
+            _ => "postgres refused",
+        };
+        Error::with_source(kind, format!("{what} ({operation}): {cause}"), source)
+    }
+
+    /// For the store of a cache, which asks one thing: is the server away, or did it refuse?
+    pub(super) fn coarsely(mut self, operation: &'static str) -> Error {
+        self.kind = coarse(self.kind);
+        if self.cause == NO_TABLES {
+            self.cause =
+                "there are no tables of this schema and prefix; `PostgresStore::migrate` makes them".into();
+        }
+        self.during(operation)
+    }
+
+    /// The same of an attempt to connect, to which no answer is as good as no server.
+    pub(super) fn coarsely_connecting(mut self, operation: &'static str) -> Error {
+        if self.kind == ErrorKind::TimedOut {
+            self.kind = ErrorKind::Unavailable;
+        }
+        self.coarsely(operation)
+    }
+}
+
+impl From<tokio_postgres::Error> for Fault {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let (kind, cause) = match error.code() {
+            Some(code) => answered(code),
+            None => unanswered(&error),
+        };
+        Self::new(kind, cause, error)
+    }
+}
+
+fn coarse(kind: ErrorKind) -> ErrorKind {
+    match kind {
+        ErrorKind::Disconnected | ErrorKind::HostNotFound | ErrorKind::TooManyConnections => {
+            ErrorKind::Unavailable
+        }
+        ErrorKind::Credentials | ErrorKind::Tls => ErrorKind::Refused,
+        kind => kind,
+    }
+}
+
+/// Sorts a driver's error for the store of a cache.
+pub(super) fn sorted(operation: &'static str, error: tokio_postgres::Error) -> Error {
+    Fault::from(error).coarsely(operation)
+}
+
+/// What the server said.
+fn answered(code: &SqlState) -> (ErrorKind, Cow<'static, str>) {
+    use ErrorKind::{Credentials, Disconnected, Refused, TimedOut, TooManyConnections, Unavailable};
+    let (kind, cause) = match *code {
+        SqlState::TOO_MANY_CONNECTIONS => (TooManyConnections, "it has too many connections"),
+        SqlState::ADMIN_SHUTDOWN => (Disconnected, "it is shutting down, or ended the connection"),
+        SqlState::IDLE_SESSION_TIMEOUT => (Disconnected, "it ended a connection that was idle for too long"),
+        SqlState::CRASH_SHUTDOWN => (Disconnected, "it crashed and starts anew"),
+        SqlState::CANNOT_CONNECT_NOW => (Unavailable, "it is starting or stopping"),
+        SqlState::T_R_DEADLOCK_DETECTED | SqlState::T_R_SERIALIZATION_FAILURE => {
+            (Unavailable, "it gave the call up for another one")
+        }
+        SqlState::QUERY_CANCELED => (TimedOut, "the statement was cancelled"),
+        SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME => (Refused, NO_TABLES),
+        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+            (Credentials, "it does not let this user in from here with this password")
+        }
+        SqlState::INVALID_CATALOG_NAME => (Refused, "there is no such database"),
+        SqlState::INSUFFICIENT_PRIVILEGE => (Refused, "the user lacks a privilege"),
+        SqlState::READ_ONLY_SQL_TRANSACTION => (Refused, "it is read only"),
+        SqlState::IN_FAILED_SQL_TRANSACTION => (Refused, "an earlier statement of the transaction failed"),
+        SqlState::DISK_FULL => (Refused, "its disk is full"),
+        SqlState::OUT_OF_MEMORY => (Refused, "it is out of memory"),
+        // Five letters and digits, of the server's own.
+        _ if code.code().starts_with("08") => {
+            return (Disconnected, format!("the connection failed ({})", code.code()).into());
+        }
+        _ => return (Refused, format!("error {}", code.code()).into()),
+    };
+    (kind, cause.into())
+}
+
+/// What became of a call that the server did not answer.
+fn unanswered(error: &tokio_postgres::Error) -> (ErrorKind, Cow<'static, str>) {
+    use ErrorKind::{Credentials, Disconnected, Refused, Tls, Unavailable};
+    use io::ErrorKind::{InvalidData, InvalidInput, PermissionDenied, TimedOut, UnexpectedEof};
+    if error.is_closed() {
+        return (Disconnected, "the connection was closed".into());
+    }
+    // Fixed ones, without the source. The driver tells its own errors apart by nothing else.
+    let words = error.to_string();
+    let Some(source) = error.source() else { return (Refused, words.into()) };
+    match words.as_str() {
+        "error performing TLS handshake" if source.to_string() == "server does not support TLS" => {
+            return (Tls, "it speaks no TLS, and the URL asks for it".into());
+        }
+        "error performing TLS handshake" => return (Tls, "TLS could not be agreed on".into()),
+        "authentication error" => return (Credentials, "neither side believes the other".into()),
+        _ => {}
+    }
+    match source.downcast_ref::<io::Error>().map(|io| (io.kind(), io.raw_os_error())) {
+        Some((InvalidData | InvalidInput, _)) => (Refused, words.into()),
+        Some((PermissionDenied, None)) => {
+            (Unavailable, "it is not of the kind (`target_session_attrs`) that the URL asks for".into())
+        }
+        Some((kind @ (TimedOut | UnexpectedEof), _)) | Some((kind, Some(_))) => {
+            (Disconnected, kind.to_string().into())
+        }
+        Some((kind, None)) => (Unavailable, kind.to_string().into()),
+        None if source.to_string() == "password missing" => {
+            (Credentials, "it asks for a password, and the URL has none".into())
+        }
+        None => (Refused, words.into()),
+    }
+}
+
+/// Whether another connection may do better: this one is gone, or has lost what was prepared on it.
+pub(super) fn broke(error: &tokio_postgres::Error) -> bool {
+    is_over(error) || is_stale(error)
+}
+
+/// Whether the connection has ended, or is about to.
+pub(super) fn is_over(error: &tokio_postgres::Error) -> bool {
+    let Some(code) = error.code() else {
+        return coarse(unanswered(error).0) == ErrorKind::Unavailable;
+    };
+    code.code().starts_with("08") || *code == SqlState::IDLE_SESSION_TIMEOUT || is_going_down(error)
+}
+
+/// Whether the server said that it goes down, and every connection with it.
+pub(super) fn is_going_down(error: &tokio_postgres::Error) -> bool {
+    let going = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW];
+    error.code().is_some_and(|code| going.contains(code))
+}
+
+/// Whether the statement has to be prepared anew. It was not carried out.
+pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|answer| {
+        *answer.code() == SqlState::INVALID_SQL_STATEMENT_NAME
+            // "cached plan must not change result type", which has no code of its own.
+            || answer.routine() == Some("RevalidateCachedQuery")
+    })
+}

@@ -1,0 +1,84 @@
+//! When every connection has to go.
+
+use std::time::Duration;
+
+use crate::{
+    clock::{Clock, Instant},
+    sync::{AtomicU64, Mutex, Ordering, lock},
+};
+
+/// How often connections are given up because the server refuses to write. Where it always does, a program that
+/// writes in spite of it would do nothing but connect.
+const READ_ONLY_PAUSE: Duration = Duration::from_secs(10);
+
+/// Which connections are of today: those that were made since the server last went down or changed its part.
+///
+/// Raised once by however many connections notice the same thing, because only those of the current generation can.
+#[derive(Debug)]
+pub(super) struct Generation {
+    current: AtomicU64,
+    read_only: Mutex<Option<Instant>>,
+    clock: Clock,
+}
+
+impl Generation {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { current: AtomicU64::new(0), read_only: Mutex::new(None), clock }
+    }
+
+    pub(super) fn current(&self) -> u64 {
+        self.current.load(Ordering::Acquire)
+    }
+
+    /// Gives up every connection of the generation `born`, unless that was done.
+    pub(super) fn retire(&self, born: u64) {
+        let raised = self.current.compare_exchange(born, born + 1, Ordering::AcqRel, Ordering::Acquire);
+        if raised.is_ok() {
+            tracing::info!(
+                "postgres: the server goes down or ends connections; every connection is replaced"
+            );
+        }
+    }
+
+    /// The same because of a refusal to write, which may not help, and is not done again and again.
+    pub(super) fn retire_read_only(&self, born: u64) {
+        let now = self.clock.now();
+        let mut last = lock(&self.read_only);
+        if last.is_some_and(|last| now.since(last) < READ_ONLY_PAUSE) {
+            return;
+        }
+        *last = Some(now);
+        let raised = self.current.compare_exchange(born, born + 1, Ordering::AcqRel, Ordering::Acquire);
+        if raised.is_ok() {
+            tracing::warn!("postgres: the server refuses to write; every connection is replaced");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_notice_it_is_raised_once() {
+        let generation = Generation::new(Clock::manual());
+        generation.retire(0);
+        generation.retire(0);
+        assert_eq!(generation.current(), 1);
+        generation.retire(1);
+        assert_eq!(generation.current(), 2);
+    }
+
+    #[test]
+    fn server_that_always_refuses_to_write_is_not_connected_to_without_end() {
+        let clock = Clock::manual();
+        let generation = Generation::new(clock.clone());
+        for born in 0..100 {
+            generation.retire_read_only(born);
+        }
+        assert_eq!(generation.current(), 1);
+        clock.advance(READ_ONLY_PAUSE);
+        generation.retire_read_only(1);
+        assert_eq!(generation.current(), 2);
+    }
+}

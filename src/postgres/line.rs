@@ -1,0 +1,481 @@
+//! A connection that is mended before anybody uses it.
+//!
+//! A caller may leave at any time: its query still runs, its transaction is still open, and whoever asks next on that
+//! connection waits behind the one or finds itself inside the other. So every call is counted, and one that was left
+//! starts a *repair* at once, in the background. Until all repairs are through, every call on the connection waits,
+//! whoever makes it; if one fails, the connection is *retired* and no call is made on it any more.
+//!
+//! A repair asks for something whose answer says that the connection is fit again: an empty query, a rollback, a
+//! reset. It is put into the queue when the caller leaves, before anything else can be, and answers come in the order
+//! of the questions. If the answer takes longer than a moment, what runs is cancelled on the server, unless other
+//! callers, who are still there, wait for their own answers. A cancellation that may still strike later, or that
+//! changes nothing, costs the connection.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::timeout};
+use tokio_postgres::{Client, error::SqlState};
+
+use super::{
+    connector::{Canceller, Connected},
+    fault::{Fault, is_going_down, is_over, is_stale},
+    generation::Generation,
+    pool::Settings,
+    statements::{Cell, Prepared, Statements},
+};
+use crate::{Error, ErrorKind};
+
+/// How long what was left may go on before it is cancelled. Most of what is left is short, and a cancellation takes a
+/// connection of its own.
+const GRACE: Duration = Duration::from_millis(10);
+/// The same of a commit, which nobody should keep from its end.
+const COMMIT_GRACE: Duration = Duration::from_secs(1);
+/// How long the server may take to hear of a cancellation.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the server may take to answer when it has nothing else to do.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Answers that say "not yet" in a row, after which the connection is given up.
+const MOST_ANSWERS: u32 = 4;
+
+/// Answered whatever the state of the transaction.
+const NOTHING: &str = "";
+pub(super) const ROLLBACK: &str = "rollback";
+/// Ends a transaction if there is one. By itself `rollback` would leave a warning in the server's log where there is
+/// none, which is the rule.
+const ROLLBACK_IF_OPEN: &str = "begin; rollback";
+/// `discard all` but for the prepared statements, which are ours, and known to the driver.
+const DISCARD: &str = "begin; rollback; close all; set session authorization default; reset all; unlisten *; \
+    select pg_advisory_unlock_all(); discard temp; discard sequences";
+
+/// What a user leaves behind: something was asked.
+pub(super) const USED: u8 = 1;
+/// Something was asked that may have left a transaction open, or a setting changed.
+pub(super) const DIRTY: u8 = 2;
+/// A transaction was begun whose guard has not ended it.
+pub(super) const OPEN: u8 = 4;
+
+/// How a connection is made fit for its next user when it is returned.
+///
+/// Transactions that were begun by [`transaction`](super::PostgresConnection::transaction) are rolled back by their
+/// guard, whatever the policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ResetPolicy {
+    /// Not at all: for programs that begin transactions by their guard alone and change no setting. A transaction
+    /// begun by SQL text is inherited by the next user.
+    None,
+    /// Whatever may have left a transaction open is followed by a rollback: SQL in the text protocol, use of the
+    /// driver's client, statements other than queries and changes of rows. Costs one trip in the background, and only
+    /// after those. Settings that were changed, locks, and temporary tables stay.
+    #[default]
+    RollbackIfDirty,
+    /// After every use everything that a session holds is given up: settings, advisory locks, temporary tables,
+    /// subscriptions, cursors and the role; as `DISCARD ALL` does, but for the prepared statements. Costs one trip in
+    /// the background after every use.
+    DiscardAll,
+}
+
+/// One connection, and those who wait on it.
+pub(super) struct Line {
+    client: Client,
+    canceller: Canceller,
+    pub(super) statements: Statements,
+    settings: Arc<Settings>,
+    generation: Arc<Generation>,
+    /// The generation that it belongs to.
+    born: u64,
+    in_flight: AtomicU32,
+    condition: watch::Sender<Condition>,
+    traces: AtomicU8,
+    runtime: Handle,
+    connection: AbortHandle,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Condition {
+    /// How many are under way.
+    repairs: u32,
+    is_retired: bool,
+}
+
+/// A call under way, which starts a repair unless it is ended.
+struct Call<'a> {
+    line: &'a Arc<Line>,
+    grace: Duration,
+    is_over: bool,
+}
+
+/// Whether a statement may be made again on its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    Alone,
+    InTransaction { is_read_only: bool },
+}
+
+/// What a caller wants to hear.
+pub(super) trait Answer: Sized + Send {
+    fn ask(
+        client: &Client,
+        prepared: &Prepared,
+        parameters: Parameters<'_>,
+    ) -> impl Future<Output = Result<Self, tokio_postgres::Error>> + Send;
+}
+
+/// As the driver takes them.
+pub(super) type Parameters<'a> = &'a [&'a (dyn tokio_postgres::types::ToSql + Sync)];
+
+type Asked = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
+
+impl Line {
+    pub(super) fn new(
+        connected: Connected,
+        settings: &Arc<Settings>,
+        generation: &Arc<Generation>,
+    ) -> Arc<Self> {
+        let Connected { client, connection, canceller } = connected;
+        let born = generation.current();
+        let going = Arc::clone(generation);
+        let connection = tokio::spawn(async move {
+            // A server that goes down says so to those who ask nothing, too.
+            if connection.run().await.is_err_and(|error| is_going_down(&error)) {
+                going.retire(born);
+            }
+        });
+        Arc::new(Self {
+            client,
+            canceller,
+            statements: Statements::new(settings.statement_cache),
+            settings: Arc::clone(settings),
+            generation: Arc::clone(generation),
+            born,
+            in_flight: AtomicU32::new(0),
+            condition: watch::Sender::default(),
+            traces: AtomicU8::new(0),
+            runtime: Handle::current(),
+            connection: connection.abort_handle(),
+        })
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The driver's client, of whose use nothing is seen.
+    pub(super) fn raw(&self) -> &Client {
+        self.mark(USED | DIRTY);
+        &self.client
+    }
+
+    /// Whether nobody should use it any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.client.is_closed() || self.condition.borrow().is_retired || self.born < self.generation.current()
+    }
+
+    pub(super) fn retire(&self) {
+        self.condition.send_modify(|condition| condition.is_retired = true);
+    }
+
+    /// Hangs up at once, whatever is under way.
+    pub(super) fn abort(&self) {
+        self.connection.abort();
+    }
+
+    /// Runs a statement that is prepared here once.
+    pub(super) async fn run<A: Answer>(
+        self: &Arc<Self>,
+        sql: &str,
+        parameters: Parameters<'_>,
+        scope: Scope,
+    ) -> Result<A, Error> {
+        let call = self.begin(GRACE).await?;
+        self.mark(USED);
+        let mut is_second = false;
+        loop {
+            let cell = self.statements.cell(sql);
+            let prepared = match self.prepared(&cell, sql, scope).await {
+                Ok(prepared) => prepared,
+                Err(fault) => return Err(call.failed("prepare", fault)),
+            };
+            if !prepared.is_plain {
+                self.mark(DIRTY);
+            }
+            let error = match A::ask(&self.client, &prepared, parameters).await {
+                Ok(answer) => {
+                    call.ended();
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            let is_stale = is_stale(&error);
+            if is_stale {
+                self.statements.forget(sql, &cell);
+                self.client.clear_type_cache();
+            }
+            // A failed statement has failed its transaction, so there it cannot be made again.
+            if !is_stale || is_second || scope != Scope::Alone {
+                return Err(call.refused("query", error, scope));
+            }
+            is_second = true;
+        }
+    }
+
+    /// Runs SQL in the text protocol.
+    pub(super) async fn batch(
+        self: &Arc<Self>,
+        operation: &'static str,
+        sql: &str,
+        traces: u8,
+        scope: Scope,
+    ) -> Result<(), Error> {
+        let call = self.begin(if operation == "commit" { COMMIT_GRACE } else { GRACE }).await?;
+        self.mark(traces);
+        match self.client.batch_execute(sql).await {
+            Ok(()) => {
+                call.ended();
+                Ok(())
+            }
+            Err(error) => Err(call.refused(operation, error, scope)),
+        }
+    }
+
+    /// In a task of its own: a statement that is half prepared would stay with the server for good.
+    async fn prepared(self: &Arc<Self>, cell: &Cell, sql: &str, scope: Scope) -> Result<Prepared, Fault> {
+        if let Some(prepared) = cell.get() {
+            return Ok(prepared.clone());
+        }
+        let (line, place, text) = (Arc::clone(self), Arc::clone(cell), sql.to_owned());
+        let prepare = async move {
+            let prepared = line.statements.prepare(&place, &line.client, &text).await;
+            prepared.inspect_err(|error| line.learn(error, scope))
+        };
+        let prepared = match self.runtime.spawn(prepare).await {
+            Ok(prepared) => prepared.map_err(Fault::from),
+            Err(gone) => Err(Fault::new(ErrorKind::Unavailable, "the runtime shut down", gone)),
+        };
+        if prepared.is_err() {
+            self.statements.forget(sql, cell);
+        }
+        prepared
+    }
+
+    /// Waits until the connection is fit, and counts a call.
+    async fn begin(self: &Arc<Self>, grace: Duration) -> Result<Call<'_>, Error> {
+        loop {
+            // Counted first: a repair that this does not see sees this, and cancels nothing.
+            self.in_flight.fetch_add(1, Ordering::SeqCst);
+            if self.is_fit() {
+                return Ok(Call { line: self, grace, is_over: false });
+            }
+            self.in_flight.fetch_sub(1, Ordering::SeqCst);
+            self.fit().await?;
+        }
+    }
+
+    fn is_fit(&self) -> bool {
+        *self.condition.borrow() == Condition::default()
+    }
+
+    /// Waits until nothing of anybody else is going on.
+    pub(super) async fn fit(&self) -> Result<(), Error> {
+        let mut condition = self.condition.subscribe();
+        let condition = condition.wait_for(|condition| condition.repairs == 0 || condition.is_retired).await;
+        match condition {
+            Ok(condition) if !condition.is_retired => Ok(()),
+            _ => Err(Error::new(ErrorKind::Disconnected, "postgres: the connection was given up")),
+        }
+    }
+
+    /// Waits until the connection is fit, and asks the server whether it is there.
+    pub(super) async fn check(&self) -> Result<(), Error> {
+        if self.is_over() {
+            return Err(Error::new(ErrorKind::Disconnected, "postgres: the connection is over"));
+        }
+        let check = async {
+            self.fit().await?;
+            self.client.check_connection().await.map_err(|error| Fault::from(error).during("check"))
+        };
+        let checked = timeout(CHECK_TIMEOUT, check).await;
+        checked.unwrap_or_else(|elapsed| {
+            self.retire();
+            Err(Fault::new(ErrorKind::TimedOut, "no answer in time", elapsed).during("check"))
+        })
+    }
+
+    /// The guard of a transaction has ended it, or sees to it.
+    pub(super) fn closed(&self) {
+        self.traces.fetch_and(!OPEN, Ordering::Relaxed);
+    }
+
+    fn mark(&self, traces: u8) {
+        if self.traces.load(Ordering::Relaxed) & traces != traces {
+            self.traces.fetch_or(traces, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.reset_asked(self.traces.load(Ordering::Relaxed)).is_some()
+    }
+
+    fn reset_asked(&self, traces: u8) -> Option<&'static str> {
+        match self.settings.reset {
+            ResetPolicy::DiscardAll if traces != 0 => Some(DISCARD),
+            ResetPolicy::RollbackIfDirty if traces & DIRTY != 0 => Some(ROLLBACK_IF_OPEN),
+            // A guard that was forgotten has not seen to it.
+            _ if traces & OPEN != 0 => Some(ROLLBACK_IF_OPEN),
+            _ => None,
+        }
+    }
+
+    /// Starts to reset what the last user left, if there is anything.
+    pub(super) fn let_go(self: &Arc<Self>) {
+        if let Some(sql) = self.reset_asked(self.traces.swap(0, Ordering::Relaxed)) {
+            self.repair(sql, GRACE);
+        }
+    }
+
+    /// Ends the transaction that its guard has left.
+    pub(super) fn roll_back(self: &Arc<Self>) {
+        self.closed();
+        self.repair(ROLLBACK, GRACE);
+    }
+
+    fn repair(self: &Arc<Self>, sql: &'static str, grace: Duration) {
+        self.condition.send_modify(|condition| condition.repairs += 1);
+        let repair = Repair { line: Arc::clone(self), is_done: false };
+        let asked = self.ask(sql);
+        self.runtime.spawn(async move {
+            let mut repair = repair; // the whole of it, and not a copy of its field
+            repair.is_done = repair.line.mend(asked, sql, grace).await;
+        });
+    }
+
+    /// Puts a question into the queue at once, whenever its answer is waited for.
+    fn ask(self: &Arc<Self>, sql: &'static str) -> Asked {
+        let line = Arc::clone(self);
+        let mut asked: Asked = Box::pin(async move { line.client.batch_execute(sql).await });
+        match asked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => asked,
+            Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
+        }
+    }
+
+    async fn mend(self: &Arc<Self>, mut asked: Asked, sql: &'static str, grace: Duration) -> bool {
+        let (mut was_cancelled, mut is_asked_again, mut answers) = (false, false, 0);
+        loop {
+            let patience = if was_cancelled { self.settings.drain } else { grace };
+            let answer = match timeout(patience, &mut asked).await {
+                Ok(answer) => answer,
+                // Others are being served. They have no need to hurry.
+                Err(_) if self.in_flight.load(Ordering::SeqCst) > 0 => continue,
+                Err(_) if was_cancelled => return false,
+                Err(_) => {
+                    was_cancelled = true;
+                    if !self.cancel().await {
+                        return false;
+                    }
+                    continue;
+                }
+            };
+            answers += 1;
+            asked = match answer {
+                Ok(()) if !is_asked_again => return true,
+                Ok(()) => {
+                    is_asked_again = false;
+                    self.ask(sql)
+                }
+                Err(_) if answers > MOST_ANSWERS => return false,
+                Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
+                    is_asked_again = sql != ROLLBACK_IF_OPEN;
+                    self.ask(ROLLBACK)
+                }
+                // The cancellation was for what came before, and came a little late.
+                Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => self.ask(sql),
+                Err(_) => return false,
+            };
+        }
+    }
+
+    async fn cancel(&self) -> bool {
+        tracing::debug!("postgres: a query that nobody waits for is cancelled");
+        timeout(CANCEL_TIMEOUT, self.canceller.cancel(self.client.cancel_token())).await.unwrap_or(false)
+    }
+
+    /// Draws conclusions from a failed call, for this connection and for the others.
+    fn learn(&self, error: &tokio_postgres::Error, scope: Scope) {
+        if is_over(error) {
+            self.retire();
+        }
+        if is_going_down(error) {
+            self.generation.retire(self.born);
+        }
+        // A primary that became a standby goes on answering, and refuses every write until it is left.
+        let is_asked_for = scope == Scope::InTransaction { is_read_only: true };
+        if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) && !is_asked_for {
+            self.generation.retire_read_only(self.born);
+        }
+    }
+}
+
+impl Call<'_> {
+    fn ended(mut self) {
+        self.is_over = true;
+    }
+
+    fn refused(self, operation: &'static str, error: tokio_postgres::Error, scope: Scope) -> Error {
+        self.line.learn(&error, scope);
+        self.failed(operation, error.into())
+    }
+
+    fn failed(mut self, operation: &'static str, fault: Fault) -> Error {
+        self.is_over = true;
+        fault.during(operation)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.line.repair(NOTHING, self.grace);
+        }
+        // The repair is counted first, so that nobody comes in between.
+        self.line.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A repair under way: one that is dropped before its end has failed.
+struct Repair {
+    line: Arc<Line>,
+    is_done: bool,
+}
+
+impl Drop for Repair {
+    fn drop(&mut self) {
+        self.line.condition.send_modify(|condition| {
+            condition.repairs -= 1;
+            condition.is_retired |= !self.is_done;
+        });
+        if !self.is_done {
+            // The driver would wait for the answers that are due before it hangs up.
+            self.line.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line")
+            .field("statements", &self.statements)
+            .field("in_flight", &self.in_flight.load(Ordering::Relaxed))
+            .field("condition", &*self.condition.borrow())
+            .finish_non_exhaustive()
+    }
+}

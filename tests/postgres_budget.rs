@@ -1,0 +1,186 @@
+//! Many processes, one `max_connections`: what is leased from a real PostgreSQL is leased once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what is wrong by panicking"
+)]
+#![allow(clippy::future_not_send, reason = "a test awaits them where it is")]
+
+mod support;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use mcp_perf::{
+    ErrorKind,
+    clock::Clock,
+    postgres::{PostgresBudget, PostgresBudgetBuilder, PostgresManager},
+    testing::{FaultProxy, Weather},
+};
+use support::postgres::PostgresServer;
+use tokio::time::timeout;
+
+const GENEROUS: Duration = Duration::from_secs(30);
+
+fn manager(url: &str, process: u32) -> PostgresManager {
+    let builder = PostgresManager::builder(url).unwrap().connect_timeout(Duration::from_secs(2));
+    builder.application_name(format!("registry/{process}")).build().unwrap()
+}
+
+/// A share of four, one of which is the budget's own connection, and four blocks in stock.
+fn builder(server: &PostgresServer, process: u32) -> PostgresBudgetBuilder {
+    PostgresBudget::builder(manager(&server.url(), process), "registry").share(4).stock(18)
+}
+
+fn budget(server: &PostgresServer, process: u32) -> PostgresBudget {
+    builder(server, process).build().unwrap()
+}
+
+fn locks(server: &PostgresServer) -> u32 {
+    server.psql("select count(*) from pg_locks where locktype = 'advisory'").unwrap().parse().unwrap()
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let poll = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(2)).await; // polling, with a deadline
+        }
+    };
+    timeout(GENEROUS, poll).await.unwrap_or_else(|_| panic!("not within {GENEROUS:?}: {what}"));
+}
+
+#[tokio::test]
+async fn stock_is_leased_once_and_what_is_given_back_is_there_for_others() {
+    let server = PostgresServer::start();
+    let (one, two) = (budget(&server, 1), budget(&server, 2));
+    assert_eq!((one.ceiling(), locks(&server)), (3, 0), "nothing is asked before anybody wants anything");
+    assert_eq!(one.want(3).await, 3, "the share is enough");
+    assert_eq!(one.want(4).await, 7);
+    assert_eq!(one.want(100).await, 19);
+    assert_eq!(two.want(100).await, 3, "there is nothing left but its share");
+    assert_eq!((one.want(8).await, one.ceiling()), (11, 11));
+    assert_eq!(two.want(100).await, 11);
+    assert_eq!(one.want(0).await, 3);
+    assert_eq!((two.want(100).await, locks(&server)), (19, 4));
+    drop(two);
+    until("the server takes back what a process held", || locks(&server) == 0).await;
+    let stranger = PostgresBudget::builder(manager(&server.url(), 3), "another").share(2).stock(16).build();
+    assert_eq!(one.want(100).await, 19);
+    assert_eq!(stranger.unwrap().want(100).await, 17, "fleets have a stock each");
+}
+
+#[tokio::test]
+async fn however_many_want_at_once_the_stock_is_not_exceeded_and_not_left_unused() {
+    let server = PostgresServer::start();
+    let budgets: Vec<_> = (0..3).map(|process| budget(&server, process)).collect();
+    let mut random = fastrand::Rng::with_seed(7);
+    for round in 0..40 {
+        let mut wants = [0; 3];
+        wants.fill_with(|| random.u32(0..20));
+        let [one, two, three] = &budgets[..] else { panic!("three") };
+        tokio::join!(one.want(wants[0]), two.want(wants[1]), three.want(wants[2]));
+        let leased: u32 = budgets.iter().map(|budget| (budget.ceiling() - 3) / 4).sum();
+        assert_eq!(leased, locks(&server), "round {round}: what is believed is what is locked");
+        assert!(leased <= 4, "round {round}");
+        for (budget, want) in budgets.iter().zip(wants) {
+            assert!(budget.ceiling() < want.max(3) + 4, "round {round}: no more than was wanted");
+        }
+    }
+}
+
+#[tokio::test]
+async fn lost_session_leaves_the_share_and_the_next_one_leases_again() {
+    let server = PostgresServer::start();
+    let budget = builder(&server, 1).clock(Clock::manual()).build().unwrap();
+    assert_eq!(budget.want(100).await, 19);
+    server
+        .psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'registry/1'")
+        .unwrap();
+    until("the ceiling falls without a question", || budget.ceiling() == 3).await;
+    assert_eq!(budget.want(100).await, 19);
+}
+
+#[tokio::test]
+async fn lease_that_was_not_proven_for_long_counts_no_more() {
+    let server = PostgresServer::start();
+    let clock = Clock::manual();
+    let budget = builder(&server, 1).clock(clock.clone()).build().unwrap();
+    assert_eq!(budget.want(100).await, 19);
+    clock.advance(Duration::from_secs(29));
+    assert_eq!(budget.ceiling(), 19);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(budget.ceiling(), 3);
+    assert_eq!(budget.want(100).await, 19, "it was held all the time");
+    assert_eq!(locks(&server), 4);
+}
+
+#[tokio::test]
+async fn server_that_is_silent_or_away_leaves_the_share() {
+    let server = PostgresServer::start();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()));
+    let proxy = FaultProxy::start(address).await.unwrap();
+    let url = format!("postgres://postgres@{}/postgres", proxy.address());
+    let budget = PostgresBudget::builder(manager(&url, 1), "registry").share(4).stock(16).build().unwrap();
+    assert_eq!(budget.want(100).await, 19);
+    proxy.set(Weather::Stall);
+    for _ in 0..2 {
+        assert_eq!(timeout(GENEROUS, budget.want(100)).await.unwrap(), 3);
+        assert_eq!(budget.ceiling(), 3);
+    }
+    proxy.set(Weather::Refuse);
+    assert_eq!(timeout(GENEROUS, budget.want(100)).await.unwrap(), 3);
+    proxy.set(Weather::Clear);
+    let again = async {
+        while budget.want(100).await < 19 {
+            tokio::time::sleep(Duration::from_millis(2)).await; // until the server has noticed, with a deadline
+        }
+    };
+    timeout(GENEROUS, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn caller_who_leaves_while_leasing_leaves_no_lock_that_nobody_knows_of() {
+    let server = PostgresServer::start();
+    let budget = budget(&server, 1);
+    for micros in 0..60 {
+        let left = timeout(Duration::from_micros(micros * 50), budget.want(100)).await;
+        assert_eq!(budget.ceiling(), *left.as_ref().unwrap_or(&3));
+        if left.is_err() {
+            until("the locks are free", || locks(&server) == 0).await;
+        }
+    }
+    assert_eq!(budget.want(100).await, 19);
+}
+
+#[tokio::test]
+async fn server_says_how_many_connections_the_fleet_and_others_have() {
+    let server = PostgresServer::start_with(&[("max_connections", "20")]);
+    let (one, two) = (budget(&server, 1), budget(&server, 2));
+    one.want(4).await;
+    let observed = two.observe().await.unwrap();
+    assert_eq!((observed.max_connections, observed.reserved), (20, 3));
+    assert_eq!((observed.open, observed.of_fleet, observed.processes), (2, 2, 2));
+    assert_eq!(observed.fair_share(), 7); // 17, of which 15, for two
+    assert_eq!(two.observe().await.unwrap(), observed, "on the connection that is there");
+}
+
+#[test]
+fn impossible_settings_are_errors_that_name_the_field() {
+    let builder = |fleet: &str| PostgresBudget::builder(manager("postgres://user:hunter2@host", 1), fleet);
+    for (builder, field) in [
+        (builder("").share(2), "fleet"),
+        (builder("a/b").share(2), "fleet"),
+        (builder("a"), "share"),
+        (builder("a").share(1), "share"),
+        (builder("a").share(2).stock(u32::MAX), "stock"),
+    ] {
+        assert!(!format!("{builder:?}").contains("hunter2"));
+        let error = builder.build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        assert!(error.to_string().starts_with(field), "{error}");
+    }
+}
