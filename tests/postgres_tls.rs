@@ -18,7 +18,7 @@ use mcp_perf::{
     cache::Store as _,
     postgres::{PostgresConnection, PostgresManager, PostgresStore},
 };
-use support::postgres::PostgresServer;
+use support::{certificate::Certificate, postgres::PostgresServer};
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
 
@@ -27,14 +27,12 @@ const GENEROUS: Duration = Duration::from_secs(30);
 /// A server with a certificate for `localhost`, and that certificate.
 async fn server() -> (PostgresServer, String) {
     let server = PostgresServer::start();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
-    server.write_file("server.crt", &certificate.pem());
-    server.write_file("server.key", &key.serialize_pem());
+    let Certificate { certificate, key } = Certificate::of_localhost();
+    server.write_file("server.crt", &certificate);
+    server.write_file("server.key", &key);
     server.psql("alter system set ssl = on").unwrap();
     server.psql("select pg_reload_conf()").unwrap();
-    (server, certificate.pem())
+    (server, certificate)
 }
 
 fn url(server: &PostgresServer, host: &str, settings: &str) -> String {

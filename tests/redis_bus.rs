@@ -18,7 +18,7 @@ use mcp_perf::{
     redis::{RedisBus, RedisStore},
     testing,
 };
-use support::redis::RedisServer;
+use support::{certificate::Certificate, redis::RedisServer};
 
 /// So long that whatever is seen is seen by the bus.
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -270,7 +270,8 @@ async fn user_who_may_only_publish_and_subscribe_on_its_channels_is_enough() {
 
 #[tokio::test]
 async fn tls_carries_the_bus_and_checks_the_certificate() {
-    let (server, certificate) = RedisServer::start_with_tls();
+    let Certificate { certificate, key } = Certificate::of_localhost();
+    let server = RedisServer::start_with_tls(&certificate, &key);
     let url = server.tls_url().unwrap();
     let bus = RedisBus::new(&url).unwrap().certificate_authority(&certificate).unwrap();
     testing::bus::keeps_its_contract(&bus).await;

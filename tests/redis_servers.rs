@@ -19,7 +19,7 @@ use mcp_perf::{
     testing,
 };
 use redis::{FromRedisValue, aio::MultiplexedConnection};
-use support::{process::free_ports, redis::RedisServer, wait::until};
+use support::{certificate::Certificate, process::free_ports, redis::RedisServer, wait::until};
 use tokio::net::TcpListener;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -379,7 +379,8 @@ async fn what_answers_nothing_or_is_no_redis_is_an_error_in_time() {
 
 #[tokio::test]
 async fn tls_checks_the_certificate_by_the_given_authority_or_the_roots_of_the_system() {
-    let (server, certificate) = RedisServer::start_with_tls();
+    let Certificate { certificate, key } = Certificate::of_localhost();
+    let server = RedisServer::start_with_tls(&certificate, &key);
     let url = server.tls_url().unwrap();
     let store = RedisStore::new(&url).unwrap().certificate_authority(&certificate).unwrap();
     testing::store::keeps_its_contract(&store, async |time| tokio::time::sleep(time).await).await; // server time

@@ -17,6 +17,7 @@
     reason = "a server that does not start is the failure of its test"
 )]
 
+pub mod certificate;
 pub mod log;
 pub mod postgres;
 pub mod process;

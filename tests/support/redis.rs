@@ -60,24 +60,19 @@ impl RedisServer {
         Self { program, arguments, port, tls: None, process: Some(process), home }
     }
 
-    /// Starts a server that speaks TLS on a second port, and hands out the certificate, in PEM, that it shows there
-    /// as `localhost`.
+    /// Starts a server that speaks TLS on a second port, where it shows this certificate, in PEM.
     ///
     /// # Panics
     ///
     /// When Redis is not installed or does not come up.
-    pub fn start_with_tls() -> (Self, String) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = certificate.self_signed(&key).unwrap().pem();
+    pub fn start_with_tls(certificate: &str, key: &str) -> Self {
         let files = tempfile::tempdir().unwrap();
         let file = |name: &str, content: &str| {
             let path = files.path().join(name);
             fs::write(&path, content).unwrap();
             path.to_str().unwrap().to_owned()
         };
-        let (certificate_file, key_file) =
-            (file("certificate.pem", &certificate), file("key.pem", &key.serialize_pem()));
+        let (certificate_file, key_file) = (file("certificate.pem", certificate), file("key.pem", key));
         let port = free_ports().next().unwrap();
         let mut server = Self::start_with(&[
             "--tls-port",
@@ -92,7 +87,7 @@ impl RedisServer {
             "no",
         ]);
         server.tls = Some((port, files));
-        (server, certificate)
+        server
     }
 
     /// The address over TLS of a server that [speaks it](Self::start_with_tls).
