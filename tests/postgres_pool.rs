@@ -471,13 +471,28 @@ async fn caller_who_leaves_takes_no_answer_from_those_who_ask_at_the_same_time()
     let server = PostgresServer::start();
     let pool = patient_pool(&server).await;
     let connection = pool.get().await.unwrap();
-    let stays = async || connection.query_cached("select pg_sleep(0.3)", &[]).await;
-    let leaves = async || timeout(Duration::from_millis(20), connection.query_cached(FOREVER, &[])).await;
+    let sleep = async |seconds: f64| connection.query_cached("select pg_sleep($1)", &[&seconds]).await;
+    // Prepared, so that they are sent in the order in which they are asked.
+    sleep(0.0).await.unwrap();
     // The one who stays is served first; then what the other has left is cancelled.
-    let (stayed, left) = tokio::join!(stays(), leaves());
+    let (stayed, left) = tokio::join!(sleep(0.3), timeout(Duration::from_millis(20), sleep(600.0)));
     stayed.unwrap();
     assert!(left.is_err());
     assert_eq!(number(&connection, "select 1::bigint").await, 1);
+}
+
+#[tokio::test]
+async fn query_that_was_left_ahead_of_others_ends_by_the_servers_timeout_and_theirs_is_answered() {
+    let server = PostgresServer::start();
+    let manager = builder(&server).statement_timeout(Some(Duration::from_millis(300))).build().unwrap();
+    let pool = pool_of(1, manager).await;
+    let connection = pool.get().await.unwrap();
+    let sleep = async |seconds: f64| connection.query_cached("select pg_sleep($1)", &[&seconds]).await;
+    sleep(0.0).await.unwrap();
+    // Cancelled, it might be the one behind that is struck.
+    let (left, stayed) = tokio::join!(timeout(Duration::from_millis(20), sleep(600.0)), sleep(0.1));
+    assert!(left.is_err());
+    stayed.unwrap();
 }
 
 #[tokio::test]

@@ -28,6 +28,10 @@ use crate::Error;
 /// waits for that; if it takes too long the connection is given up. Whether the statement was carried out is not
 /// known then.
 ///
+/// While others wait for answers on the same connection nothing is cancelled on it, because theirs may be struck: what
+/// was left goes on until they are served, and if it is ahead of them, they wait for its end or its
+/// [time-out](super::PostgresManagerBuilder::statement_timeout).
+///
 /// # Examples
 ///
 /// ```no_run
