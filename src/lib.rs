@@ -117,6 +117,6 @@ mod tls;
 pub use error::{Error, ErrorKind};
 
 /// The examples of the README are compiled and run as tests.
-#[cfg(all(doctest, feature = "rmcp", feature = "redis"))]
+#[cfg(all(doctest, feature = "full"))]
 #[doc = include_str!("../README.md")]
 mod readme {}
