@@ -18,6 +18,8 @@ const COMPRESSION: usize = 4;
 const FLAGS: usize = 5;
 const RAW_LENGTH: std::ops::Range<usize> = 6..10;
 const LEASE: u8 = 1 << 1;
+/// Where a lease says when it and the value before it end, in an entry without a schema.
+const LEASE_ENDS: usize = 22;
 const DEFLATE: u8 = 2;
 /// The sizes at which another compression is chosen.
 const SIZES: [usize; 3] = [10, 1_500, 5_000];
@@ -166,9 +168,10 @@ where
     let validated =
         Loaded::new(value(10)).validator("W/\"5d8c72a5\"").time_to_live(Duration::from_millis(1_500));
     let validated = written_by(plain, validated, &["servers"]);
-    // Not written by anybody yet: somebody loads it, and this is what there is until then.
+    // Somebody loads it, and this is what there is until then.
     let mut body = validated[..validated.len() - 8].to_vec();
     body[FLAGS] |= LEASE;
+    body.splice(LEASE_ENDS..LEASE_ENDS, [0; 8]);
     entries.push(named("validator", validated));
     entries.push(named("lease", checksummed(&body)));
     entries
