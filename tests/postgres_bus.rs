@@ -376,7 +376,7 @@ async fn prefixes_and_databases_keep_the_buses_of_programs_apart() {
 
 #[tokio::test]
 async fn wrong_password_is_a_clear_error_and_no_password_is_shown_anywhere() {
-    for url in ["", "hunter2", "http://:hunter2@host", "postgres://:hunter2@host/x?sslmode=require"] {
+    for url in ["", "hunter2", "http://:hunter2@host"] {
         let error = PostgresBus::new(url).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);
         assert!(
