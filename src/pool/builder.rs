@@ -20,7 +20,7 @@ use super::{
     sizing::{Bounds, Gain, Machine, Sizing, ThroughputVerified, initial_size},
     stats::Recorded,
     supply::Supply,
-    tracked::{IntoError, Tracking},
+    tracked::{Doubt, IntoError, Tracking},
 };
 use crate::{
     Error, ErrorKind,
@@ -54,6 +54,7 @@ pub struct PoolBuilder<M: ManageConnection> {
     connects_per_second: f64,
     test_timeout: Duration,
     test_after: Duration,
+    doubt: Option<Doubt<M>>,
     idle_timeout: Option<Duration>,
     max_life: Option<Duration>,
     leak_threshold: Option<Duration>,
@@ -88,6 +89,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
             connects_per_second: 10.0,
             test_timeout: Duration::from_secs(2),
             test_after: Duration::from_millis(500),
+            doubt: None,
             idle_timeout: Some(Duration::from_secs(600)),
             max_life: Some(Duration::from_secs(1_800)),
             leak_threshold: None,
@@ -182,6 +184,14 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
+    /// A connection of which this is true is asked as well, however recently it was used: never unless set. For
+    /// managers whose connections may still be busy with what the last caller left. It is called for every checkout,
+    /// and should not wait.
+    pub fn test_if(mut self, is_doubtful: impl Fn(&M::Connection) -> bool + Send + Sync + 'static) -> Self {
+        self.doubt = Some(Box::new(is_doubtful));
+        self
+    }
+
     /// How long that may take before the connection is taken for broken: 2 s unless set, at most a year.
     pub fn test_timeout(mut self, timeout: Duration) -> Self {
         self.test_timeout = timeout;
@@ -252,7 +262,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
             leak_threshold: self.leak_threshold,
             keep_open: self.keep_open.unwrap_or(self.floor),
         };
-        let tracking = Tracking::new(self.manager, into_error, self.clock.clone(), self.max_life);
+        let tracking = Tracking::new(self.manager, into_error, self.doubt, self.clock.clone(), self.max_life);
         let (names, shares) = with_own_classes(&self.classes, self.system_reserve);
         let now = self.clock.now();
         let shared = Arc::new(Shared {

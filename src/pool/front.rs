@@ -182,6 +182,7 @@ impl<M: ManageConnection> Pool<M> {
             hold_p99: holds.percentile(0.99),
             connects: connects.total(),
             connect_failures: recorded.connect_failures.sum(),
+            too_many_connections: recorded.too_many_connections.sum(),
             connect_p50: connects.percentile(0.5),
             connect_p99: connects.percentile(0.99),
             timeouts: recorded.timeouts.sum(),

@@ -117,7 +117,7 @@ impl<M: ManageConnection> Drop for Connection<M> {
         }
         match tracked.ending {
             None => lease.is_kept = true,
-            Some(why) => lease.shared.recorded.closed(why),
+            Some(why) => lease.shared.count_closed(why),
         }
         lease.until = Some(now);
     }

@@ -17,7 +17,7 @@ use crate::clock::Instant;
 
 /// How often a pool looks at itself.
 pub(super) const TICK: Duration = Duration::from_secs(1);
-/// How many ticks lie between two looks at every idle connection.
+/// How many ticks lie between two looks at every idle connection, unless one was found broken.
 const LOOK: u64 = 10;
 
 /// What is done with what a [`Sizing`] decides.
@@ -43,7 +43,8 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, mut sizing: 
         let Some(shared) = pool.upgrade() else { return };
         let now = shared.clock.now();
         shared.tell_leaks(now);
-        if tick % LOOK == 0 {
+        let is_alarmed = shared.watch.is_alarmed.swap(false, Ordering::Relaxed);
+        if tick % LOOK == 0 || is_alarmed {
             shared.look_at_idle(now).await;
         }
         shared.start(shared.supply.missing());

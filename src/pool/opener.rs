@@ -88,9 +88,9 @@ impl<M: ManageConnection> Attempt<'_, M> {
         let began = shared.clock.now();
         let patience = shared.settings.connect_timeout;
         let made = tokio::time::timeout(patience, shared.store.dedicated_connection()).await;
-        let made = made.unwrap_or_else(|_| {
+        let made = made.unwrap_or_else(|elapsed| {
             let message = format!("pool {}: connect: no answer within {patience:?}", shared.name);
-            Err(Error::new(ErrorKind::TimedOut, message))
+            Err(Error::with_source(ErrorKind::TimedOut, message, elapsed))
         });
         self.is_over = true;
         match made {

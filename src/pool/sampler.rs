@@ -13,6 +13,7 @@ pub(super) struct Sampler {
     holds: Counted,
     waits: Counted,
     timeouts: u64,
+    /// For other reasons than the next field's.
     connect_failures: u64,
     too_many_connections: u64,
 }
@@ -24,13 +25,14 @@ impl Sampler {
 
     fn at<M: ManageConnection>(shared: &Shared<M>, began: Instant) -> Self {
         let recorded = &shared.recorded;
+        let too_many_connections = recorded.too_many_connections.sum();
         Self {
             began,
             holds: recorded.holds.histogram.counted(),
             waits: recorded.waits.histogram.counted(),
             timeouts: recorded.timeouts.sum(),
-            connect_failures: recorded.connect_failures.sum(),
-            too_many_connections: recorded.too_many_connections.sum(),
+            connect_failures: recorded.connect_failures.sum().saturating_sub(too_many_connections),
+            too_many_connections,
         }
     }
 

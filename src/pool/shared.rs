@@ -2,7 +2,10 @@
 
 use std::{
     panic::Location,
-    sync::{Arc, atomic::AtomicU32},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -68,6 +71,8 @@ enum Look {
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     pub(super) proven: AtomicU32,
+    /// A connection was found broken since the idle ones were looked at.
+    pub(super) is_alarmed: AtomicBool,
     /// Thousandths.
     pub(super) utilisation: AtomicU32,
     /// Ends the task with the pool.
@@ -172,7 +177,7 @@ impl<M: ManageConnection> Shared<M> {
             return Look::Unfit;
         }
         let is_recent = now.since(tracked.last_used) <= self.settings.test_after;
-        if is_recent && !tracked.is_dirty { Look::Fit } else { Look::Unknown }
+        if is_recent && !self.tracking.is_doubtful(tracked) { Look::Fit } else { Look::Unknown }
     }
 
     /// Whether a connection works, as it says itself.
@@ -232,6 +237,15 @@ impl<M: ManageConnection> Shared<M> {
         self.start(openers);
         if let Some(error) = self.hopeless() {
             self.supply.failed(&error, true);
+        }
+    }
+
+    /// Counts a connection that is closed. What broke it may have broken the idle ones, too, or the manager may know
+    /// by now that it has: they are looked at soon.
+    pub(super) fn count_closed(&self, why: Ending) {
+        self.recorded.closed(why);
+        if matches!(why, Ending::Broken | Ending::Invalid) {
+            self.watch.is_alarmed.store(true, Ordering::Relaxed);
         }
     }
 

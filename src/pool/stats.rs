@@ -47,6 +47,8 @@ pub struct Stats {
     pub connects: u64,
     /// Attempts to open one that failed.
     pub connect_failures: u64,
+    /// Those of them that failed because the server has as many connections as it takes.
+    pub too_many_connections: u64,
     /// Half of the connections were opened within this time.
     pub connect_p50: Duration,
     /// 99 % of the connections were opened within this time.

@@ -29,12 +29,16 @@ struct Inner<M: ManageConnection> {
     manager: M,
     /// Makes the manager's error ours.
     into_error: IntoError<M>,
+    doubt: Option<Doubt<M>>,
     clock: Clock,
     max_life: Option<Duration>,
     connected: AtomicU64,
     /// Connections of an earlier one do not stay.
     generation: AtomicU64,
 }
+
+/// Whether a connection has to be asked whether it works before it is lent.
+pub(super) type Doubt<M> = Box<dyn Fn(&<M as ManageConnection>::Connection) -> bool + Send + Sync>;
 
 /// What is done, and how it failed.
 pub(super) type IntoError<M> =
@@ -75,12 +79,14 @@ impl<M: ManageConnection> Tracking<M> {
     pub(super) fn new(
         manager: M,
         into_error: IntoError<M>,
+        doubt: Option<Doubt<M>>,
         clock: Clock,
         max_life: Option<Duration>,
     ) -> Self {
         Self(Arc::new(Inner {
             manager,
             into_error,
+            doubt,
             clock,
             max_life,
             connected: AtomicU64::new(0),
@@ -105,6 +111,12 @@ impl<M: ManageConnection> Tracking<M> {
         } else {
             None
         }
+    }
+
+    /// Whether it has to be asked, however recently it was used.
+    #[inline]
+    pub(super) fn is_doubtful(&self, tracked: &Tracked<M::Connection>) -> bool {
+        tracked.is_dirty || self.0.doubt.as_ref().is_some_and(|doubt| doubt(&tracked.connection))
     }
 
     /// Asks the server whether the connection works.

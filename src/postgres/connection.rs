@@ -172,6 +172,13 @@ impl PostgresConnection {
         self.0.is_over()
     }
 
+    /// Whether nothing that an earlier call or user has left is being undone any more. If it still is, the next call
+    /// waits for it, except on the driver's client.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.is_fit()
+    }
+
     /// Whether it will be reset when it is returned.
     #[must_use]
     pub fn is_dirty(&self) -> bool {

@@ -136,13 +136,14 @@ pub(super) type Parameters<'a> = &'a [&'a (dyn tokio_postgres::types::ToSql + Sy
 type Asked = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
 
 impl Line {
+    /// `born` is the generation of before the attempt: what was retired meanwhile may be where this one leads.
     pub(super) fn new(
         connected: Connected,
         settings: &Arc<Settings>,
         generation: &Arc<Generation>,
+        born: u64,
     ) -> Arc<Self> {
         let Connected { client, connection, canceller } = connected;
-        let born = generation.current();
         let going = Arc::clone(generation);
         let connection = tokio::spawn(async move {
             // A server that goes down says so to those who ask nothing, too.
@@ -280,7 +281,7 @@ impl Line {
         }
     }
 
-    fn is_fit(&self) -> bool {
+    pub(super) fn is_fit(&self) -> bool {
         *self.condition.borrow() == Condition::default()
     }
 

@@ -79,6 +79,8 @@ mod fence;
 mod generation;
 mod line;
 mod pool;
+#[cfg(feature = "pool")]
+mod pooled;
 mod query;
 mod schema;
 mod shared;

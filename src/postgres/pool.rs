@@ -31,7 +31,7 @@ const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 /// What the server takes of a name.
 const LONGEST_NAME: usize = 63;
 
-/// Makes connections for a pool: for `bb8::Pool` as it is, or for this crate's.
+/// Makes connections for a pool: for `bb8::Pool` as it is, or for this crate's, by its method `pool`.
 ///
 /// Over tokio-postgres itself, and not over `bb8-postgres`, whose manager lends the driver's bare client: it keeps no
 /// statements, does not see what a caller has left, and drops what a server says when it goes down.
@@ -368,8 +368,9 @@ impl ManageConnection for PostgresManager {
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if nothing listens there or the server is starting or stopping,
     /// and [`Refused`](crate::ErrorKind::Refused) for the rest, such as a database that is not there.
     async fn connect(&self) -> Result<PostgresConnection, Error> {
+        let born = self.generation.current();
         let connected = self.connector.connect().await.map_err(|fault| fault.during("connect"))?;
-        Ok(PostgresConnection(Line::new(connected, &self.settings, &self.generation)))
+        Ok(PostgresConnection(Line::new(connected, &self.settings, &self.generation, born)))
     }
 
     /// Waits until a reset or a cancellation is through, and asks the server whether it is there; for no longer than

@@ -1,0 +1,37 @@
+//! Connections in this crate's own pool.
+
+use super::{connection::PostgresConnection, pool::PostgresManager};
+use crate::pool::{Pool, PoolBuilder};
+
+impl PostgresManager {
+    /// Settings of a [`Pool`] of these connections. The name is in its errors, logs and metrics.
+    ///
+    /// The same as [`Pool::builder`], and one thing more: a connection on which something of the last caller is still
+    /// being undone is waited for before it is lent ([`test_if`](PoolBuilder::test_if)), so that whoever uses the
+    /// driver's client there is not struck by the cancellation of another's query.
+    ///
+    /// Errors go through as they are: a wrong password is an error of kind
+    /// [`Credentials`](crate::ErrorKind::Credentials) of [`get`](Pool::get), too. A server that has as many
+    /// connections as it takes makes an [`adaptive`](PoolBuilder::adaptive) pool give way. After a failover that one
+    /// connection has heard of, none of the others is lent any more, and idle ones are replaced within a second or two
+    /// of its return.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use mcp_perf::postgres::PostgresManager;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let manager = PostgresManager::builder("postgres://server@127.0.0.1/server")?.build()?;
+    /// let pool = manager.pool("registry").adaptive(2..=40).build()?;
+    ///
+    /// let mut connection = pool.get().await?;
+    /// let transaction = connection.transaction().await?;
+    /// transaction.execute_cached("update servers set seen = now() where id = $1", &[&7_i64]).await?;
+    /// transaction.commit().await?; // or it is rolled back
+    /// # Ok(()) }
+    /// ```
+    pub fn pool(&self, name: impl Into<String>) -> PoolBuilder<Self> {
+        Pool::builder(name, self.clone()).test_if(|connection: &PostgresConnection| !connection.is_ready())
+    }
+}
