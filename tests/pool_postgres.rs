@@ -28,7 +28,7 @@ use mcp_perf::{
         Class, Connection, Pool, PoolBuilder, Share, Sizing,
         sizing::{Decision, Reason, Sample},
     },
-    postgres::{PostgresConnection, PostgresManager},
+    postgres::{PostgresBudget, PostgresConnection, PostgresManager},
     testing::{FaultProxy, Weather},
 };
 use support::{postgres::PostgresServer, wait::until};
@@ -546,4 +546,66 @@ async fn two_servers_of_a_process_share_a_pool_and_neither_keeps_the_other_or_th
     let search = stats.classes.iter().find(|class| class.name == "search").unwrap();
     assert_eq!((search.in_use, stats.target), (22, 31));
     assert!(backends(&server) <= 31);
+}
+
+// A share of the server.
+
+#[tokio::test]
+async fn pool_that_borrows_from_a_stock_is_at_its_share_when_the_lease_is_lost() {
+    let server = PostgresServer::start();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()));
+    let proxy = FaultProxy::start(address).await.unwrap();
+    let url = format!("postgres://postgres@{}/postgres", proxy.address());
+    // The way to the leases only: the pool itself has no reason to complain.
+    let leases = PostgresManager::builder(&url).unwrap().connect_timeout(Duration::from_secs(2)).build();
+    let budget = PostgresBudget::builder(leases.unwrap(), "fleet").share(4).stock(16).build().unwrap();
+    let pool = builder(&server.url()).adaptive(2..=30).sizing(Greedy(2)).allowance(budget).build().unwrap();
+    assert_eq!(pool.stats().ceiling, 3);
+
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut callers = JoinSet::new();
+    for _ in 0..24 {
+        let (pool, is_over) = (pool.clone(), Arc::clone(&is_over));
+        callers.spawn(async move {
+            while !is_over.load(Ordering::Relaxed) {
+                let connection = get(&pool).await.unwrap();
+                connection.query_cached("select pg_sleep(0.02)", &[]).await.unwrap();
+            }
+        });
+    }
+    until("it has borrowed", async || (pool.stats().open > 6).then_some(())).await;
+    assert!(backends(&server) <= 3 + 16);
+
+    proxy.set(Weather::Refuse);
+    proxy.cut();
+    until("it is at its share", async || (pool.stats().open <= 3 && backends(&server) <= 3).then_some(()))
+        .await;
+    for _ in 0..20 {
+        assert!(pool.stats().open <= 3 && backends(&server) <= 3);
+        round(&pool, 4).await.unwrap();
+    }
+    proxy.set(Weather::Clear);
+    until("it has borrowed again", async || (pool.stats().open > 6).then_some(())).await;
+    is_over.store(true, Ordering::Relaxed);
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+}
+
+/// Wants as many as there are callers.
+struct Greedy(u32);
+
+impl Sizing for Greedy {
+    fn step(&mut self, sample: &Sample, _: Duration) -> Decision {
+        self.0 = (sample.in_use_max + sample.max_waiting).max(2);
+        Decision::new(self.0, Reason::Rule("greedy"))
+    }
+
+    fn target(&self) -> u32 {
+        self.0
+    }
+
+    fn proven(&self) -> u32 {
+        self.0
+    }
 }

@@ -11,6 +11,7 @@ use bb8::ManageConnection;
 use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{
+    allowance::{self, Allowance, Allowed},
     classes::Share,
     connect::Turnstile,
     front::Pool,
@@ -45,6 +46,7 @@ pub struct PoolBuilder<M: ManageConnection> {
     initial: Option<u32>,
     sizing: Option<Box<dyn Sizing>>,
     gain: Gain,
+    allowed: Option<Arc<Allowed>>,
     classes: Vec<(String, Share)>,
     system_reserve: u32,
     max_waiting: u32,
@@ -80,6 +82,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
             initial: None,
             sizing: None,
             gain: Gain::THROUGHPUT,
+            allowed: None,
             classes: Vec::new(),
             system_reserve: 0,
             max_waiting: 4_096,
@@ -135,6 +138,15 @@ impl<M: ManageConnection> PoolBuilder<M> {
     /// [`ThroughputVerified`] unless set.
     pub fn sizing(mut self, sizing: impl Sizing) -> Self {
         self.sizing = Some(Box::new(sizing));
+        self
+    }
+
+    /// What says how many connections the pool may have right now, for processes that share a server. Only for an
+    /// [`adaptive`](Self::adaptive) pool, whose ceiling comes down to it and goes up to it again within a second; what
+    /// is in use above it is closed when it is returned. The floor stands whatever is said, so it is to be no more than
+    /// what is always allowed.
+    pub fn allowance(mut self, allowance: impl Allowance) -> Self {
+        self.allowed = Some(Allowed::new(allowance));
         self
     }
 
@@ -278,12 +290,18 @@ impl<M: ManageConnection> PoolBuilder<M> {
             watch: Watch::default(),
             name: self.name.into(),
             settings,
+            allowed: self.allowed,
             clock: self.clock,
             runtime,
         });
         let pool: Weak<Shared<M>> = Arc::downgrade(&shared);
+        if let Some(allowed) = &shared.allowed {
+            shared.keep_to_allowance();
+            let task = shared.runtime.spawn(allowance::run(Weak::clone(&pool), Arc::clone(allowed)));
+            lock(&shared.watch.tasks).push(task.abort_handle());
+        }
         let task = shared.runtime.spawn(maintenance::run(pool, sizing));
-        *lock(&shared.watch.task) = Some(task.abort_handle());
+        lock(&shared.watch.tasks).push(task.abort_handle());
         shared.start(shared.supply.missing());
         Ok(Pool(shared))
     }
@@ -307,6 +325,9 @@ impl<M: ManageConnection> PoolBuilder<M> {
         if let Some(initial) = self.initial.filter(|initial| !(self.floor..=self.ceiling).contains(initial)) {
             let problem = format_args!("{initial} is not from {} to {}", self.floor, self.ceiling);
             return Err(Error::configuration("initial", problem));
+        }
+        if self.allowed.is_some() && self.mode != Mode::Adaptive {
+            return Err(Error::configuration("allowance", "only an adaptive pool can give way"));
         }
         if self.keep_open.is_some_and(|kept| kept > self.ceiling) {
             return Err(Error::configuration("keep_open", format_args!("is above {}", self.ceiling)));

@@ -126,7 +126,8 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// Has `connections` in use at most from now on, or from when enough of them were returned. In mode
-    /// [`adaptive`](PoolBuilder::adaptive) this holds until the next decision.
+    /// [`adaptive`](PoolBuilder::adaptive) this holds until the next decision, and never above what is
+    /// [allowed](PoolBuilder::allowance).
     ///
     /// # Errors
     ///
@@ -136,7 +137,7 @@ impl<M: ManageConnection> Pool<M> {
         if !(1..=ceiling).contains(&connections) {
             return Err(Error::configuration("target", format_args!("must be from 1 to {ceiling}")));
         }
-        self.0.gate.set_target(connections, self.0.clock.now());
+        self.0.gate.set_target(connections.min(self.0.ceiling()), self.0.clock.now());
         Ok(())
     }
 
@@ -165,6 +166,7 @@ impl<M: ManageConnection> Pool<M> {
             idle: count.idle,
             open: count.idle + count.out,
             target: level.target,
+            ceiling: shared.ceiling(),
             debt: level.in_use.saturating_sub(level.target),
             proven: match shared.watch.proven.load(Ordering::Relaxed) {
                 0 => level.target,

@@ -112,7 +112,9 @@ impl<M: ManageConnection> Drop for Connection<M> {
         if lease.has_permit {
             tracked.last_used = now;
             if tracked.ending.is_none() {
-                tracked.ending = lease.shared.tracking.examine(tracked, now);
+                let ending = lease.shared.tracking.examine(tracked, now);
+                let is_surplus = || lease.shared.watch.take_surplus().then_some(Ending::Surplus);
+                tracked.ending = ending.or_else(is_surplus);
             }
         }
         match tracked.ending {

@@ -17,7 +17,7 @@ use crate::clock::Instant;
 
 /// How often a pool looks at itself.
 pub(super) const TICK: Duration = Duration::from_secs(1);
-/// How many ticks lie between two looks at every idle connection, unless one was found broken.
+/// How many ticks lie between two looks at every idle connection, unless one was found broken or is one too many.
 const LOOK: u64 = 10;
 
 /// What is done with what a [`Sizing`] decides.
@@ -43,8 +43,10 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, mut sizing: 
         let Some(shared) = pool.upgrade() else { return };
         let now = shared.clock.now();
         shared.tell_leaks(now);
+        shared.keep_to_allowance();
+        let has_surplus = shared.watch.surplus.load(Ordering::Relaxed) > 0;
         let is_alarmed = shared.watch.is_alarmed.swap(false, Ordering::Relaxed);
-        if tick % LOOK == 0 || is_alarmed {
+        if tick % LOOK == 0 || has_surplus || is_alarmed {
             shared.look_at_idle(now).await;
         }
         shared.start(shared.supply.missing());
@@ -62,7 +64,7 @@ impl<M: ManageConnection> Shared<M> {
         let before = sizing.target();
         let decision = sizing.step(sample, age);
         self.watch.proven.store(sizing.proven(), Ordering::Relaxed);
-        let target = decision.target.clamp(self.settings.floor, self.settings.ceiling);
+        let target = decision.target.clamp(self.settings.floor, self.ceiling());
         if target != before {
             tracing::info!(
                 pool = &*self.name,
@@ -101,7 +103,7 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     /// Looks at every idle connection, and closes those that are broken, retired or outlived, and those that nobody
-    /// used for long unless they are kept open.
+    /// used for long unless they are kept open, and those that are too many by now.
     ///
     /// bb8 lends the one that was returned last, so what is idle for long is at the far end: all are taken, and put
     /// back in the same order. That takes microseconds, and no look at the network.
@@ -121,6 +123,7 @@ impl<M: ManageConnection> Shared<M> {
             let tracked: &mut Tracked<M::Connection> = &mut connection;
             let is_idle = self.settings.idle_timeout.is_some_and(|most| now.since(tracked.last_used) >= most);
             let ending = self.tracking.examine(tracked, now);
+            let ending = ending.or_else(|| self.watch.take_surplus().then_some(Ending::Surplus));
             let ending = ending.or((is_idle && surplus > 0).then_some(Ending::Idle));
             tracked.ending = ending;
             drop(connection);

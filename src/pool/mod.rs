@@ -51,6 +51,9 @@
 //! bounds; [`observe`](PoolBuilder::observe) only logs what it would do. Every change is an event of `tracing` with its
 //! reason and what it was decided on.
 //!
+//! Where several processes share a server, each may have a part of its connections: a constant one is the upper bound
+//! of the size, and one that changes is an [`Allowance`]. The arithmetic of sharing is in [`budget`].
+//!
 //! # Metrics
 //!
 //! [`Pool::stats`] is a snapshot. For an exporter the `metrics` recorder that is installed when the pool is built gets,
@@ -91,6 +94,7 @@
 //! # Ok(()) }
 //! ```
 
+mod allowance;
 pub mod budget;
 mod builder;
 mod classes;
@@ -112,6 +116,7 @@ mod supply;
 mod tracked;
 mod usage;
 
+pub use allowance::Allowance;
 pub use builder::PoolBuilder;
 pub use classes::{Class, Share};
 pub use front::Pool;

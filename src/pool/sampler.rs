@@ -63,7 +63,7 @@ impl Sampler {
             full_fraction: window.full_fraction,
             target: window.level.target,
             open: count.idle + count.out,
-            ceiling: None,
+            ceiling: shared.allowed.is_some().then(|| shared.ceiling()),
             timeouts: next.timeouts.saturating_sub(self.timeouts),
             connect_failures: next.connect_failures.saturating_sub(self.connect_failures),
             too_many_connections: next.too_many_connections.saturating_sub(self.too_many_connections),

@@ -13,6 +13,7 @@ use bb8::ManageConnection;
 use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{
+    allowance::Allowed,
     connect::{Change, Turnstile},
     gate::{Denied, Gate, Permit},
     guard::{Connection, Lease},
@@ -36,6 +37,8 @@ pub(super) struct Shared<M: ManageConnection> {
     pub(super) id: u64,
     pub(super) name: Box<str>,
     pub(super) settings: Settings,
+    /// What it may have where it shares the server.
+    pub(super) allowed: Option<Arc<Allowed>>,
     pub(super) clock: Clock,
     pub(super) runtime: Handle,
     pub(super) gate: Gate,
@@ -75,8 +78,10 @@ pub(super) struct Watch {
     pub(super) is_alarmed: AtomicBool,
     /// Thousandths.
     pub(super) utilisation: AtomicU32,
-    /// Ends the task with the pool.
-    pub(super) task: Mutex<Option<tokio::task::AbortHandle>>,
+    /// How many connections are open above what is allowed.
+    pub(super) surplus: AtomicU32,
+    /// Ends the tasks with the pool.
+    pub(super) tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
 /// What does not change in the life of a pool.
@@ -350,8 +355,6 @@ async fn yielded(error: Error) -> Error {
 
 impl<M: ManageConnection> Drop for Shared<M> {
     fn drop(&mut self) {
-        if let Some(task) = lock(&self.watch.task).take() {
-            task.abort();
-        }
+        lock(&self.watch.tasks).drain(..).for_each(|task| task.abort());
     }
 }

@@ -19,6 +19,9 @@ pub struct Stats {
     pub open: u32,
     /// How many connections may be in use.
     pub target: u32,
+    /// How many connections there may be at most right now: the upper bound of the size, or what an
+    /// [`Allowance`](super::Allowance) leaves of it.
+    pub ceiling: u32,
     /// Connections in use above the target, after it fell.
     pub debt: u32,
     /// How many connections were found to be worth it, by the [`Sizing`](super::Sizing); the target without one.
@@ -93,6 +96,8 @@ pub struct Closed {
     pub idle: u64,
     /// They were retired, or the pool was shut down.
     pub retired: u64,
+    /// There were more than were [allowed](super::Allowance) by then.
+    pub surplus: u64,
 }
 
 /// What one pool records. Times are counted here and for the `metrics` recorder that was installed when the pool was
@@ -106,7 +111,7 @@ pub(super) struct Recorded {
     pub(super) timeouts: Event,
     pub(super) overloads: Event,
     pub(super) leaks: Event,
-    closed: [Event; 5],
+    closed: [Event; 6],
     gauges: [metrics::Gauge; 5],
 }
 
@@ -146,7 +151,7 @@ impl Recorded {
             timeouts: event("mcp_perf_pool_timeouts_total"),
             overloads: event("mcp_perf_pool_overloads_total"),
             leaks: event("mcp_perf_pool_leaks_total"),
-            closed: ["broken", "invalid", "expired", "idle", "retired"].map(closed),
+            closed: ["broken", "invalid", "expired", "idle", "retired", "surplus"].map(closed),
             gauges: [
                 gauge("mcp_perf_pool_in_use"),
                 gauge("mcp_perf_pool_idle"),
@@ -162,8 +167,8 @@ impl Recorded {
     }
 
     pub(super) fn closed_so_far(&self) -> Closed {
-        let [broken, invalid, expired, idle, retired] = self.closed.each_ref().map(Event::sum);
-        Closed { broken, invalid, expired, idle, retired }
+        let [broken, invalid, expired, idle, retired, surplus] = self.closed.each_ref().map(Event::sum);
+        Closed { broken, invalid, expired, idle, retired, surplus }
     }
 
     /// In use, idle, open, target, waiting.

@@ -165,6 +165,11 @@ impl Supply {
         openers
     }
 
+    /// No more than so many are opened from now on.
+    pub(super) fn set_ceiling(&self, ceiling: u32) {
+        lock(&self.state).ceiling = ceiling;
+    }
+
     /// How many openers there should be more, by now.
     pub(super) fn missing(&self) -> Openers {
         lock(&self.state).missing()

@@ -73,6 +73,8 @@ pub(super) enum Ending {
     Idle,
     /// All connections of its time were retired, or the pool was shut down.
     Retired,
+    /// There are more than are allowed by now.
+    Surplus,
 }
 
 impl<M: ManageConnection> Tracking<M> {

@@ -1,7 +1,7 @@
 //! Connections in this crate's own pool.
 
-use super::{connection::PostgresConnection, pool::PostgresManager};
-use crate::pool::{Pool, PoolBuilder};
+use super::{budget::PostgresBudget, connection::PostgresConnection, pool::PostgresManager};
+use crate::pool::{Allowance, Pool, PoolBuilder};
 
 impl PostgresManager {
     /// Settings of a [`Pool`] of these connections. The name is in its errors, logs and metrics.
@@ -33,5 +33,29 @@ impl PostgresManager {
     /// ```
     pub fn pool(&self, name: impl Into<String>) -> PoolBuilder<Self> {
         Pool::builder(name, self.clone()).test_if(|connection: &PostgresConnection| !connection.is_ready())
+    }
+}
+
+/// The pool's ceiling is what the budget's is: the share, and what is leased. A lease that is lost leaves the share, and
+/// the pool is back at it within a second, but for what is in use.
+///
+/// ```no_run
+/// use mcp_perf::postgres::{PostgresBudget, PostgresManager};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+/// // Four processes of 8 and a stock of 48: 80 of the server's 97.
+/// let manager = PostgresManager::builder("postgres://server@127.0.0.1/server")?.build()?;
+/// let budget = PostgresBudget::builder(manager.clone(), "registry").share(8).stock(48).build()?;
+/// let pool = manager.pool("registry").adaptive(2..=40).allowance(budget).build()?;
+/// assert_eq!(pool.stats().ceiling, 7); // the share, less the budget's own connection
+/// # Ok(()) }
+/// ```
+impl Allowance for PostgresBudget {
+    fn ceiling(&self) -> u32 {
+        self.ceiling()
+    }
+
+    async fn want(&self, connections: u32) {
+        self.want(connections).await;
     }
 }

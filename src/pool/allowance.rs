@@ -1,0 +1,150 @@
+//! How many connections a pool may have where several processes share a server: asked now and then, and kept.
+//!
+//! What was allowed may be taken back at any time, so there are two rules. *Down at once, up when told*: every second
+//! the pool looks at what it may have, without asking anybody, and gives way within that second: nobody enters above
+//! it, nothing is opened above it, idle connections above it are closed, and those in use when they are returned. And
+//! *lower before it is given back*: before it asks for less, the pool keeps to that less itself, so that what another
+//! process is given meanwhile is free.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bb8::ManageConnection;
+
+use super::shared::{Shared, Watch};
+
+/// How often it is asked for what is wanted.
+const ASK: Duration = Duration::from_secs(5);
+
+/// What says how many connections a pool may have, where several processes share a server.
+///
+/// Given to [`PoolBuilder::allowance`](super::PoolBuilder::allowance), to one pool each: what is allowed is counted for it
+/// alone.
+pub trait Allowance: Send + Sync + 'static {
+    /// How many connections the pool may have right now, by what is known without asking. It is called every second
+    /// and from within other calls, and must not block. Where what was granted may be lost, as a lease whose session
+    /// has ended, it answers with what is left without.
+    fn ceiling(&self) -> u32;
+
+    /// Asks for so many, and gives back what is above. What came of it is in [`ceiling`](Self::ceiling).
+    ///
+    /// It is called every five seconds, and not again before it has ended. What is asked for is never less than what
+    /// is open or in use.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at any time, it leaves nothing granted that [`ceiling`](Self::ceiling) does not know of.
+    fn want(&self, connections: u32) -> impl Future<Output = ()> + Send;
+}
+
+/// The same for any, behind a pointer.
+trait Erased: Send + Sync {
+    fn ceiling(&self) -> u32;
+    fn want(&self, connections: u32) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+impl<A: Allowance> Erased for A {
+    fn ceiling(&self) -> u32 {
+        Allowance::ceiling(self)
+    }
+
+    fn want(&self, connections: u32) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(Allowance::want(self, connections))
+    }
+}
+
+/// What a pool is allowed, and keeps to.
+pub(super) struct Allowed {
+    by: Box<dyn Erased>,
+    /// What the pool keeps to while it asks for less.
+    held: AtomicU32,
+}
+
+impl Allowed {
+    pub(super) fn new(by: impl Allowance) -> Arc<Self> {
+        Arc::new(Self { by: Box::new(by), held: AtomicU32::new(u32::MAX) })
+    }
+
+    fn ceiling(&self) -> u32 {
+        self.by.ceiling().min(self.held.load(Ordering::Relaxed))
+    }
+}
+
+impl<M: ManageConnection> Shared<M> {
+    /// How many connections there may be right now. The floor stands whatever is said.
+    pub(super) fn ceiling(&self) -> u32 {
+        let (floor, ceiling) = (self.settings.floor, self.settings.ceiling);
+        self.allowed.as_ref().map_or(ceiling, |allowed| allowed.ceiling().clamp(floor, ceiling))
+    }
+
+    /// How many there are, or are about to be.
+    fn there(&self) -> u32 {
+        let (level, count) = (self.gate.level(), self.supply.count());
+        let open = count.idle + count.out + count.opening;
+        level.target.max(level.in_use).max(open).max(self.settings.floor)
+    }
+
+    /// How many to ask for: what there is, and a quarter more where that does not do.
+    fn wanted(&self) -> u32 {
+        let (level, ceiling, there) = (self.gate.level(), self.ceiling(), self.there());
+        if level.waiting == 0 {
+            return there;
+        }
+        // While callers wait nothing is given back: the sizing may be about to try it.
+        let more = if level.target >= ceiling { (ceiling / 4).max(1) } else { 0 };
+        there.max(ceiling).saturating_add(more).min(self.settings.ceiling)
+    }
+
+    /// Gives way to what is allowed by now, or makes use of it.
+    pub(super) fn keep_to_allowance(self: &Arc<Self>) {
+        if self.allowed.is_none() {
+            return;
+        }
+        let ceiling = self.ceiling();
+        self.supply.set_ceiling(ceiling);
+        if self.gate.level().target > ceiling {
+            self.gate.set_target(ceiling, self.clock.now());
+        }
+        let count = self.supply.count();
+        let surplus = (count.idle + count.out).saturating_sub(ceiling);
+        self.watch.surplus.store(surplus, Ordering::Relaxed);
+    }
+}
+
+impl Watch {
+    /// Whether this connection is one too many; if so it has to be closed.
+    #[inline]
+    pub(super) fn take_surplus(&self) -> bool {
+        let surplus = &self.surplus;
+        let fewer = |surplus: u32| surplus.checked_sub(1);
+        surplus.load(Ordering::Relaxed) > 0
+            && surplus.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
+    }
+}
+
+/// Asks for what is wanted, for as long as there is a pool, which it does not keep alive.
+pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc<Allowed>) {
+    loop {
+        let Some(shared) = pool.upgrade() else { return };
+        let wanted = shared.wanted();
+        allowed.held.store(wanted, Ordering::Relaxed);
+        shared.keep_to_allowance();
+        // What was begun before that counts, too; nothing more can be now.
+        let wanted = wanted.max(shared.there());
+        allowed.held.store(wanted, Ordering::Relaxed);
+        drop(shared);
+        allowed.by.want(wanted).await;
+        allowed.held.store(u32::MAX, Ordering::Relaxed);
+        let Some(shared) = pool.upgrade() else { return };
+        shared.keep_to_allowance();
+        drop(shared);
+        tokio::time::sleep(ASK).await;
+    }
+}

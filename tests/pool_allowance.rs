@@ -1,0 +1,279 @@
+//! What a pool may have of a server that it shares, and that it keeps to it, under paused time.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what is wrong by panicking"
+)]
+#![allow(clippy::future_not_send, reason = "a test awaits them where it is")]
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use mcp_perf::{
+    ErrorKind,
+    clock::Clock,
+    pool::{
+        Allowance, Connection, Pool, PoolBuilder, Sizing,
+        sizing::{Decision, Reason, Sample},
+    },
+    testing::{FakeServer, Usl},
+};
+use tokio::time::sleep;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLI: Duration = Duration::from_millis(1);
+
+/// Wants as many as there are callers, whatever they bring; what the pool allows of that is not its concern.
+struct Greedy(u32);
+
+impl Sizing for Greedy {
+    fn step(&mut self, sample: &Sample, _: Duration) -> Decision {
+        self.0 = (sample.in_use_max + sample.max_waiting).max(1);
+        Decision::new(self.0, Reason::Rule("greedy"))
+    }
+
+    fn target(&self) -> u32 {
+        self.0
+    }
+
+    fn proven(&self) -> u32 {
+        self.0
+    }
+}
+
+fn builder(server: &FakeServer) -> PoolBuilder<FakeServer> {
+    let builder = Pool::builder("test", server.clone()).clock(Clock::tokio()).connects(8, 1_000.0);
+    builder.adaptive(1..=20).initial(8).sizing(Greedy(8))
+}
+
+fn server() -> FakeServer {
+    FakeServer::new(Usl::new(0.1, 0.001)).connecting(5 * MILLI)
+}
+
+async fn fill(pool: &Pool<FakeServer>) -> Vec<Connection<FakeServer>> {
+    let mut all = Vec::new();
+    while let Some(connection) = pool.try_get().await.unwrap() {
+        all.push(connection);
+    }
+    all
+}
+
+/// Allows what it is told to.
+#[derive(Clone, Default)]
+struct Told {
+    ceiling: Arc<AtomicU32>,
+    wanted: Arc<Mutex<Vec<u32>>>,
+}
+
+impl Told {
+    fn of(ceiling: u32) -> Self {
+        let told = Self::default();
+        told.set(ceiling);
+        told
+    }
+
+    fn set(&self, ceiling: u32) {
+        self.ceiling.store(ceiling, Ordering::Relaxed);
+    }
+}
+
+impl Allowance for Told {
+    fn ceiling(&self) -> u32 {
+        self.ceiling.load(Ordering::Relaxed)
+    }
+
+    async fn want(&self, connections: u32) {
+        self.wanted.lock().unwrap().push(connections);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ceiling_that_falls_is_kept_to_and_nothing_is_taken_from_a_caller() {
+    let (server, told) = (server(), Told::of(8));
+    let pool = builder(&server).allowance(told.clone()).build().unwrap();
+    let mut held = fill(&pool).await;
+    assert_eq!((held.len(), pool.stats().ceiling), (8, 8));
+    told.set(3);
+    sleep(SECOND + 100 * MILLI).await;
+    let stats = pool.stats();
+    assert_eq!((stats.ceiling, stats.target, stats.debt, stats.open), (3, 3, 5, 8));
+    assert!(pool.try_get().await.unwrap().is_none());
+    // What is returned is one too many until there are as many as may be.
+    for open in (3..8).rev() {
+        drop(held.pop());
+        assert_eq!((pool.stats().open, pool.stats().closed.surplus), (open, u64::from(8 - open)));
+    }
+    drop(held);
+    assert_eq!((pool.stats().open, server.stats().open), (3, 3));
+    assert_eq!(fill(&pool).await.len(), 3);
+
+    // Idle ones go by themselves.
+    told.set(8);
+    pool.set_target(8).unwrap();
+    drop(fill(&pool).await);
+    assert_eq!(pool.stats().open, 8);
+    told.set(2);
+    sleep(SECOND + 100 * MILLI).await;
+    assert_eq!((pool.stats().open, server.stats().open), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn floor_stands_whatever_is_allowed() {
+    let (server, told) = (server(), Told::of(0));
+    let pool = builder(&server).allowance(told).build().unwrap();
+    assert_eq!((pool.stats().ceiling, fill(&pool).await.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_is_asked_for_while_callers_wait_and_less_when_it_is_not_in_use() {
+    let (server, told) = (server(), Told::of(8));
+    let idle = builder(&server).idle_timeout(30 * SECOND).allowance(told.clone());
+    let pool = idle.build().unwrap();
+    let last = || *told.wanted.lock().unwrap().last().unwrap();
+    let held = fill(&pool).await;
+    let waiter = tokio::spawn({
+        let pool = pool.clone();
+        async move { drop(pool.get().await) }
+    });
+    sleep(6 * SECOND).await;
+    assert_eq!(last(), 10, "a quarter more than the ceiling");
+    told.set(10);
+    sleep(2 * SECOND).await;
+    waiter.await.unwrap();
+    sleep(6 * SECOND).await;
+    assert!((8..=9).contains(&last()), "what is open: {}", last());
+    drop(held);
+    sleep(60 * SECOND).await;
+    assert_eq!(last(), 1, "the floor");
+}
+
+/// A stock that processes share, as a server would lease it: given out once.
+#[derive(Clone)]
+struct Stock(Arc<Mutex<u32>>);
+
+struct Leased {
+    stock: Stock,
+    leased: AtomicU32,
+    is_lost: Arc<AtomicBool>,
+}
+
+const SHARE: u32 = 3;
+
+impl Leased {
+    fn lose(&self) {
+        *self.stock.0.lock().unwrap() += self.leased.swap(0, Ordering::Relaxed);
+    }
+}
+
+impl Allowance for Leased {
+    fn ceiling(&self) -> u32 {
+        let is_lost = self.is_lost.load(Ordering::Relaxed);
+        SHARE + if is_lost { 0 } else { self.leased.load(Ordering::Relaxed) }
+    }
+
+    async fn want(&self, connections: u32) {
+        sleep(20 * MILLI).await; // the way there
+        if self.is_lost.load(Ordering::Relaxed) {
+            return self.lose();
+        }
+        let wanted = connections.saturating_sub(SHARE);
+        {
+            let mut stock = self.stock.0.lock().unwrap();
+            let leased = self.leased.load(Ordering::Relaxed);
+            let granted = wanted.min(leased + *stock);
+            *stock = *stock + leased - granted;
+            self.leased.store(granted, Ordering::Relaxed);
+        }
+        sleep(20 * MILLI).await; // and back
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pools_that_share_a_stock_are_never_above_it_however_their_loads_change() {
+    let (server, stock) = (server(), Stock(Arc::new(Mutex::new(10))));
+    let pool = || {
+        let leased = Leased { stock: stock.clone(), leased: AtomicU32::new(0), is_lost: Arc::default() };
+        let builder = builder(&server).idle_timeout(SECOND).initial(2).sizing(Greedy(2));
+        builder.timeout(3_600 * SECOND).allowance(leased).build().unwrap()
+    };
+    let pools = [pool(), pool()];
+    let callers = [Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0))];
+    for (pool, callers) in pools.iter().zip(&callers) {
+        for caller in 0..16 {
+            let (pool, callers) = (pool.clone(), Arc::clone(callers));
+            tokio::spawn(async move {
+                loop {
+                    if caller < callers.load(Ordering::Relaxed) {
+                        let mut connection = pool.get().await.unwrap();
+                        let _ = connection.query(50 * MILLI).await;
+                    } else {
+                        sleep(100 * MILLI).await;
+                    }
+                }
+            });
+        }
+    }
+    let mut most = [0; 2];
+    let mut random = fastrand::Rng::with_seed(3);
+    for _ in 0..20 {
+        for (callers, most) in callers.iter().zip(&mut most) {
+            let number = random.u32(0..16);
+            callers.store(number, Ordering::Relaxed);
+            *most = number.max(*most);
+        }
+        for _ in 0..100 {
+            sleep(300 * MILLI).await;
+            for (pool, most) in pools.iter().zip(&mut most) {
+                *most = pool.stats().open.max(*most);
+            }
+        }
+    }
+    assert!(server.stats().open_max <= 2 * SHARE + 10, "{}", server.stats().open_max);
+    assert!(most.iter().all(|most| *most > SHARE), "or nobody had a lease: {most:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pool_whose_lease_is_lost_is_at_its_share_and_comes_back_when_it_can_be_had() {
+    let (server, stock) = (server(), Stock(Arc::new(Mutex::new(10))));
+    let is_lost = Arc::<AtomicBool>::default();
+    let leased = Leased { stock: stock.clone(), leased: AtomicU32::new(0), is_lost: Arc::clone(&is_lost) };
+    let pool = builder(&server).timeout(3_600 * SECOND).allowance(leased).build().unwrap();
+    assert_eq!(pool.stats().ceiling, SHARE);
+    for _ in 0..16 {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            loop {
+                let mut connection = pool.get().await.unwrap();
+                let _ = connection.query(50 * MILLI).await;
+            }
+        });
+    }
+    sleep(120 * SECOND).await;
+    assert_eq!((pool.stats().ceiling, pool.stats().open), (13, 13));
+    is_lost.store(true, Ordering::Relaxed);
+    sleep(2 * SECOND).await;
+    for _ in 0..100 {
+        sleep(700 * MILLI).await;
+        let stats = pool.stats();
+        assert!(stats.open <= SHARE && server.stats().open <= SHARE && stats.in_use <= SHARE, "{stats:?}");
+    }
+    is_lost.store(false, Ordering::Relaxed);
+    sleep(120 * SECOND).await;
+    assert_eq!((pool.stats().ceiling, pool.stats().open), (13, 13));
+}
+
+#[tokio::test]
+async fn pool_that_cannot_give_way_is_not_built() {
+    for builder in [builder(&server()).size(4).initial(4), builder(&server()).observe(1..=4).initial(2)] {
+        let error = builder.allowance(Told::of(2)).build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        assert!(error.to_string().starts_with("allowance: "), "{error}");
+    }
+}
