@@ -11,3 +11,7 @@ pub mod request_flow {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[cfg(all(feature = "pool", feature = "postgres"))]
+#[doc = include_str!("tuning_a_pool.md")]
+pub mod tuning_a_pool {}
