@@ -59,7 +59,7 @@ impl Fault {
         }
     }
 
-    fn cause(&self) -> &'static str {
+    pub(super) fn cause(&self) -> &'static str {
         match self {
             Self::Full => "too many calls wait for it",
             Self::Lost(lost) => lost.cause(),

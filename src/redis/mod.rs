@@ -23,6 +23,7 @@ mod batch;
 mod bus;
 mod cache;
 mod connection;
+mod exclusive;
 mod fault;
 mod pool;
 #[cfg(feature = "redis-tls")]
@@ -31,6 +32,7 @@ mod wire;
 
 pub use bus::{RedisBus, RedisSubscription};
 pub use cache::RedisStore;
+pub use exclusive::{RedisConnection, RedisManager};
 #[cfg(feature = "test-util")]
 #[doc(hidden)]
 pub use wire::tokens;

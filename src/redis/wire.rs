@@ -131,6 +131,56 @@ impl fmt::Debug for Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
+/// How far into a buffer an answer of any shape goes, as it arrives: every byte is looked at once.
+#[derive(Debug)]
+pub(super) struct Extent {
+    /// What is known to be of it.
+    length: usize,
+    /// How many tokens of it are not there yet.
+    missing: usize,
+}
+
+impl Default for Extent {
+    fn default() -> Self {
+        Self { length: 0, missing: 1 }
+    }
+}
+
+impl Extent {
+    /// The length of the answer at the front of the buffer; `None` while it is not whole. Between two calls the buffer
+    /// only grows.
+    pub(super) fn of(&mut self, buffer: &[u8]) -> Result<Option<usize>, Malformed> {
+        while self.missing > 0 {
+            let rest = buffer.get(self.length..).unwrap_or_default();
+            let Some(end) = line_end(rest)? else { return Ok(None) };
+            let (kind, line) = rest[..end].split_first().ok_or(Malformed)?;
+            let mut length = end + 2;
+            match kind {
+                b'$' => {
+                    if let Ok(value) = usize::try_from(signed(line)?) {
+                        if value > LONGEST_VALUE {
+                            return Err(Malformed);
+                        }
+                        length += value + 2;
+                    }
+                }
+                b'*' => {
+                    let elements = usize::try_from(signed(line)?).unwrap_or(0);
+                    self.missing = self.missing.checked_add(elements).ok_or(Malformed)?;
+                }
+                b'+' | b'-' | b':' => {}
+                _ => return Err(Malformed),
+            }
+            if rest.len() < length {
+                return Ok(None);
+            }
+            self.length += length;
+            self.missing -= 1;
+        }
+        Ok(Some(self.length))
+    }
+}
+
 /// Takes the next token off the buffer; `None` while it is not whole.
 pub(super) fn next(buffer: &mut BytesMut) -> Result<Option<Token>, Malformed> {
     let Some(end) = line_end(buffer)? else { return Ok(None) };
@@ -286,6 +336,28 @@ mod tests {
                 read.push(token);
             }
             assert_eq!(read, expected, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn extent_of_an_answer_is_found_however_it_is_cut() {
+        let answers = [
+            &b"+OK\r\n"[..],
+            b"$-1\r\n",
+            b"*0\r\n",
+            b"*-1\r\n",
+            b"*2\r\n$3\r\na\r\n\r\n*2\r\n:1\r\n-ERR no\r\n",
+        ];
+        for answer in answers {
+            for cut in 0..answer.len() {
+                let mut extent = Extent::default();
+                assert_eq!(extent.of(&answer[..cut]), Ok(None), "cut at {cut}");
+                let next = [answer, b"+NEXT\r\n"].concat();
+                assert_eq!(extent.of(&next), Ok(Some(answer.len())), "cut at {cut}");
+            }
+        }
+        for wrong in [&b"!3\r\n"[..], b"*1\r\n%1\r\n", b"*9999999999999999999\r\n", b"$536870913\r\n"] {
+            assert_eq!(Extent::default().of(wrong), Err(Malformed));
         }
     }
 

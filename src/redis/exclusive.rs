@@ -1,0 +1,271 @@
+//! Connections that one caller has to itself, for a pool.
+//!
+//! The connections of a cache carry the calls of many callers at once, and a command that waits on the server, as
+//! `BLPOP`, would hold up all of them. For such commands a pool lends connections, and then what one caller leaves is a
+//! danger to the next: a command whose caller has gone still waits on the server, takes an element that nobody will see,
+//! and its answer is read as that of the next command. So a connection knows whether it is at rest: it counts as broken
+//! from the moment a command is sent until its answer is read to the end, and one that is returned meanwhile is closed,
+//! which ends the command on the server, too.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Waker},
+};
+
+use ::redis::{Arg, Cmd, FromRedisValue, Value, parse_redis_value};
+use bb8::ManageConnection;
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
+
+use super::{
+    address::Address,
+    connection::Stream,
+    fault::{Fault, Lost},
+    wire::Extent,
+};
+use crate::{Error, ErrorKind};
+
+/// Commands that change what a connection is to the server. `CLIENT` is looked at more closely.
+const CHANGING: [&str; 18] = [
+    "ASKING",
+    "AUTH",
+    "HELLO",
+    "MONITOR",
+    "MULTI",
+    "PSUBSCRIBE",
+    "PSYNC",
+    "QUIT",
+    "READONLY",
+    "READWRITE",
+    "REPLCONF",
+    "RESET",
+    "SCRIPT",
+    "SELECT",
+    "SSUBSCRIBE",
+    "SUBSCRIBE",
+    "SYNC",
+    "WATCH",
+];
+/// What of `CLIENT` changes nothing of the connection itself.
+const UNCHANGING: [&str; 7] = ["GETNAME", "ID", "INFO", "KILL", "LIST", "TRACKINGINFO", "UNBLOCK"];
+
+/// Makes connections to Redis for a pool, of which each caller has one to itself: for commands that wait, as `BLPOP`,
+/// `BLMOVE` and `XREAD BLOCK`. For all others one connection that everybody shares is faster.
+///
+/// It is a [`bb8::ManageConnection`], for bb8's own pool and for this crate's.
+///
+/// - A connection is closed instead of lent again if a call on it failed or was dropped before its end, if the server has
+///   closed it or sent what nobody asked for, and if a command changed what it is (`SELECT`, `MULTI`, `WATCH`,
+///   `SUBSCRIBE`, `CLIENT REPLY` and their like).
+/// - On checkout `is_valid` asks the server by `PING`.
+///
+/// # Examples
+///
+/// ```no_run
+/// use mcp_perf::redis::RedisManager;
+/// use redis::Cmd;
+///
+/// # #[cfg(feature = "pool")]
+/// # async fn work() -> Result<(), mcp_perf::Error> {
+/// use mcp_perf::pool::Pool;
+///
+/// let pool = Pool::builder("queue", RedisManager::new("redis://127.0.0.1:6379")?).size(4).build()?;
+/// let mut connection = pool.get().await?;
+/// // Dropped while it waits, it takes nothing from the queue.
+/// let job: Option<(String, String)> = connection.query(&Cmd::blpop("jobs", 5.0)).await?;
+/// # let _ = job; Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct RedisManager(Address);
+
+/// A connection to Redis that one caller has to itself, made by a [`RedisManager`].
+pub struct RedisConnection {
+    stream: Box<dyn Stream>,
+    incoming: BytesMut,
+    /// A command was sent whose answer was not read to its end.
+    is_owed: bool,
+    has_changed: bool,
+}
+
+impl RedisManager {
+    /// Connections to `redis://[user:password@]host[:port][/database]`, `rediss://` or `unix:///path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form. It is not quoted, since it may hold a
+    /// password.
+    pub fn new(url: &str) -> Result<Self, Error> {
+        Ok(Self(Address::parse(url)?))
+    }
+
+    /// Whom to trust with `rediss://`: the certificates in this PEM, and no others. Unless set, the authorities that
+    /// the system trusts.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
+    #[cfg(feature = "redis-tls")]
+    pub fn certificate_authority(self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
+        Ok(Self(self.0.trusting(pem.as_ref())?))
+    }
+}
+
+impl ManageConnection for RedisManager {
+    type Connection = RedisConnection;
+    type Error = Error;
+
+    /// Makes a connection, within two seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`Credentials`](ErrorKind::Credentials), [`TooManyConnections`](ErrorKind::TooManyConnections),
+    /// [`TimedOut`](ErrorKind::TimedOut), [`Unavailable`](ErrorKind::Unavailable) if nothing answers there or the
+    /// server is starting, and [`Refused`](ErrorKind::Refused) for the rest.
+    async fn connect(&self) -> Result<RedisConnection, Error> {
+        let stream = self.0.open().await.map_err(not_connected)?;
+        Ok(RedisConnection { stream, incoming: BytesMut::new(), is_owed: false, has_changed: false })
+    }
+
+    /// Asks the server whether it is there.
+    async fn is_valid(&self, connection: &mut RedisConnection) -> Result<(), Error> {
+        connection.query(&::redis::cmd("PING")).await
+    }
+
+    /// Whether a call on it failed or was left, it was changed, or the server has closed it.
+    fn has_broken(&self, connection: &mut RedisConnection) -> bool {
+        connection.is_over()
+    }
+}
+
+impl RedisConnection {
+    /// Sends a command and waits for its answer, for as long as that takes.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`](ErrorKind::Refused) if the server refused, with its own words as the source, or answered with
+    /// something else than a `T`: the connection is as good as before. [`Disconnected`](ErrorKind::Disconnected) if the
+    /// connection broke or was given up before: whether the command was carried out is not known.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before its end it leaves a connection that answers no more, and that the pool closes when it is returned.
+    /// The server notices that the connection is closed and does not carry out a command that was still waiting.
+    pub async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, Error> {
+        if self.is_owed {
+            return Err(Error::new(ErrorKind::Disconnected, "redis: the connection was given up"));
+        }
+        self.has_changed |= is_changing(command);
+        // Until the answer is here. Whoever leaves meanwhile leaves it so.
+        self.is_owed = true;
+        let answer = self.exchange(&command.get_packed_command()).await.map_err(not_answered)?;
+        self.is_owed = false;
+        let wrong = |error| Error::refused("redis answered with another type than was asked for", error);
+        match answer {
+            Value::ServerError(refusal) => Err(refused(::redis::RedisError::from(refusal))),
+            answer => T::from_redis_value(answer).map_err(wrong),
+        }
+    }
+
+    /// Whether nobody should use it any more.
+    #[must_use]
+    pub fn is_over(&mut self) -> bool {
+        self.is_owed || self.has_changed || self.has_heard()
+    }
+
+    async fn exchange(&mut self, command: &[u8]) -> Result<Value, Fault> {
+        self.stream.write_all(command).await?;
+        self.stream.flush().await?;
+        let mut extent = Extent::default();
+        loop {
+            if let Some(length) = extent.of(&self.incoming)? {
+                let answer = self.incoming.split_to(length);
+                return parse_redis_value(&answer).map_err(|_| Fault::Lost(Lost::NotRedis));
+            }
+            if self.stream.read_buf(&mut self.incoming).await? == 0 {
+                return Err(Fault::Lost(Lost::Closed));
+            }
+        }
+    }
+
+    /// Whether there is an end, or anything else that is no answer. Nothing is waited for.
+    fn has_heard(&mut self) -> bool {
+        let mut unheard = [0; 1];
+        let mut context = Context::from_waker(Waker::noop());
+        let heard = Pin::new(&mut *self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut unheard));
+        let has_heard = !self.incoming.is_empty() || heard.is_ready();
+        self.is_owed |= has_heard;
+        has_heard
+    }
+}
+
+/// Whether a command leaves the connection another one than it was.
+fn is_changing(command: &Cmd) -> bool {
+    let mut words = command.args_iter().map(|word| match word {
+        Arg::Simple(word) => word,
+        _ => b"",
+    });
+    let (name, next) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let is_in =
+        |list: &[&str], word: &[u8]| list.iter().any(|other| other.as_bytes().eq_ignore_ascii_case(word));
+    if name.eq_ignore_ascii_case(b"CLIENT") { !is_in(&UNCHANGING, &next) } else { is_in(&CHANGING, &name) }
+}
+
+fn refused(refusal: ::redis::RedisError) -> Error {
+    // Its first word only: the rest, which may quote what was asked for, is the source's.
+    let code = refusal.code().unwrap_or_default().to_owned();
+    match code.as_str() {
+        "BUSY" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "MOVED" | "READONLY" => {
+            Error::unavailable(format!("redis cannot answer now (query): {code}"), refusal)
+        }
+        _ => Error::refused(format!("redis refused (query): {code}"), refusal),
+    }
+}
+
+fn not_answered(fault: Fault) -> Error {
+    Error::with_source(
+        ErrorKind::Disconnected,
+        format!("redis: the connection was lost (query): {}", fault.cause()),
+        fault,
+    )
+}
+
+fn not_connected(fault: Fault) -> Error {
+    let kind = match &fault {
+        Fault::Refused(refusal) if refusal.line().starts_with("ERR max number of clients") => {
+            ErrorKind::TooManyConnections
+        }
+        Fault::Refused(refusal) => match refusal.code() {
+            "NOAUTH" | "WRONGPASS" => ErrorKind::Credentials,
+            // A password where none is set, or the wrong one for a server before version 6.
+            _ if refusal.line().starts_with("ERR AUTH") => ErrorKind::Credentials,
+            _ => return fault.during("connect"),
+        },
+        Fault::Lost(Lost::TimedOut) => ErrorKind::TimedOut,
+        Fault::Full | Fault::Lost(_) => return fault.during("connect"),
+    };
+    Error::with_source(kind, format!("redis: no connection: {}", fault.cause()), fault)
+}
+
+impl fmt::Debug for RedisConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConnection").field("is_owed", &self.is_owed).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::redis::cmd;
+
+    use super::*;
+
+    #[test]
+    fn commands_that_change_a_connection_are_known_however_they_are_written() {
+        for changing in [cmd("select"), cmd("MULTI"), cmd("Watch"), cmd("CLIENT").arg("reply").clone()] {
+            assert!(is_changing(&changing));
+        }
+        for harmless in [Cmd::new(), cmd("BLPOP"), cmd("CLIENT").arg("id").clone(), Cmd::get("select")] {
+            assert!(!is_changing(&harmless));
+        }
+    }
+}
