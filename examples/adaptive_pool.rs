@@ -4,6 +4,8 @@
 //! second what the pool does, with every decision and its reason. It reads and changes nothing in the database. The
 //! argument is how many seconds it runs: 24 unless given.
 
+#![expect(clippy::disallowed_methods, reason = "its stopwatch is not the clock of the thing it measures")]
+
 use std::{
     env,
     sync::{

@@ -208,7 +208,7 @@ fn is_changing(command: &Cmd) -> bool {
     let (name, next) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let is_in =
         |list: &[&str], word: &[u8]| list.iter().any(|other| other.as_bytes().eq_ignore_ascii_case(word));
-    if name.eq_ignore_ascii_case(b"CLIENT") { !is_in(&UNCHANGING, &next) } else { is_in(&CHANGING, &name) }
+    if name.eq_ignore_ascii_case(b"CLIENT") { !is_in(&UNCHANGING, next) } else { is_in(&CHANGING, name) }
 }
 
 fn refused(refusal: ::redis::RedisError) -> Error {
