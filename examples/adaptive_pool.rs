@@ -2,7 +2,7 @@
 //
 //! A pool that finds its own size, live: callers who come back at once, of whom half leave after a while, and each
 //! second what the pool does, with every decision and its reason. It reads and changes nothing in the database. The
-//! argument is how many seconds it runs: 24 unless given.
+//! argument is how many seconds it runs: 30 unless given.
 
 #![expect(clippy::disallowed_methods, reason = "its stopwatch is not the clock of the thing it measures")]
 
@@ -29,7 +29,7 @@ const FLOOR: u32 = 2;
 const CEILING: u32 = 24;
 const CALLERS: usize = 32;
 /// Some work for a processor, and a moment of waiting for something else, as a disk.
-const QUERY: &str = "select sum(i * i), pg_sleep(0.002) from generate_series(1, 2000) as i";
+const QUERY: &str = "select sum(i * i), pg_sleep(0.002) from generate_series(1, 10000) as i";
 const HOW_TO_START_ONE: &str = "\
 DATABASE_URL is not set. With Docker, a database of its own for this:
 
@@ -82,7 +82,7 @@ async fn main() -> Result<(), Error> {
         println!("{HOW_TO_START_ONE}");
         return Ok(());
     };
-    let seconds = env::args().nth(1).and_then(|seconds| seconds.parse().ok()).unwrap_or(24_u32);
+    let seconds = env::args().nth(1).and_then(|seconds| seconds.parse().ok()).unwrap_or(30_u32);
     let sizing = ThroughputVerified::new(Bounds::new(FLOOR, CEILING)?, FLOOR);
     let manager = PostgresManager::builder(&url)?.application_name("adaptive_pool").build()?;
     let pool = manager

@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use bb8::ManageConnection as _;
 use mcp_perf::{
     Error, ErrorKind,
     pool::{
@@ -189,12 +190,17 @@ async fn time_out_at_a_full_server_names_it_as_the_cause() {
     let url = format!("postgres://server@127.0.0.1:{}/postgres", server.port());
     let pool = builder(&url).size(4).timeout(Duration::from_millis(500)).build().unwrap();
     let mut held = Vec::new();
-    let error = loop {
-        match get(&pool).await {
-            Ok(connection) => held.push(connection),
-            Err(error) => break error,
+    let filling = async {
+        loop {
+            match get(&pool).await {
+                Ok(connection) => held.push(connection),
+                // While nobody has one that may come back, callers are told at once.
+                Err(error) if held.is_empty() => assert_eq!(error.kind(), ErrorKind::TooManyConnections),
+                Err(error) => return error,
+            }
         }
     };
+    let error = timeout(GENEROUS, filling).await.expect("no more are to be had");
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     let cause = error.downcast_source::<Error>().unwrap();
     assert_eq!(cause.kind(), ErrorKind::TooManyConnections);
@@ -360,6 +366,16 @@ async fn failover_that_one_connection_notices_retires_all_and_idle_ones_need_not
         assert!(!before.contains(&process(connection).await));
     }
     assert_eq!(pool.stats().closed.broken, 4);
+}
+
+#[tokio::test]
+async fn connection_that_was_being_made_when_all_were_retired_is_not_lent() {
+    let server = PostgresServer::start();
+    let manager = manager(&server.url());
+    // The first is asked first, and cannot be there at once.
+    let (connection, ()) = tokio::join!(manager.connect(), async { manager.retire_all() });
+    assert!(connection.unwrap().is_over(), "it may lead to the server that was left");
+    assert!(!manager.connect().await.unwrap().is_over());
 }
 
 /// Every caller of a round is served.

@@ -149,7 +149,10 @@ impl<M: ManageConnection> Shared<M> {
 mod tests {
     use std::{
         io,
-        sync::{Mutex, PoisonError},
+        sync::{
+            Mutex, PoisonError,
+            atomic::{AtomicBool, AtomicU32},
+        },
     };
 
     use super::{
@@ -159,7 +162,10 @@ mod tests {
         },
         *,
     };
-    use crate::clock::Clock;
+    use crate::{
+        clock::Clock,
+        testing::{FakeServer, Usl},
+    };
 
     struct Echo;
 
@@ -261,5 +267,55 @@ mod tests {
         }
         let (_, quiet) = told.last().unwrap();
         assert_eq!((quiet.completed, quiet.in_use_max, quiet.was_full, quiet.max_waiting), (0, 0, false, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_one_broke_the_idle_ones_are_looked_at_within_a_second_and_replaced() {
+        let server = FakeServer::new(Usl::new(0.1, 0.001));
+        let pool = Pool::builder("test", server.clone()).clock(Clock::tokio()).connects(4, 1_000.0);
+        let pool = pool.size(4).build().unwrap();
+        tokio::time::sleep(TICK / 10).await;
+        let lent = pool.get().await.unwrap();
+        server.restart(Duration::ZERO);
+        tokio::time::sleep(TICK).await;
+        assert_eq!(pool.stats().closed.broken, 0, "nobody has noticed");
+        drop(lent);
+        tokio::time::sleep(TICK).await;
+        assert_eq!((pool.stats().closed.broken, pool.stats().open, pool.stats().connects), (4, 4, 8));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connection_in_doubt_is_asked_before_it_is_lent_and_others_are_not() {
+        let in_doubt = Arc::new(AtomicBool::new(false));
+        let asked = Arc::new(AtomicU32::new(0));
+        let pool = Pool::builder("test", Asked(Arc::clone(&asked))).clock(Clock::tokio()).size(1);
+        let doubt = Arc::clone(&in_doubt);
+        let pool = pool.test_if(move |()| doubt.load(Ordering::Relaxed)).build().unwrap();
+        for (is_in_doubt, so_far) in [(false, 0), (true, 1), (true, 2), (false, 2)] {
+            in_doubt.store(is_in_doubt, Ordering::Relaxed);
+            drop(pool.get().await.unwrap());
+            assert_eq!(asked.load(Ordering::Relaxed), so_far);
+        }
+    }
+
+    /// Counts how often it is asked whether a connection works.
+    struct Asked(Arc<AtomicU32>);
+
+    impl ManageConnection for Asked {
+        type Connection = ();
+        type Error = io::Error;
+
+        async fn connect(&self) -> Result<(), io::Error> {
+            Ok(())
+        }
+
+        async fn is_valid(&self, (): &mut ()) -> Result<(), io::Error> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn has_broken(&self, (): &mut ()) -> bool {
+            false
+        }
     }
 }
