@@ -10,7 +10,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -152,6 +152,41 @@ async fn more_is_asked_for_while_callers_wait_and_less_when_it_is_not_in_use() {
     drop(held);
     sleep(60 * SECOND).await;
     assert_eq!(last(), 1, "the floor");
+}
+
+/// Allows ten, and looks at what the pool keeps to while it is asked for something.
+#[derive(Clone, Default)]
+struct Watching {
+    pool: Arc<OnceLock<Pool<FakeServer>>>,
+    /// What was asked for, and the pool's ceiling meanwhile.
+    seen: Arc<Mutex<Vec<(u32, u32)>>>,
+}
+
+impl Allowance for Watching {
+    fn ceiling(&self) -> u32 {
+        10
+    }
+
+    async fn want(&self, connections: u32) {
+        sleep(100 * MILLI).await;
+        if let Some(pool) = self.pool.get() {
+            self.seen.lock().unwrap().push((connections, pool.stats().ceiling));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_back_is_not_used_any_more_while_it_is_given_back() {
+    let (server, watching) = (server(), Watching::default());
+    let pool = builder(&server).idle_timeout(3 * SECOND).allowance(watching.clone()).build().unwrap();
+    watching.pool.set(pool.clone()).unwrap();
+    assert_eq!(fill(&pool).await.len(), 8);
+    sleep(60 * SECOND).await;
+    let seen = watching.seen.lock().unwrap();
+    assert_eq!(seen.first(), Some(&(8, 8)));
+    assert_eq!(seen.last(), Some(&(1, 1)));
+    assert!(seen.iter().all(|(wanted, ceiling)| ceiling <= wanted), "{seen:?}");
+    assert_eq!(pool.stats().ceiling, 10, "and then what there is may be used");
 }
 
 /// A stock that processes share, as a server would lease it: given out once.
