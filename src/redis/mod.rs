@@ -17,6 +17,9 @@
 //! let cache: Cache<String> = Cache::builder("answers").remote(store).build().await?;
 //! # Ok(()) }
 //! ```
+//!
+//! Commands that wait on the server, as `BLPOP`, have no place there. For those [`RedisManager`] makes connections that a
+//! pool lends to one caller at a time.
 
 mod address;
 mod batch;

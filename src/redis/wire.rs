@@ -168,11 +168,15 @@ impl Extent {
                     let elements = usize::try_from(signed(line)?).unwrap_or(0);
                     self.missing = self.missing.checked_add(elements).ok_or(Malformed)?;
                 }
-                b'+' | b'-' | b':' => {}
+                b':' => {
+                    signed(line)?;
+                }
+                b'+' | b'-' => {}
                 _ => return Err(Malformed),
             }
-            if rest.len() < length {
-                return Ok(None);
+            let Some(token) = rest.get(..length) else { return Ok(None) };
+            if !token.ends_with(b"\r\n") {
+                return Err(Malformed);
             }
             self.length += length;
             self.missing -= 1;
@@ -386,6 +390,9 @@ mod tests {
             let bytes: Vec<u8> =
                 (0..length).map(|_| *random.choice(b"$*+-:0123456789\r\na").unwrap_or(&0)).collect();
             let _ = tokens(&bytes);
+            if let Ok(Some(length)) = Extent::default().of(&bytes) {
+                assert!(tokens(&bytes[..length]).is_ok() && length <= bytes.len());
+            }
             let _ = missing(&bytes);
         }
     }
