@@ -350,10 +350,12 @@ async fn purge_waits_for_nobody_and_leaves_what_is_locked() {
     tokio::spawn(connection);
     let transaction = client.transaction().await.unwrap();
     transaction.execute("select from mcp_perf_entries where name = 'locked' for update", &[]).await.unwrap();
-    assert_eq!(store.purge().await.unwrap(), 1);
+    // The store purges by itself, too, and may have been earlier: what counts is what is left.
+    assert!(store.purge().await.unwrap() <= 1);
     assert_eq!(names(&server, "entries"), ["locked"]);
     transaction.rollback().await.unwrap();
-    assert_eq!(store.purge().await.unwrap(), 1);
+    assert!(store.purge().await.unwrap() <= 1);
+    until("the entry is gone", async || names(&server, "entries").is_empty().then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
