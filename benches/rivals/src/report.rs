@@ -1,8 +1,8 @@
 //! The lines that the figures are read from.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::measure::{Pair, Rounds, Side, rounds};
 
@@ -25,6 +25,8 @@ enum Unit {
 enum Bar {
     AtLeast(f64),
     AtMost(f64),
+    /// In units: ours may be this much more.
+    MoreAtMost(f64),
 }
 
 impl<'a> Comparison<'a> {
@@ -55,10 +57,23 @@ impl<'a> Comparison<'a> {
         self
     }
 
+    /// Wants ours to cost at most this much more: for what is added to something very small.
+    pub fn at_most_more(mut self, cost: Duration) -> Self {
+        self.bar = Some(Bar::MoreAtMost(self.unit.of(cost.as_secs_f64())));
+        self
+    }
+
     /// Runs the rounds and prints the line.
     pub fn run(self, plan: Rounds, ours: &mut Side<'_>, rival: &mut Side<'_>) -> Result<()> {
         eprintln!("{}: {} rounds of 2 x {:?}", self.name, plan.count, plan.slice);
         let pairs = rounds(plan, ours, rival).with_context(|| self.name.to_owned())?;
+        self.of(pairs)
+    }
+
+    /// Prints the line of rounds that were run elsewhere.
+    pub fn of(self, mut pairs: Vec<Pair>) -> Result<()> {
+        ensure!(!pairs.is_empty(), "{}: no rounds", self.name);
+        pairs.sort_by(|one, two| one.ratio().total_cmp(&two.ratio()));
         self.describe(&pairs);
         let median = pairs[pairs.len() / 2];
         let (ours, rival) = (self.unit.of(median.ours), self.unit.of(median.rival));
@@ -93,14 +108,14 @@ pub fn print_loads(name: &str, ours: u64, (rival, theirs): (&str, u64), at_most:
     let ratio = ours as f64 / theirs as f64;
     println!(
         "ratio {name} ours={ours}loads {rival}={theirs}loads ratio={ratio:.3} {}",
-        Bar::AtMost(at_most).judge(ratio)
+        judged("<=", at_most, ratio <= at_most)
     );
 }
 
 fn print(name: &str, (ours, rival, theirs): (f64, &str, f64), unit: Unit, bar: Option<Bar>) {
     let digits = unit.digits();
     let ratio = ours / theirs;
-    let verdict = bar.map(|bar| format!(" {}", bar.judge(ratio))).unwrap_or_default();
+    let verdict = bar.map(|bar| format!(" {}", bar.judge(ours, theirs, unit))).unwrap_or_default();
     println!(
         "ratio {name} ours={ours:.digits$}{unit} {rival}={theirs:.digits$}{unit} ratio={ratio:.3}{verdict}"
     );
@@ -134,11 +149,21 @@ impl fmt::Display for Unit {
 }
 
 impl Bar {
-    fn judge(self, ratio: f64) -> String {
-        let (sign, bar, met) = match self {
-            Self::AtLeast(bar) => (">=", bar, ratio >= bar),
-            Self::AtMost(bar) => ("<=", bar, ratio <= bar),
-        };
-        format!("bar{sign}{bar} {}", if met { "met" } else { "missed" })
+    fn judge(self, ours: f64, theirs: f64, unit: Unit) -> String {
+        let ratio = ours / theirs;
+        match self {
+            Self::AtLeast(bar) => judged(">=", bar, ratio >= bar),
+            Self::AtMost(bar) => judged("<=", bar, ratio <= bar),
+            Self::MoreAtMost(bar) => {
+                let more = ours - theirs;
+                let verdict = judged("<=", format_args!("{bar}{unit}"), more <= bar);
+                format!("more={more:.*}{unit} {verdict}", unit.digits())
+            }
+        }
     }
+}
+
+/// How a line ends that has a bar.
+pub fn judged(sign: &str, bar: impl fmt::Display, is_met: bool) -> String {
+    format!("bar{sign}{bar} {}", if is_met { "met" } else { "missed" })
 }

@@ -1,0 +1,194 @@
+//! P3: every backend is killed, the server is restarted without a word, and one caller in ten goes away in the middle.
+//!
+//! Eight connections, 32 callers. A call sees whose session it got, marks it as its own within a transaction, updates a
+//! row and commits. The mark is gone when the transaction is: whoever finds one has somebody else's transaction, and
+//! so has whoever is told that the transaction has failed before he began one.
+//!
+//! Afterwards all eight have to be there for one who asks for all of them: what is missing has leaked. A pool has
+//! recovered when within half a second nine tenths of what was done before are done again.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_postgres::error::SqlState;
+
+use super::{
+    Effort,
+    peers::{self, Peer, Session},
+    site::{Placement, Site, TIMEOUT},
+    work::Sql,
+};
+use crate::{figure::Figure, measure::Stopwatch};
+
+const SIZE: u32 = 8;
+const CALLERS: u64 = 32;
+/// One call in so many is given up, after less than so many microseconds.
+const CANCELLED: u32 = 10;
+const PATIENCE: u64 = 5_000;
+const AFTER_FAILURE: Duration = Duration::from_millis(10);
+const WINDOW: Duration = Duration::from_millis(500);
+const RECOVERED: f64 = 0.9;
+/// In milliseconds.
+const RECOVERY: f64 = 5_000.0;
+const KILL: &str = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+    where backend_type = 'client backend' and pid <> pg_backend_pid()";
+
+struct Phases {
+    before: Duration,
+    /// How long a recovery is waited for.
+    after: Duration,
+}
+
+/// What the callers came to so far.
+#[derive(Default)]
+struct Watch {
+    done: AtomicU64,
+    failed: AtomicU64,
+    cancelled: AtomicU64,
+    wrong: AtomicU64,
+    is_over: AtomicBool,
+}
+
+/// The whole of it. Times are in seconds.
+struct Outcome {
+    /// What is done in a second while nothing happens.
+    rate: f64,
+    after_kill: f64,
+    after_restart: f64,
+    failed: u64,
+    wrong: u64,
+    leaked: u64,
+}
+
+pub(super) fn run(effort: Effort) -> Result<()> {
+    let phases = Phases {
+        before: effort.pick(Duration::from_secs(20), Duration::from_secs(3)),
+        after: effort.pick(Duration::from_secs(60), Duration::from_secs(10)),
+    };
+    let ours = disturb("ours", &phases, async |url: &str| Ok(peers::ours(url)?.size(SIZE).build()?))?;
+    let bb8 = disturb("bb8", &phases, async |url: &str| peers::bb8(url, SIZE).await)?;
+    let deadpool = disturb("deadpool", &phases, async |url: &str| peers::deadpool(url, SIZE))?;
+
+    let count = |name: &str, count: fn(&Outcome) -> u64| {
+        Figure::count(name, count(&ours))
+            .rival("bb8", count(&bb8) as f64)
+            .rival("deadpool", count(&deadpool) as f64)
+    };
+    count("pool.p3.leaked_permits", |outcome| outcome.leaked).at_most(0.0).print();
+    count("pool.p3.wrong_state_borrows", |outcome| outcome.wrong).at_most(0.0).print();
+    count("pool.p3.failed_calls", |outcome| outcome.failed).print();
+    count("pool.p3.calls_per_second", |outcome| outcome.rate as u64).print();
+    let time = |name: &str, time: fn(&Outcome) -> f64| {
+        Figure::milliseconds(name, time(&ours)).rival("bb8", time(&bb8)).rival("deadpool", time(&deadpool))
+    };
+    time("pool.p3.recovery_after_kill", |outcome| outcome.after_kill).at_most(RECOVERY).print();
+    time("pool.p3.recovery_after_restart", |outcome| outcome.after_restart).at_most(RECOVERY).print();
+    Ok(())
+}
+
+/// On a server of its own, since the last one may have left it in a bad way.
+fn disturb<P: Peer>(name: &str, phases: &Phases, pool: impl AsyncFn(&str) -> Result<P>) -> Result<Outcome> {
+    let mut site = Site::start(Placement::Apart, 100)?;
+    let url = site.url();
+    let watch = Arc::new(Watch::default());
+    let pool = site.runtime.block_on(pool(&url))?;
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        callers.spawn_on(call_again(pool.clone(), Arc::clone(&watch), caller), site.runtime.handle());
+    }
+    // This thread is not one of the runtime's, so it may block.
+    std::thread::sleep(Duration::from_secs(1)); // all are open
+    let rate = watch.rate(phases.before);
+    site.sql(KILL)?;
+    let after_kill = watch.recovery(rate, phases.after);
+    site.restart()?;
+    let after_restart = watch.recovery(rate, phases.after);
+    watch.is_over.store(true, Ordering::Relaxed);
+
+    let leaked = site.runtime.block_on(async {
+        callers.join_all().await;
+        missing(&pool).await
+    });
+    let [failed, wrong, cancelled] =
+        [&watch.failed, &watch.wrong, &watch.cancelled].map(|count| count.load(Ordering::Relaxed));
+    eprintln!("pool.p3: {name}: {rate:.0} calls/s, {cancelled} cancelled, {failed} failed");
+    Ok(Outcome { rate, after_kill, after_restart, failed, wrong, leaked })
+}
+
+async fn call_again<P: Peer>(pool: P, watch: Arc<Watch>, seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    while !watch.is_over.load(Ordering::Relaxed) {
+        let account = random.i64(1..=1_000);
+        let patience = match random.u32(..CANCELLED) {
+            0 => Duration::from_micros(random.u64(..PATIENCE)),
+            _ => 2 * TIMEOUT,
+        };
+        match timeout(patience, call(&pool, &watch, account)).await {
+            Ok(Ok(())) => drop(watch.done.fetch_add(1, Ordering::Relaxed)),
+            Ok(Err(_)) => {
+                watch.failed.fetch_add(1, Ordering::Relaxed);
+                sleep(AFTER_FAILURE).await;
+            }
+            Err(_) => drop(watch.cancelled.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+}
+
+async fn call<P: Peer>(pool: &P, watch: &Watch, account: i64) -> Result<()> {
+    let mut session = pool.get().await?;
+    let is_wrong = match session.query(Sql::Owner, &[]).await {
+        Ok(rows) => !rows.first().context("no row")?.try_get::<_, String>(0)?.is_empty(),
+        Err(error) if is_of_failed_transaction(&error) => true,
+        Err(error) => return Err(error),
+    };
+    watch.wrong.fetch_add(u64::from(is_wrong), Ordering::Relaxed);
+    session.transaction(&[(Sql::Own, &[account]), (Sql::UpdateAccount, &[account, 1])]).await
+}
+
+fn is_of_failed_transaction(error: &anyhow::Error) -> bool {
+    let driver = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>());
+    driver.and_then(tokio_postgres::Error::code) == Some(&SqlState::IN_FAILED_SQL_TRANSACTION)
+}
+
+/// How many connections cannot be had when nobody has any.
+async fn missing<P: Peer>(pool: &P) -> u64 {
+    let mut held = Vec::new();
+    for taken in 0..SIZE {
+        match timeout(TIMEOUT, pool.get()).await {
+            Ok(Ok(session)) => held.push(session),
+            Ok(Err(_)) | Err(_) => return u64::from(SIZE - taken),
+        }
+    }
+    0
+}
+
+impl Watch {
+    /// Calls a second, for so long.
+    fn rate(&self, span: Duration) -> f64 {
+        let (stopwatch, before) = (Stopwatch::start(), self.done.load(Ordering::Relaxed));
+        std::thread::sleep(span);
+        (self.done.load(Ordering::Relaxed) - before) as f64 / stopwatch.elapsed().as_secs_f64()
+    }
+
+    /// After how many seconds it is nearly as before. Infinite if that takes too long.
+    fn recovery(&self, before: f64, patience: Duration) -> f64 {
+        let stopwatch = Stopwatch::start();
+        while stopwatch.elapsed() < patience {
+            let began = stopwatch.elapsed();
+            if self.rate(WINDOW) >= RECOVERED * before {
+                return began.as_secs_f64();
+            }
+        }
+        f64::INFINITY
+    }
+}

@@ -1,0 +1,82 @@
+//! The pool: against bb8, over which it is built, and deadpool.
+//!
+//! `-- pool [<part> ...] [--quick]`, where a part is one of the following, and all are run unless some are named.
+//!
+//! | part | what | about, in minutes | `--quick` |
+//! |---|---|---|---|
+//! | `overhead` | taking and returning a connection that costs nothing | 0.3 | 0.1 |
+//! | `fairness` | a polite caller among greedy ones | 0.2 | 0.1 |
+//! | `prepared` | one row by its key, with the statement prepared | 0.5 | 0.1 |
+//! | `p1` | the knee: does it find the best size, and how soon | 50 | 1.5 |
+//! | `p2` | 50 callers at once after silence, and then 500 | 2 | 0.3 |
+//! | `p3` | backends killed, the server restarted, callers that go away | 4 | 0.5 |
+//! | `p4` | four processes' worth of pools at one server that has too few connections for all | 6 | 1 |
+//!
+//! What `--quick` prints says that it all runs, and no more.
+//!
+//! From `prepared` on there is a PostgreSQL of its own, which keeps data safe as one in service does. The pools are as
+//! their documentation recommends where speed counts: statements prepared once for each connection, no ping of a
+//! connection that was used a moment ago, 30 s for a caller to wait.
+
+mod disturbance;
+mod fairness;
+mod knee;
+mod load;
+mod nothing;
+mod overhead;
+mod peers;
+mod prepared;
+mod shared;
+mod site;
+mod spike;
+mod work;
+
+use anyhow::{Result, bail};
+
+/// How much time there is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effort {
+    Full,
+    Quick,
+}
+
+impl Effort {
+    /// One thing or the other.
+    fn pick<T>(self, full: T, quick: T) -> T {
+        match self {
+            Self::Full => full,
+            Self::Quick => quick,
+        }
+    }
+}
+
+type Part = fn(Effort) -> Result<()>;
+
+const PARTS: [(&str, Part); 7] = [
+    ("overhead", overhead::run),
+    ("fairness", fairness::run),
+    ("prepared", prepared::run),
+    ("p1", knee::run),
+    ("p2", spike::run),
+    ("p3", disturbance::run),
+    ("p4", shared::run),
+];
+
+/// Runs the parts that are named.
+pub fn run(how: &[String]) -> Result<()> {
+    let (flags, names): (Vec<&String>, Vec<&String>) = how.iter().partition(|word| word.starts_with("--"));
+    let effort = match flags[..] {
+        [] => Effort::Full,
+        [flag] if flag == "--quick" => Effort::Quick,
+        _ => bail!("which of the flags? --quick, not {flags:?}"),
+    };
+    if let Some(unknown) = names.iter().find(|name| !PARTS.iter().any(|(part, _)| part == *name)) {
+        bail!("which part? {:?}, not {unknown:?}", PARTS.map(|(part, _)| part));
+    }
+    for (name, part) in PARTS {
+        if names.is_empty() || names.iter().any(|named| *named == name) {
+            part(effort)?;
+        }
+    }
+    Ok(())
+}
