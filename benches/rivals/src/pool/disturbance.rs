@@ -6,6 +6,9 @@
 //!
 //! Afterwards all eight have to be there for one who asks for all of them: what is missing has leaked. A pool has
 //! recovered when within half a second nine tenths of what was done before are done again.
+//!
+//! Failed calls are not the fewer the better: a pool that tells its callers at once that the server is away lets them
+//! fail, and ask again after 10 ms, where another one keeps them waiting and says nothing.
 
 use std::{
     sync::{

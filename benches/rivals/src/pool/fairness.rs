@@ -31,7 +31,7 @@ struct Outcome {
 }
 
 pub(super) fn run(effort: Effort) -> Result<()> {
-    let span = effort.pick(Duration::from_secs(3), Duration::from_secs(1));
+    let span = effort.pick(TIMEOUT + Duration::from_secs(2), Duration::from_secs(1));
     let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let _entered = runtime.enter();
     let of_ours = contest(&runtime, "ours", &ours(1, TIMEOUT)?, span)?;

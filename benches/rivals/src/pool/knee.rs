@@ -1,19 +1,23 @@
-//! P1: does the pool find the size at which the server does most, and how soon?
+//! P1: does the pool find the size at which the server does most, and how soon? And how long do calls take then?
 //!
 //! Fixed pools of 2 to 64 connections are swept, of bb8 and of deadpool; the best and the worst of all of them is what
 //! ours is held against. In each round ours begins anew with two connections and may learn for a minute, less the slice
 //! in which it is measured. 128 callers, so that every size has more than it can serve.
 //!
+//! How long calls take is measured at three quarters of what the best fixed pool can do, from when a call should have
+//! begun: in the sweep, where more is asked for than can be done, a pool that lets callers starve has the shortest
+//! times. A pool of ours learns under the full load for a minute, and then both have slices in turn.
+//!
 //! `pool.p1` has the server on one core and the clients on another, `pool.p1_unpinned` both wherever the system puts
 //! them.
 
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     Effort,
-    load::{Tally, drive},
+    load::{Tally, drive, offer},
     peers::{self, Peer},
     site::{Placement, Site},
     work::Workload,
@@ -27,6 +31,8 @@ const SIZES: [u32; 6] = [2, 4, 8, 16, 32, 64];
 const FEW_SIZES: [u32; 3] = [2, 8, 64];
 /// Until all connections of a fixed size are open and have run each statement.
 const WARM_UP: Duration = Duration::from_secs(1);
+/// Of what the best fixed pool does at most.
+const OFFERED: f64 = 0.75;
 
 struct Plan {
     placements: &'static [(&'static str, Placement)],
@@ -41,19 +47,14 @@ struct Plan {
 struct Cell {
     name: String,
     rival: Option<(Rival, u32)>,
-    rounds: Vec<Outcome>,
+    /// Calls a second.
+    rounds: Vec<f64>,
 }
 
 #[derive(Clone, Copy)]
 enum Rival {
     Bb8,
     Deadpool,
-}
-
-#[derive(Clone, Copy)]
-struct Outcome {
-    rate: f64,
-    p99: f64,
 }
 
 impl Plan {
@@ -98,34 +99,91 @@ fn sweep(name: &str, site: &Site, workload: Workload, plan: &Plan) -> Result<()>
         for place in 0..cells.len() {
             let index = if round % 2 == 0 { place } else { cells.len() - 1 - place };
             let cell = &mut cells[index];
-            let outcome = cell.run(site, workload, plan)?;
-            cell.rounds.push(outcome);
+            let rate = cell.run(site, workload, plan)?;
+            cell.rounds.push(rate);
             site.tidy()?;
         }
     }
-    let [ours, rivals @ ..] = &cells[..] else { return Ok(()) };
-    report(name, ours, rivals)
+    report(name, &cells)?;
+    let best = cells.iter().skip(1).max_by(Cell::by_rate).context("nothing was swept")?;
+    let times = times(site, workload, plan, best)?;
+    Comparison::microseconds(&format!("{name}.best_fixed_p99"), &best.name).at_most(1.1).of(times)
 }
 
-fn report(name: &str, ours: &Cell, rivals: &[Cell]) -> Result<()> {
+/// All cells, the losing ones too, and then the best and the worst.
+fn report(name: &str, cells: &[Cell]) -> Result<()> {
+    let [ours, rivals @ ..] = cells else { return Ok(()) };
     for rival in rivals {
         let name = format!("{name}.{}", rival.name);
-        Comparison::rate(&name, &rival.name).of(ours.rates_against(rival))?;
+        Comparison::rate(&name, &rival.name).of(ours.against(rival))?;
     }
-    let by_rate = |one: &&Cell, other: &&Cell| one.median_rate().total_cmp(&other.median_rate());
-    let (best, worst) = (rivals.iter().max_by(by_rate), rivals.iter().min_by(by_rate));
-    if let Some((best, worst)) = best.zip(worst) {
-        let line = |case: &str| format!("{name}.{case}");
-        let rate = |name: &str, rival: &Cell, bar| {
-            Comparison::rate(name, &rival.name).at_least(bar).of(ours.rates_against(rival))
-        };
-        rate(&line("best_fixed"), best, 0.95)?;
-        Comparison::microseconds(&line("best_fixed_p99"), &best.name)
-            .at_most(1.1)
-            .of(ours.p99s_against(best))?;
-        rate(&line("worst_fixed"), worst, 1.5)?;
+    let (best, worst) = (rivals.iter().max_by(Cell::by_rate), rivals.iter().min_by(Cell::by_rate));
+    for (case, rival, bar) in [("best_fixed", best, 0.95), ("worst_fixed", worst, 1.5)] {
+        let rival = rival.context("nothing was swept")?;
+        Comparison::rate(&format!("{name}.{case}"), &rival.name).at_least(bar).of(ours.against(rival))?;
     }
     Ok(())
+}
+
+/// The 99th percentile of how long calls take, ours and of the best.
+fn times(site: &Site, workload: Workload, plan: &Plan, best: &Cell) -> Result<Vec<Pair>> {
+    let rate = OFFERED * best.median();
+    let times = site.runtime.block_on(async {
+        let url = site.url();
+        let ours = ours(&url)?;
+        drive(&ours, workload, CALLERS, plan.within).await?;
+        let times = match best.rival {
+            Some((Rival::Bb8, size)) => {
+                in_turn(&ours, &peers::bb8(&url, size).await?, workload, plan, rate).await?
+            }
+            Some((Rival::Deadpool, size)) => {
+                in_turn(&ours, &peers::deadpool(&url, size)?, workload, plan, rate).await?
+            }
+            None => Vec::new(),
+        };
+        ours.shutdown(Duration::from_secs(5)).await?;
+        anyhow::Ok(times)
+    });
+    let times = times?;
+    site.tidy()?;
+    Ok(times)
+}
+
+async fn in_turn(
+    ours: &impl Peer,
+    rival: &impl Peer,
+    workload: Workload,
+    plan: &Plan,
+    rate: f64,
+) -> Result<Vec<Pair>> {
+    drive(rival, workload, CALLERS, WARM_UP).await?;
+    let mut pairs = Vec::new();
+    for round in 0..plan.rounds {
+        let (first, second);
+        let pair = if round % 2 == 0 {
+            first = p99(ours, workload, rate, plan.slice).await?;
+            second = p99(rival, workload, rate, plan.slice).await?;
+            Pair { ours: first, rival: second }
+        } else {
+            first = p99(rival, workload, rate, plan.slice).await?;
+            second = p99(ours, workload, rate, plan.slice).await?;
+            Pair { ours: second, rival: first }
+        };
+        pairs.push(pair);
+    }
+    Ok(pairs)
+}
+
+async fn p99(pool: &impl Peer, workload: Workload, rate: f64, span: Duration) -> Result<f64> {
+    let mut tally = offer(pool, workload, rate, span).await?;
+    match tally.failure {
+        Some(failure) => Err(failure.context("a call failed")),
+        None => Ok(tally.percentile(0.99)),
+    }
+}
+
+fn ours(url: &str) -> Result<peers::Ours> {
+    Ok(peers::ours(url)?.adaptive(BEGINS_WITH..=CEILING).initial(BEGINS_WITH).build()?)
 }
 
 impl Cell {
@@ -138,19 +196,15 @@ impl Cell {
         Self { name, rival, rounds: Vec::new() }
     }
 
-    fn run(&self, site: &Site, workload: Workload, plan: &Plan) -> Result<Outcome> {
+    fn run(&self, site: &Site, workload: Workload, plan: &Plan) -> Result<f64> {
         let url = site.url();
-        let tally = site.runtime.block_on(async {
+        let tally: Result<Tally> = site.runtime.block_on(async {
             match self.rival {
                 None => {
-                    let pool =
-                        peers::ours(&url)?.adaptive(BEGINS_WITH..=CEILING).initial(BEGINS_WITH).build()?;
+                    let pool = ours(&url)?;
                     let tally = measure(&pool, workload, plan.within - plan.slice, plan.slice).await?;
                     let stats = pool.stats();
-                    eprintln!(
-                        "  ours: target {}, proven {}, open {}",
-                        stats.target, stats.proven, stats.open
-                    );
+                    eprintln!("  ours: target {}, proven {}", stats.target, stats.proven);
                     pool.shutdown(Duration::from_secs(5)).await?;
                     Ok(tally)
                 }
@@ -162,41 +216,29 @@ impl Cell {
                 }
             }
         });
-        let mut tally: Tally = tally?;
-        let outcome = Outcome { rate: tally.rate(), p99: tally.percentile(0.99) };
-        eprintln!(
-            "  {}: {:.0}/s, p99 {:.1} ms, failures {}",
-            self.name,
-            outcome.rate,
-            outcome.p99 * 1e3,
-            tally.failures
-        );
-        match tally.failure {
-            Some(failure) => Err(failure.context(format!("a call of {} failed", self.name))),
-            None => {
-                ensure!(tally.calls() > 0, "{}: nothing was done", self.name);
-                Ok(outcome)
-            }
+        let tally = tally?;
+        eprintln!("  {}: {:.0}/s", self.name, tally.rate());
+        if let Some(failure) = tally.failure {
+            return Err(failure.context(format!("a call of {} failed", self.name)));
         }
+        ensure!(tally.calls() > 0, "{}: nothing was done", self.name);
+        Ok(tally.rate())
     }
 
-    fn median_rate(&self) -> f64 {
-        let mut rates: Vec<f64> = self.rounds.iter().map(|round| round.rate).collect();
+    fn median(&self) -> f64 {
+        let mut rates = self.rounds.clone();
         rates.sort_by(f64::total_cmp);
         rates.get(rates.len() / 2).copied().unwrap_or_default()
     }
 
-    fn rates_against(&self, rival: &Self) -> Vec<Pair> {
-        self.against(rival, |outcome| outcome.rate.recip())
+    fn by_rate(one: &&Self, other: &&Self) -> Ordering {
+        one.median().total_cmp(&other.median())
     }
 
-    fn p99s_against(&self, rival: &Self) -> Vec<Pair> {
-        self.against(rival, |outcome| outcome.p99)
-    }
-
-    fn against(&self, rival: &Self, seconds: fn(&Outcome) -> f64) -> Vec<Pair> {
+    /// In seconds per call.
+    fn against(&self, rival: &Self) -> Vec<Pair> {
         let rounds = self.rounds.iter().zip(&rival.rounds);
-        rounds.map(|(ours, rival)| Pair { ours: seconds(ours), rival: seconds(rival) }).collect()
+        rounds.map(|(ours, rival)| Pair { ours: ours.recip(), rival: rival.recip() }).collect()
     }
 }
 

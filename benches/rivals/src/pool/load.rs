@@ -1,9 +1,11 @@
-//! Callers that ask again as soon as they were answered, and what they came to.
+//! Callers, and what they came to.
 //!
-//! A fixed number of callers and no fixed rate: with more offered than can be done, the time since a call should have
-//! begun says how long the overload has lasted, and nothing of the pool. With more callers than connections there is
-//! always one who waits, and a call's time, from asking for a connection to the answer, is what the pool's size and
-//! its order make of it.
+//! [`drive`] tells how much can be done: a fixed number of callers, who ask again as soon as they were answered, and of
+//! whom there are more than connections. How long *they* waited says little: a pool that serves those who have just
+//! been served, and lets the others starve, looks quick.
+//!
+//! [`offer`] tells how long a call takes: calls come by chance, at a rate that can be done, whether or not the ones
+//! before were answered, and a call's time begins when it should have begun.
 
 use std::{sync::Arc, time::Duration};
 
@@ -69,6 +71,50 @@ pub(super) async fn drive<P: Peer>(
     Ok(all)
 }
 
+/// Lets calls come at so many a second, for so long, and waits until all are answered.
+pub(super) async fn offer<P: Peer>(pool: &P, workload: Workload, rate: f64, span: Duration) -> Result<Tally> {
+    // In a task, so that it runs where the callers do.
+    tokio::spawn(let_come(pool.clone(), workload, rate, span)).await?
+}
+
+async fn let_come<P: Peer>(pool: P, workload: Workload, rate: f64, span: Duration) -> Result<Tally> {
+    let stopwatch = Arc::new(Stopwatch::start());
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut calls = JoinSet::new();
+    let mut due = Duration::ZERO;
+    while due < span {
+        // A timer is no finer than a millisecond: those of one come together, late, and that counts, too.
+        sleep(due.saturating_sub(stopwatch.elapsed())).await;
+        let now = stopwatch.elapsed();
+        while due <= now {
+            calls.spawn(call_at(pool.clone(), workload, due, random.fork(), Arc::clone(&stopwatch)));
+            due += Duration::from_secs_f64(-(1.0 - random.f64()).ln() / rate);
+        }
+    }
+    let mut all = Tally { span, ..Tally::default() };
+    while let Some(call) = calls.join_next().await {
+        match call? {
+            Ok(time) => all.times.push(in_microseconds(time)),
+            Err(error) => {
+                all.failures += 1;
+                all.failure = Some(error);
+            }
+        }
+    }
+    Ok(all)
+}
+
+async fn call_at<P: Peer>(
+    pool: P,
+    workload: Workload,
+    due: Duration,
+    mut random: fastrand::Rng,
+    stopwatch: Arc<Stopwatch>,
+) -> Result<Duration> {
+    once(&pool, workload, &mut random).await?;
+    Ok(stopwatch.elapsed().saturating_sub(due))
+}
+
 async fn call_again<P: Peer>(
     pool: P,
     workload: Workload,
@@ -86,7 +132,7 @@ async fn call_again<P: Peer>(
             return tally;
         }
         match outcome {
-            Ok(()) => tally.times.push(u32::try_from((ended - began).as_micros()).unwrap_or(u32::MAX)),
+            Ok(()) => tally.times.push(in_microseconds(ended - began)),
             Err(error) => {
                 tally.failures += 1;
                 tally.failure = Some(error);
@@ -98,4 +144,8 @@ async fn call_again<P: Peer>(
 
 async fn once<P: Peer>(pool: &P, workload: Workload, random: &mut fastrand::Rng) -> Result<()> {
     workload.call(&mut pool.get().await?, random).await
+}
+
+fn in_microseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }

@@ -7,8 +7,8 @@
 //! | `overhead` | taking and returning a connection that costs nothing | 0.3 | 0.1 |
 //! | `fairness` | a polite caller among greedy ones | 0.2 | 0.1 |
 //! | `prepared` | one row by its key, with the statement prepared | 0.5 | 0.1 |
-//! | `p1` | the knee: does it find the best size, and how soon | 50 | 1.5 |
-//! | `p2` | 50 callers at once after silence, and then 500 | 2 | 0.3 |
+//! | `p1` | the knee: does it find the best size, and how soon | 60 | 2.5 |
+//! | `p2` | 50 callers at once after silence, and then 500 | 10 | 0.5 |
 //! | `p3` | backends killed, the server restarted, callers that go away | 4 | 0.5 |
 //! | `p4` | four processes' worth of pools at one server that has too few connections for all | 6 | 1 |
 //!

@@ -40,9 +40,9 @@ use super::{
 };
 use crate::figure::Figure;
 
-const MAX_CONNECTIONS: u32 = 43;
-/// Less the three of the superuser.
 const BUDGET: u32 = 40;
+/// With the three that are kept for superusers, and the sampler, which is one but takes one of the others.
+const MAX_CONNECTIONS: u32 = BUDGET + 3 + 1;
 const SHARE: u32 = 5;
 const STOCK: u32 = 20;
 const POOLS: u64 = 4;

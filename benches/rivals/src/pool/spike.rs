@@ -3,6 +3,9 @@
 //! To connect takes 150 ms, which a proxy on the way adds; a query takes 2 ms. The pools have five connections open
 //! and may have 50. Five are enough for the burst ten times over before the first further one could be open, so every
 //! other one that is opened is a waste. deadpool opens none by itself; five callers make it do so.
+//!
+//! The 500 could use every connection that there may be. A pool that tries whether more do more has to find that out,
+//! a fixed one has them: `ramp` is the first half minute, `ramped` what is done after it.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -37,6 +40,7 @@ use crate::{
 const CONNECT: Duration = Duration::from_millis(150);
 const BURST: usize = 50;
 const CALLERS: u32 = 500;
+const RAMPED: Duration = Duration::from_secs(3);
 const KEPT: u32 = 5;
 const CEILING: u32 = 50;
 /// Until what is kept open is, and what the burst began has ended.
@@ -48,9 +52,9 @@ struct Spike {
     burst: f64,
     /// Connections that were made for it.
     connects: u64,
-    /// Of the 500.
-    rate: f64,
-    p99: f64,
+    /// Of the 500, while the pool may grow and after it.
+    ramp: f64,
+    ramped: f64,
     /// Connections that were made for those.
     more_connects: u64,
     failures: u64,
@@ -64,7 +68,7 @@ struct SlowDoor {
 
 pub(super) fn run(effort: Effort) -> Result<()> {
     let rounds = effort.pick(5, 1);
-    let after = effort.pick(Duration::from_secs(5), Duration::from_secs(1));
+    let ramp = effort.pick(Duration::from_secs(30), Duration::from_secs(1));
     let site = Site::start(Placement::Apart, 2 * CEILING)?;
     let [mut ours, mut bb8, mut deadpool] = [const { Vec::new() }; 3];
     for round in 0..rounds {
@@ -72,7 +76,7 @@ pub(super) fn run(effort: Effort) -> Result<()> {
         let of_ours = site.runtime.block_on(async {
             let door = SlowDoor::open(&site).await?;
             let pool = peers::ours(&door.url())?.adaptive(KEPT..=CEILING).initial(KEPT).build()?;
-            spike(&pool, &door, after).await
+            spike(&pool, &door, ramp).await
         })?;
         ours.push(of_ours);
         let of_bb8 = site.runtime.block_on(async {
@@ -80,7 +84,7 @@ pub(super) fn run(effort: Effort) -> Result<()> {
             let builder = bb8::Pool::builder().max_size(CEILING).min_idle(KEPT).test_on_check_out(false);
             let builder = builder.connection_timeout(TIMEOUT);
             let pool: peers::Bb8 = builder.build(PreparingManager::new(&door.url())?).await?;
-            spike(&pool, &door, after).await
+            spike(&pool, &door, ramp).await
         })?;
         bb8.push(of_bb8);
         let of_deadpool = site.runtime.block_on(async {
@@ -91,14 +95,14 @@ pub(super) fn run(effort: Effort) -> Result<()> {
                 held.push(Peer::get(&pool).await?);
             }
             drop(held);
-            spike(&pool, &door, after).await
+            spike(&pool, &door, ramp).await
         })?;
         deadpool.push(of_deadpool);
     }
     report(&ours, &bb8, &deadpool)
 }
 
-async fn spike<P: Peer>(pool: &P, door: &SlowDoor, after: Duration) -> Result<Spike> {
+async fn spike<P: Peer>(pool: &P, door: &SlowDoor, ramp: Duration) -> Result<Spike> {
     sleep(QUIET).await;
     // Each connection knows its statements before it counts.
     for _ in 0..KEPT {
@@ -118,17 +122,18 @@ async fn spike<P: Peer>(pool: &P, door: &SlowDoor, after: Duration) -> Result<Sp
     sleep(QUIET).await;
     let connects = door.opened() - before;
 
-    let mut tally = drive(pool, Workload::Short, CALLERS, after).await?;
-    if let Some(failure) = &tally.failure {
+    let ramp = drive(pool, Workload::Short, CALLERS, ramp).await?;
+    let ramped = drive(pool, Workload::Short, CALLERS, RAMPED).await?;
+    for failure in [&ramp, &ramped].into_iter().filter_map(|tally| tally.failure.as_ref()) {
         eprintln!("  a call failed: {failure:#}");
     }
     Ok(Spike {
         burst,
         connects,
-        rate: tally.rate(),
-        p99: tally.percentile(0.99),
+        ramp: ramp.rate(),
+        ramped: ramped.rate(),
         more_connects: door.opened() - before - connects,
-        failures: tally.failures,
+        failures: ramp.failures + ramped.failures,
     })
 }
 
@@ -138,12 +143,10 @@ fn report(ours: &[Spike], bb8: &[Spike], deadpool: &[Spike]) -> Result<()> {
         ours.iter().zip(rivals).map(pair).collect()
     };
     for (name, rivals) in [("bb8", bb8), ("deadpool", deadpool)] {
-        Comparison::microseconds(&format!("pool.p2.burst.{name}"), name)
-            .of(pairs(rivals, |spike| spike.burst))?;
-        Comparison::rate(&format!("pool.p2.ramp.{name}"), name)
-            .of(pairs(rivals, |spike| spike.rate.recip()))?;
-        Comparison::microseconds(&format!("pool.p2.ramp_p99.{name}"), name)
-            .of(pairs(rivals, |spike| spike.p99))?;
+        let line = |case: &str| format!("pool.p2.{case}.{name}");
+        Comparison::microseconds(&line("burst"), name).of(pairs(rivals, |spike| spike.burst))?;
+        Comparison::rate(&line("ramp"), name).of(pairs(rivals, |spike| spike.ramp.recip()))?;
+        Comparison::rate(&line("ramped"), name).of(pairs(rivals, |spike| spike.ramped.recip()))?;
     }
     let worst =
         |spikes: &[Spike], count: fn(&Spike) -> u64| spikes.iter().map(count).max().unwrap_or_default();
