@@ -45,6 +45,8 @@ const BUDGET: u32 = 40;
 const MAX_CONNECTIONS: u32 = BUDGET + 3 + 1;
 const SHARE: u32 = 5;
 const STOCK: u32 = 20;
+/// What is leased at once.
+const BLOCK: u32 = 4;
 const POOLS: u64 = 4;
 const SKEWED: [u32; 4] = [64, 8, 8, 8];
 const EVEN: [u32; 4] = [24; 4];
@@ -181,13 +183,23 @@ fn ours(url: &str, refused: &Arc<Refused>) -> Result<(OwnPool, Keeper)> {
     Ok((pool, Keeper(keeper.abort_handle())))
 }
 
-/// Asks for one block more where callers wait, and gives back what is not open.
+/// Asks for one block more where callers wait, gives back what is not open, and, where there are hardly any left, what
+/// is more than a fair share by more than a block.
 async fn keep(pool: OwnPool, budget: PostgresBudget, ceiling: Arc<AtomicU32>) {
     loop {
-        let stats = pool.stats();
-        let more = if stats.waiting > 0 { 4 } else { 0 };
-        let wanted = (stats.target + more).max(stats.open);
-        ceiling.store(budget.want(wanted).await, Ordering::Relaxed);
+        let observed = budget.observe().await.ok();
+        let scarce = observed.filter(|observed| observed.of_fleet + BLOCK > BUDGET);
+        let (stats, held) = (pool.stats(), budget.ceiling());
+        let goal = if scarce.is_some_and(|observed| held > observed.fair_share() + BLOCK) {
+            held - BLOCK
+        } else if stats.waiting > 0 {
+            held + BLOCK
+        } else {
+            stats.target
+        };
+        // What is still open may not be given away.
+        let leased = budget.want(goal.max(stats.open)).await;
+        ceiling.store(leased.min(goal), Ordering::Relaxed);
         sleep(KEEP).await;
     }
 }
