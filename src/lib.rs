@@ -51,12 +51,10 @@
 #![cfg_attr(not(feature = "redis"), doc = "| `redis` | Redis as that store | `redis` |")]
 #![cfg_attr(feature = "postgres", doc = "| [`postgres`] | PostgreSQL as that store | `postgres` |")]
 #![cfg_attr(not(feature = "postgres"), doc = "| `postgres` | PostgreSQL as that store | `postgres` |")]
-#![cfg_attr(feature = "pool", doc = "| [`pool`] | connections that find their own number | `pool` |")]
-#![cfg_attr(not(feature = "pool"), doc = "| `pool` | connections that find their own number | `pool` |")]
 //! | [`clock`] | where all of them read the time | |
 //!
 //! [`guide`] has the pages that go across: how a request flows, which of a cache's settings is for what, what happens
-//! when something fails, and how to test with all this.
+//! when something fails, how to tune a pool, and how to test with all this.
 //!
 //! # Features
 //!
