@@ -6,7 +6,8 @@
 //!
 //! How long calls take is measured at three quarters of what the best fixed pool can do, from when a call should have
 //! begun: in the sweep, where more is asked for than can be done, a pool that lets callers starve has the shortest
-//! times. A pool of ours learns under the full load for a minute, and then both have slices in turn.
+//! times. A pool of ours learns under the full load for a minute, and then both have slices in turn. If it is still too
+//! small it is overloaded, turns callers away, and the times say so.
 //!
 //! `pool.p1` has the server on one core and the clients on another, `pool.p1_unpinned` both wherever the system puts
 //! them.
@@ -176,10 +177,10 @@ async fn in_turn(
 
 async fn p99(pool: &impl Peer, workload: Workload, rate: f64, span: Duration) -> Result<f64> {
     let mut tally = offer(pool, workload, rate, span).await?;
-    match tally.failure {
-        Some(failure) => Err(failure.context("a call failed")),
-        None => Ok(tally.percentile(0.99)),
+    if let Some(failure) = &tally.failure {
+        eprintln!("  {} of {} calls failed: {failure:#}", tally.failures, tally.calls());
     }
+    Ok(tally.percentile(0.99))
 }
 
 fn ours(url: &str) -> Result<peers::Ours> {

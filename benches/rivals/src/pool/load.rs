@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Result;
 use tokio::{task::JoinSet, time::sleep};
 
-use super::{peers::Peer, work::Workload};
+use super::{peers::Peer, site::TIMEOUT, work::Workload};
 use crate::measure::Stopwatch;
 
 /// Whoever failed lets others go first.
@@ -22,7 +22,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(10);
 #[derive(Default)]
 pub(super) struct Tally {
     span: Duration,
-    /// Of each call that was answered, in microseconds.
+    /// Of each call, in microseconds.
     times: Vec<u32>,
     pub(super) failures: u64,
     /// One of them.
@@ -71,7 +71,8 @@ pub(super) async fn drive<P: Peer>(
     Ok(all)
 }
 
-/// Lets calls come at so many a second, for so long, and waits until all are answered.
+/// Lets calls come at so many a second, for so long, and waits until all are answered. One that fails took as long as
+/// anybody may wait: a pool that turns callers away is not a quick one.
 pub(super) async fn offer<P: Peer>(pool: &P, workload: Workload, rate: f64, span: Duration) -> Result<Tally> {
     // In a task, so that it runs where the callers do.
     tokio::spawn(let_come(pool.clone(), workload, rate, span)).await?
@@ -96,6 +97,7 @@ async fn let_come<P: Peer>(pool: P, workload: Workload, rate: f64, span: Duratio
         match call? {
             Ok(time) => all.times.push(in_microseconds(time)),
             Err(error) => {
+                all.times.push(in_microseconds(TIMEOUT));
                 all.failures += 1;
                 all.failure = Some(error);
             }
