@@ -180,7 +180,7 @@ async fn p99(pool: &impl Peer, workload: Workload, rate: f64, span: Duration) ->
     if let Some(failure) = &tally.failure {
         eprintln!("  {} of {} calls failed: {failure:#}", tally.failures, tally.calls());
     }
-    Ok(tally.percentile(0.99))
+    Ok(tally.percentile(workload.tail()))
 }
 
 fn ours(url: &str) -> Result<peers::Ours> {

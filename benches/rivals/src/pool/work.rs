@@ -97,6 +97,15 @@ impl Workload {
         }
     }
 
+    /// Which percentile, as a share, is the 99th of the calls that are no reports. A report takes 200 ms in any case; the
+    /// 99th of all, where one in a hundred is a report, is one or none by chance.
+    pub(super) fn tail(self) -> f64 {
+        match self {
+            Self::Reports => 0.99 * (1.0 - 1.0 / f64::from(REPORTS)),
+            Self::Select | Self::TpcB | Self::Short => 0.99,
+        }
+    }
+
     pub(super) async fn call(self, session: &mut impl Session, random: &mut fastrand::Rng) -> Result<()> {
         match self {
             Self::Select => select(session, random).await,
