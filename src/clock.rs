@@ -8,7 +8,7 @@
 //! the time that the operating system takes. Counters may start anew when a machine wakes up or is moved, so every
 //! 20 ms of use the counter is held against the system's clock, and given up for good if the two disagree. Who only
 //! wants to know that a deadline is still to come asks the system's coarse clock, which stands in memory: to read the
-//! counter stops the processor from working ahead, and made a hit in a cache twice as dear as it is. With
+//! counter also keeps the processor from working ahead (`cache.l1_hit` of the rivals bench shows what that costs). With
 //! feature `test-util` there are also `Clock::manual`, which moves only when told, and `Clock::tokio`, which moves
 //! as tokio's does.
 

@@ -46,11 +46,20 @@
 )]
 #![cfg_attr(
     feature = "redis",
-    doc = "| [`redis`] | Redis as that store, and as the bus of invalidations | `redis` |"
+    doc = "| [`redis`] | Redis as that store, as the bus of invalidations, and connections for commands that wait | `redis` |"
 )]
-#![cfg_attr(not(feature = "redis"), doc = "| `redis` | Redis as that store | `redis` |")]
-#![cfg_attr(feature = "postgres", doc = "| [`postgres`] | PostgreSQL as that store | `postgres` |")]
-#![cfg_attr(not(feature = "postgres"), doc = "| `postgres` | PostgreSQL as that store | `postgres` |")]
+#![cfg_attr(
+    not(feature = "redis"),
+    doc = "| `redis` | Redis as that store, as the bus of invalidations, and connections for commands that wait | `redis` |"
+)]
+#![cfg_attr(
+    feature = "postgres",
+    doc = "| [`postgres`] | PostgreSQL as that store and bus, and connections to it for a pool | `postgres` |"
+)]
+#![cfg_attr(
+    not(feature = "postgres"),
+    doc = "| `postgres` | PostgreSQL as that store and bus, and connections to it for a pool | `postgres` |"
+)]
 //! | [`clock`] | where all of them read the time | |
 //!
 //! [`guide`] has the pages that go across: how a request flows, which of a cache's settings is for what, what happens

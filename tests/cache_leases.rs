@@ -387,6 +387,33 @@ async fn stale_value_is_served_by_all_while_one_node_refreshes() {
     assert_eq!(pair.loads() + third.stats().loads, 2);
 }
 
+/// What is large and remembered is asked about without its bytes, which under a lease are wanted.
+#[tokio::test(start_paused = true)]
+async fn large_stale_value_stays_there_while_a_node_that_remembers_it_refreshes() {
+    let set =
+        |builder: CacheBuilder<String>| builder.time_to_live(10 * SECOND).stale_while_revalidate(60 * SECOND);
+    let pair = Pair::with(set).await;
+    let third = node(&pair.clock, &pair.store, set).await;
+    let old: String = std::iter::repeat_with(fastrand::alphanumeric).take(8 * 1024).collect();
+    pair.one.insert(&key(), old.clone()).await.unwrap();
+    assert_eq!(get(&pair.two).await.as_ref(), Some(&old));
+    sleep(12 * SECOND).await;
+    let (began, has_begun) = oneshot::channel();
+    let (end, ended) = oneshot::channel();
+    let load = || async move {
+        began.send(()).unwrap();
+        Ok::<_, io::Error>(ended.await.unwrap())
+    };
+    assert_eq!(pair.two.get_or_load(&key(), load).await.unwrap(), old);
+    has_begun.await.unwrap();
+    let began = pair.clock.now();
+    assert_eq!(ask(&third, &[], "unused").await.unwrap().unwrap(), old);
+    assert!(pair.clock.now().since(began) < 100 * MILLISECOND, "it waited for the load");
+    end.send("new".to_owned()).unwrap();
+    sleep(SECOND).await;
+    assert_eq!(get(&third).await.as_deref(), Some("new"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn value_is_loaded_ahead_by_one_node_and_fresh_for_all() {
     let pair = Pair::with(|builder| builder.time_to_live(100 * SECOND).refresh_ahead()).await;
