@@ -22,7 +22,10 @@ use mcp_perf::{
     redis::RedisStore,
     testing::MemoryStore,
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 const MOMENT: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
@@ -155,10 +158,15 @@ fn lamp(id: u32) -> Key<'static> {
     Key::public("lamp").part(&id.to_le_bytes())
 }
 
-/// Waits until the remote tier has a fresh value: a load answers its callers before it shares what it found.
+/// Waits until the remote tier has a fresh answer: a load answers its callers before it shares what it found.
 async fn until_shared(server: &Cache<String>, key: &Key<'_>) {
-    while !matches!(server.explain(key).await.remote, RemoteState::Fresh(_)) {
-        sleep(MOMENT / 20).await;
+    let shared = async {
+        while !matches!(server.explain(key).await.remote, RemoteState::Fresh(_) | RemoteState::NotFound(_)) {
+            sleep(MOMENT / 20).await;
+        }
+    };
+    if timeout(10 * SECOND, shared).await.is_err() {
+        panic!("never shared: {}", server.explain(key).await);
     }
 }
 
