@@ -49,6 +49,7 @@ pub async fn keeps_its_contract<S: Store>(store: &S, pass: impl AsyncFn(Duration
     removal_is_remembered_while_it_is_held(store, &pass).await;
     removal_is_remembered_though_what_was_written_over_it_died(store, &pass).await;
     lease_is_destroyed_by_a_removal_and_by_its_end(store, &pass).await;
+    fence_of_what_is_no_longer_there_holds_from_the_first_moment(store, &pass).await;
 }
 
 async fn read<S: Store>(store: &S, name: &str) -> Slot {
@@ -303,4 +304,26 @@ pub async fn lease_is_destroyed_by_a_removal_and_by_its_end<S: Store>(
     assert_eq!(put(store, name, b"old", Some(ended)).await, Written::Refused);
     assert!(is_stored(put(store, name, b"new", Some(latest)).await));
     assert_eq!(bytes(&read(store, name).await), Some(&b"new"[..]));
+}
+
+/// Whoever is told that there is no entry can write one, however short a moment ago its life ended.
+pub async fn fence_of_what_is_no_longer_there_holds_from_the_first_moment<S: Store>(
+    store: &S,
+    pass: &impl AsyncFn(Duration),
+) {
+    let name = "contract:just-died";
+    for _ in 0..20 {
+        let short = Put::new(name, Bytes::from_static(b"short"), Duration::from_millis(10));
+        store.put_if(short).await.expect("put_if");
+        let dead = loop {
+            let slot = read(store, name).await;
+            if slot.entry.is_none() {
+                break slot.fence;
+            }
+            pass(Duration::from_micros(200)).await;
+        };
+        pass(Duration::from_millis(3)).await;
+        let written = put(store, name, b"next", Some(dead)).await;
+        assert!(is_stored(written), "refused, though nothing was written since");
+    }
 }
