@@ -165,9 +165,8 @@ async fn until_shared(server: &Cache<String>, key: &Key<'_>) {
             sleep(MOMENT / 20).await;
         }
     };
-    if timeout(10 * SECOND, shared).await.is_err() {
-        panic!("never shared: {}", server.explain(key).await);
-    }
+    let is_shared = timeout(10 * SECOND, shared).await.is_ok();
+    assert!(is_shared, "never shared: {}", server.explain(key).await);
 }
 
 /// The source of it all.
