@@ -81,7 +81,10 @@ impl Tampered {
 
     /// As a server that has no room forgets it.
     async fn evict_the_ledger(&self) {
-        self.inner.remove_many(&["test:1:ledger"], Duration::ZERO).await.unwrap();
+        let ledger = "test:2:ledger";
+        let found = self.inner.get_many(&[ledger], &[]).await.unwrap();
+        assert!(found.entries[0].entry.is_some(), "there is no such ledger");
+        self.inner.remove_many(&[ledger], Duration::ZERO).await.unwrap();
     }
 }
 
