@@ -775,3 +775,59 @@ async fn every_connection_is_set_up_and_the_url_has_the_last_word() {
     client.batch_execute("commit").await.unwrap();
     patient.await.unwrap().unwrap();
 }
+
+/// A store, the same through a proxy, and the proxy.
+async fn near_and_far(server: &PostgresServer) -> (PostgresStore, PostgresStore, testing::FaultProxy) {
+    let near = migrated(server).await;
+    let address = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, server.port()));
+    let proxy = testing::FaultProxy::start(address).await.unwrap();
+    let far = format!("postgres://postgres@{}/postgres", proxy.address());
+    (near, PostgresStore::new(&far).unwrap(), proxy)
+}
+
+#[tokio::test]
+async fn stamp_that_is_written_twice_revives_nothing_from_before_a_stamp_in_between() {
+    for invalidation in [Invalidation::Remove, Invalidation::Expire] {
+        let server = server();
+        let (near, far, proxy) = near_and_far(&server).await;
+        let change = move |name, stamp| Restamp { name, invalidation, stamp };
+        // Connected, and prepared.
+        far.restamp(&[change("other", Stamp::random())]).await.unwrap();
+        let stamp = async || near.get_many(&[], &["tag"]).await.unwrap().stamps[0];
+        let (before, first) = (stamp().await, Stamp::random());
+        let first = before.after(invalidation, first);
+        // The answer is still on its way when the question has arrived.
+        proxy.set(testing::Weather::Delay(Duration::from_millis(500)));
+        let removing = tokio::spawn(async move { far.restamp(&[change("tag", first)]).await });
+        until("the stamp arrives", async || (stamp().await == first).then_some(())).await;
+        // Another process invalidates.
+        near.restamp(&[change("tag", Stamp::random())]).await.unwrap();
+        proxy.set(testing::Weather::Clear);
+        // The answer is lost, and the call is made again.
+        proxy.cut();
+        removing.await.unwrap().unwrap();
+        assert_ne!(stamp().await, first, "what was stored with it in between lives again");
+    }
+}
+
+#[tokio::test]
+async fn removal_that_is_made_twice_bars_what_began_before_a_removal_in_between() {
+    let server = server();
+    let (near, far, proxy) = near_and_far(&server).await;
+    far.remove_many(&["other"], MINUTE).await.unwrap();
+    put(&near, "name", "value", None).await;
+    let before = fence(&near, "name").await;
+    proxy.set(testing::Weather::Delay(Duration::from_millis(500)));
+    let removing = tokio::spawn(async move { far.remove_many(&["name"], MINUTE).await });
+    let arrived = async || {
+        let seen = fence(&near, "name").await;
+        (seen != before).then_some(seen)
+    };
+    let seen = until("the removal arrives", arrived).await;
+    // A load begins, and another process removes.
+    near.remove_many(&["name"], MINUTE).await.unwrap();
+    proxy.set(testing::Weather::Clear);
+    proxy.cut();
+    removing.await.unwrap().unwrap();
+    assert_eq!(put(&near, "name", "old", Some(seen)).await, Written::Refused);
+}

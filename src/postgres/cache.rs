@@ -7,12 +7,16 @@
 //! Reading writes nothing, so an absence has no row; what its fence is made of is in `fence.rs`.
 //!
 //! What is written twice because the first answer was lost, and what takes longer to load than 10 minutes, is
-//! refused, which errs to the safe side.
+//! refused, which errs to the safe side. A call that is not refused draws its nonces for every attempt anew: the one
+//! before may have been carried out, and somebody else's invalidation after it, which the same nonce would undo.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +24,7 @@ use bytes::Bytes;
 use tokio_postgres::{
     Row, Socket,
     tls::{MakeTlsConnect, NoTls, TlsConnect},
-    types::FromSql,
+    types::{FromSql, ToSql},
 };
 
 use super::{
@@ -193,12 +197,12 @@ impl PostgresStore {
 
     /// The generation of the table, made if there is none.
     async fn make_generation(&self) -> Result<Uuid, Error> {
-        let generation = generation();
-        let rows = self
-            .writes
-            .run("read", |session| async move { session.rows(Query::MakeGeneration, &[&generation]).await })
-            .await?;
-        Ok(rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or(generation))
+        let made = |session: Arc<Session>| async move {
+            let generation = generation();
+            let rows = session.rows(Query::MakeGeneration, &[&generation]).await?;
+            Ok(rows.first().and_then(|row| row.try_get(0).ok()).unwrap_or(generation))
+        };
+        self.writes.run("read", made).await
     }
 
     /// Reads stamps again, after writing random ones where there still are none, and notes that they are in use.
@@ -276,10 +280,14 @@ impl PostgresStore {
             return Ok(());
         }
         let names: Vec<&str> = changes.keys().copied().collect();
-        let (removed, expired): (Vec<i64>, Vec<i64>) = changes.values().map(|stamp| halves(*stamp)).unzip();
-        let (names, removed, expired) = (&names, &removed, &expired);
-        let restamped =
-            |session: Arc<Session>| async move { session.count(query, &[names, removed, expired]).await };
+        let (names, was_sent) = (&names, &AtomicBool::new(false));
+        let restamped = |session: Arc<Session>| async move {
+            let is_repeated = was_sent.swap(true, Ordering::Relaxed);
+            let stamp = |stamp: &Stamp| if is_repeated { Stamp::random() } else { *stamp };
+            let (removed, expired): (Vec<i64>, Vec<i64>) =
+                changes.values().map(|change| halves(stamp(change))).unzip();
+            session.count(query, &[names, &removed, &expired]).await
+        };
         self.writes.run("restamp", restamped).await.map(drop)
     }
 }
@@ -295,21 +303,24 @@ impl Store for PostgresStore {
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
         let (name, bytes, life) = (put.name, &*put.bytes, microseconds(put.time_to_live));
-        let new = entry_fence();
-        let written = |session: Arc<Session>| async move {
-            let Some(fence) = put.fence else {
-                return session.count(Query::Put, &[&name, &new, &bytes, &life]).await;
-            };
-            match seen(fence) {
-                Seen::Absent(generation, read) => {
-                    session.count(Query::PutAbsent, &[&name, &new, &bytes, &life, &generation, &read]).await
-                }
-                Seen::Present(fence) => {
-                    session.count(Query::PutPresent, &[&name, &new, &bytes, &life, &fence]).await
-                }
+        let fence = put.fence.map(seen);
+        let written = |session: Arc<Session>| {
+            let (new, fence) = (entry_fence(), &fence);
+            async move {
+                let written = match fence {
+                    None => session.count(Query::Put, &[&name, &new, &bytes, &life]).await,
+                    Some(Seen::Absent(generation, read)) => {
+                        let values: [&(dyn ToSql + Sync); 6] = [&name, &new, &bytes, &life, generation, read];
+                        session.count(Query::PutAbsent, &values).await
+                    }
+                    Some(Seen::Present(fence)) => {
+                        session.count(Query::PutPresent, &[&name, &new, &bytes, &life, fence]).await
+                    }
+                };
+                Ok((written?, new))
             }
         };
-        let written = self.writes.run("write", written).await?;
+        let (written, new) = self.writes.run("write", written).await?;
         if written == 0 {
             return Ok(Written::Refused);
         }
@@ -322,13 +333,11 @@ impl Store for PostgresStore {
         if names.is_empty() {
             return Ok(());
         }
-        let (names, fence, hold) = (&names, entry_fence(), microseconds(hold));
-        self.writes
-            .run(
-                "remove",
-                |session| async move { session.count(Query::Remove, &[names, &fence, &hold]).await },
-            )
-            .await?;
+        let (names, hold) = (&names, microseconds(hold));
+        let removed = |session: Arc<Session>| async move {
+            session.count(Query::Remove, &[names, &entry_fence(), &hold]).await
+        };
+        self.writes.run("remove", removed).await?;
         self.wrote(names.len());
         Ok(())
     }

@@ -101,7 +101,7 @@ impl Pool {
             let has_broken = broke(&error);
             asked.failed(has_broken);
             // It may have been cut while it was idle, which says nothing of the server. Every call of ours can be
-            // made twice: at worst a write finds that it was made, and is taken for refused.
+            // made twice: what it writes is drawn anew, or at worst finds that it was made, and is taken for refused.
             if !has_broken || tries > self.size {
                 return Err(sorted(operation, error));
             }
