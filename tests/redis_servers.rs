@@ -10,13 +10,16 @@
 
 mod support;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use mcp_perf::{
     ErrorKind,
     cache::{Invalidation, Put, Restamp, Stamp, Store, Written},
     redis::RedisStore,
-    testing,
+    testing::{self, FaultProxy, Weather},
 };
 use redis::{FromRedisValue, aio::MultiplexedConnection};
 use support::{certificate::Certificate, process::free_ports, redis::RedisServer, wait::until};
@@ -154,6 +157,79 @@ async fn script_that_the_server_forgot_is_sent_again() {
         assert!(matches!(stored, Written::Stored(_)));
         let () = ask(&mut redis, "SCRIPT FLUSH").await;
     }
+}
+
+#[tokio::test]
+async fn removal_that_is_made_twice_bars_what_began_before_a_removal_in_between() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
+    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
+    let near = RedisStore::new(&server.url()).unwrap();
+    far.ping().await.unwrap();
+    let fence = async || near.get_many(&["name"], &[]).await.unwrap().entries[0].fence;
+    let before = fence().await;
+    // The answer is still on its way when the question has arrived.
+    proxy.set(Weather::Delay(Duration::from_millis(500)));
+    let removing = tokio::spawn(async move { far.remove_many(&["name"], MINUTE).await });
+    let arrived = async || {
+        let seen = fence().await;
+        (seen != before).then_some(seen)
+    };
+    let seen = until("the removal arrives", arrived).await;
+    // A load begins, and another process removes.
+    near.remove_many(&["name"], MINUTE).await.unwrap();
+    proxy.set(Weather::Clear);
+    // The answer is lost, and the call is made again.
+    proxy.cut();
+    removing.await.unwrap().unwrap();
+    let old = Put::new("name", "old".into(), MINUTE).only_if(seen);
+    assert_eq!(near.put_if(old).await.unwrap(), Written::Refused);
+}
+
+#[tokio::test]
+async fn write_over_anything_that_is_made_twice_leaves_another_fence_each_time() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
+    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
+    let near = RedisStore::new(&server.url()).unwrap();
+    put(&far, "other", b"the server knows the script").await.unwrap();
+    let fence = async || near.get_many(&["name"], &[]).await.unwrap().entries[0].fence;
+    let before = fence().await;
+    proxy.set(Weather::Delay(Duration::from_millis(500)));
+    let writing = tokio::spawn(async move { put(&far, "name", b"value").await });
+    let arrived = async || {
+        let seen = fence().await;
+        (seen != before).then_some(seen)
+    };
+    let first = until("the write arrives", arrived).await;
+    put(&near, "name", b"in between").await.unwrap();
+    proxy.set(Weather::Clear);
+    proxy.cut();
+    let written = writing.await.unwrap().unwrap();
+    let last = fence().await;
+    assert_eq!(written, Written::Stored(last), "what is there is what its writer was told");
+    assert_ne!(last, first);
+}
+
+#[tokio::test]
+async fn stamp_that_is_written_twice_by_a_script_forgotten_in_between_is_another_one() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
+    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
+    let (near, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
+    let change = |name, stamp| Restamp { name, invalidation: Invalidation::Remove, stamp };
+    far.restamp(&[change("other", Stamp::random())]).await.unwrap();
+    let stamp = async || near.get_many(&[], &["tag"]).await.unwrap().stamps[0];
+    let first = Stamp::random();
+    proxy.set(Weather::Delay(Duration::from_millis(500)));
+    let removing = tokio::spawn(async move { far.restamp(&[change("tag", first)]).await });
+    until("the stamp arrives", async || (stamp().await == first).then_some(())).await;
+    near.restamp(&[change("tag", Stamp::random())]).await.unwrap();
+    let () = ask(&mut redis, "SCRIPT FLUSH").await;
+    proxy.set(Weather::Clear);
+    proxy.cut();
+    removing.await.unwrap().unwrap();
+    assert_ne!(stamp().await, first, "what was stored with it in between lives again");
 }
 
 /// Two nodes of one cluster, each with half of the slots.

@@ -25,7 +25,7 @@ use std::{
     fmt,
     sync::{
         LazyLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -40,8 +40,9 @@ use super::{
     wire::{self, Commands, LARGE, Token, unsigned},
 };
 use crate::{
-    Error, ErrorKind,
+    Error,
     cache::{Fence, Found, Invalidation, Put, Restamp, Slot, Stamp, Store, Stored, Written},
+    sync::{Mutex, lock},
 };
 
 /// What an entry's string begins with.
@@ -195,38 +196,22 @@ impl RedisStore {
         Ok(self)
     }
 
-    /// Reads everything in one trip, after running other commands.
+    /// Reads everything in one trip, after running other commands, which are made for every attempt.
     async fn read(
         &self,
         size: Size,
         entries: &[&str],
         stamps: &[&str],
-        before: &Commands,
+        before: impl Fn() -> Commands,
     ) -> Result<Values, Error> {
         let send = |connection: &Connection, _| {
             let mut names = Names::with_capacity(entries.len() + stamps.len());
             for name in entries.iter().chain(stamps) {
                 names.add(&[&self.tag, name]);
             }
-            connection.read(names, before.clone())
+            connection.read(names, before())
         };
         self.pool.call("read", size, send).await
-    }
-
-    /// Runs a script on names and arguments.
-    async fn run_script(
-        &self,
-        operation: &'static str,
-        size: Size,
-        text: &Text,
-        names: &[&str],
-        arguments: &[&[u8]],
-    ) -> Result<Token, Error> {
-        let send = |connection: &Connection, script| {
-            connection.run(self.script_call(script, text, names, arguments))
-        };
-        let mut answers = self.pool.call(operation, size, send).await?;
-        answers.pop().ok_or_else(|| Error::new(ErrorKind::Refused, "redis gave no answer"))
     }
 
     fn script_call(&self, script: Script, text: &Text, names: &[&str], arguments: &[&[u8]]) -> Commands {
@@ -252,26 +237,35 @@ impl RedisStore {
         Commands { bytes, count: 1 }
     }
 
-    async fn run(&self, operation: &'static str, commands: &Commands) -> Result<(), Error> {
-        let send = |connection: &Connection, _| connection.run(commands.clone());
-        self.pool.call(operation, Size::Small, send).await.map(drop)
+    /// Runs commands that are made for every attempt: the one before may have been carried out though its answer was
+    /// lost, and another process may have written or invalidated something since, which the same nonce would undo.
+    async fn run(
+        &self,
+        operation: &'static str,
+        size: Size,
+        commands: impl Fn(Script) -> Commands,
+    ) -> Result<Vec<Token>, Error> {
+        let send = |connection: &Connection, script| connection.run(commands(script));
+        self.pool.call(operation, size, send).await
     }
 
     /// What is found, and when by the server's clock.
     async fn get_some(&self, entries: &[&str], stamps: &[&str]) -> Result<(Found, u64), Error> {
         let is_large = entries.iter().any(|name| self.pool.likely_size(name) == Size::Large);
         let size = if is_large { Size::Large } else { Size::Small };
-        let mut before = Commands::default();
-        if !stamps.is_empty() && fastrand::u32(..PROLONG) == 0 {
-            for name in stamps {
+        let prolonged = if fastrand::u32(..PROLONG) == 0 { stamps } else { &[] };
+        let prolong = || {
+            let mut before = Commands::default();
+            for name in prolonged {
                 before.add_named(b"PEXPIRE", &[&self.tag, name], &[&milliseconds(STAMP_LIFE)]);
             }
-        }
-        let mut found = self.read(size, entries, stamps, &before).await?;
+            before
+        };
+        let mut found = self.read(size, entries, stamps, prolong).await?;
         if found.values.iter().any(Option::is_none) {
-            // A server that is full or a replica refuses to note an absence, and can be read all the same.
-            let before = self.notes_of_absence(entries, stamps, &found);
-            found = self.read(size, entries, stamps, &before).await?;
+            // A server that is full refuses to note an absence, and can be read all the same.
+            let note = || self.notes_of_absence(entries, stamps, &found);
+            found = self.read(size, entries, stamps, note).await?;
         }
         let time = found.time;
         let mut values = found.values.into_iter();
@@ -292,12 +286,13 @@ impl RedisStore {
     /// has been there since the question, and a stamp has not changed since.
     async fn peek_some(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
         let end = (HEADER - 1).to_string();
-        let mut commands = Commands::default();
-        for name in entries {
-            commands.add_named(b"GETRANGE", &[&self.tag, name], &[b"0", end.as_bytes()]);
-        }
-        let send = |connection: &Connection, _| connection.run(commands.clone());
-        let heads = self.pool.call("read", Size::Small, send);
+        let heads = self.run("read", Size::Small, |_| {
+            let mut commands = Commands::default();
+            for name in entries {
+                commands.add_named(b"GETRANGE", &[&self.tag, name], &[b"0", end.as_bytes()]);
+            }
+            commands
+        });
         let ((mut found, time), heads) = tokio::try_join!(self.get_some(&[], stamps), heads)?;
         let head = |token| match token {
             Token::Bytes(head) => slot(Some(head), time),
@@ -355,36 +350,41 @@ impl Store for RedisStore {
         let size = if put.bytes.len() >= LARGE { Size::Large } else { Size::Small };
         let fence = put.fence.map(Fence::to_bytes);
         let fence = fence.as_ref().map_or(&[][..], |fence| fence);
-        let header = header(ENTRY);
         let life = milliseconds(put.time_to_live);
-        let arguments: [&[u8]; 4] = [fence, &header, &life, &put.bytes];
-        let written = self.run_script("write", size, &PUT, &[put.name], &arguments).await?;
-        if written != Token::Status {
+        let written_with = Mutex::new([0; FENCE]);
+        let write = |script| {
+            let header = header(ENTRY);
+            *lock(&written_with) = header;
+            self.script_call(script, &PUT, &[put.name], &[fence, &header, &life, &put.bytes])
+        };
+        let answer = self.run("write", size, write).await?;
+        if answer != [Token::Status] {
             return Ok(Written::Refused);
         }
         self.pool.note_size(put.name, size);
-        Ok(Written::Stored(Fence::from_bytes(header)))
+        Ok(Written::Stored(Fence::from_bytes(*lock(&written_with))))
     }
 
     async fn remove_many(&self, entries: &[&str], hold: Duration) -> Result<(), Error> {
         let life = milliseconds(hold);
-        let mut commands = Commands::default();
-        for name in entries {
-            commands.add_named(b"PSETEX", &[&self.tag, name], &[&life, &header(REMOVED)]);
-        }
-        self.run("remove", &commands).await
+        let remove = |_| {
+            let mut commands = Commands::default();
+            for name in entries {
+                commands.add_named(b"PSETEX", &[&self.tag, name], &[&life, &header(REMOVED)]);
+            }
+            commands
+        };
+        self.run("remove", Size::Small, remove).await.map(drop)
     }
 
     async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
         let names: Vec<&str> = stamps.iter().map(|change| change.name).collect();
         let life = milliseconds(STAMP_LIFE);
-        let (was_sent, was_sent_in_full) = (AtomicBool::new(false), AtomicBool::new(false));
-        let send = |connection: &Connection, script| {
-            // It may have been carried out though its answer was lost, and another process may have changed the stamp
-            // since: to write the same one again would revive what was stored with it in between.
-            // A script that the server did not know has not been carried out.
-            let was_sent = if matches!(script, Script::InFull) { &was_sent_in_full } else { &was_sent };
-            let is_repeated = was_sent.swap(true, Ordering::Relaxed);
+        let attempts = AtomicU32::new(0);
+        let restamp = |script| {
+            // A script that the server did not know, for which it is sent in full once, has not been carried out.
+            let is_repeated =
+                attempts.fetch_add(1, Ordering::Relaxed) > u32::from(script == Script::InFull);
             let stamp = |change: &Restamp<'_>| if is_repeated { Stamp::random() } else { change.stamp };
             let contents: Vec<[u8; 16]> = stamps.iter().map(|change| stamp(change).to_bytes()).collect();
             let mut arguments: Vec<&[u8]> = vec![&life];
@@ -392,15 +392,18 @@ impl Store for RedisStore {
                 let kind: &[u8] = if change.invalidation == Invalidation::Expire { b"E" } else { b"R" };
                 arguments.extend([kind, content]);
             }
-            connection.run(self.script_call(script, &RESTAMP, &names, &arguments))
+            self.script_call(script, &RESTAMP, &names, &arguments)
         };
-        self.pool.call("restamp", Size::Small, send).await.map(drop)
+        self.run("restamp", Size::Small, restamp).await.map(drop)
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        let mut commands = Commands::default();
-        commands.add(&[b"PING"]);
-        self.run("ping", &commands).await
+        let ping = |_| {
+            let mut commands = Commands::default();
+            commands.add(&[b"PING"]);
+            commands
+        };
+        self.run("ping", Size::Small, ping).await.map(drop)
     }
 }
 

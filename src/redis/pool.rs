@@ -97,7 +97,8 @@ impl Pool {
 
     /// Makes a call on a shared connection, and makes it again on another one where that may help.
     ///
-    /// Every call of ours can be made twice: at worst a write finds that it was made, and is taken for refused.
+    /// Every call of ours can be made twice: what it writes is drawn anew, or at worst finds that it was made, and is
+    /// taken for refused.
     pub(super) async fn call<T>(
         &self,
         operation: &'static str,
