@@ -185,6 +185,33 @@ async fn store_that_was_emptied_costs_one_load_and_revives_nothing() {
 }
 
 #[tokio::test]
+async fn removal_is_not_undone_by_a_redis_that_comes_back_as_it_was_before() {
+    for way in ["key", "tag", "all"] {
+        let mut server = RedisServer::start();
+        let clock = Clock::manual();
+        let (one, two) = (of_redis(&clock, &server).await, of_redis(&clock, &server).await);
+        one.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+        assert_eq!(two.get(&key()).await.as_deref(), Some("old"));
+        // As a save point does. It is read at the start though no other is ever made.
+        ask(&server, &["SAVE"]).await;
+        match way {
+            "key" => one.remove(&key()).await.unwrap(),
+            "tag" => one.remove_by_tag("tag").await.unwrap(),
+            _ => one.clear().await.unwrap(),
+        }
+        assert_eq!(one.get(&key()).await, None);
+        server.restart();
+        let other = Key::public("other");
+        let insert = async |cache: &Texts| cache.insert(&other, "new".to_owned()).await.ok();
+        until("the Redis that came back is used", async || insert(&one).await).await;
+        assert_eq!(one.get(&key()).await, None, "removed by this very process, by {way}");
+        clock.advance(STALENESS);
+        assert_eq!(two.get(&key()).await, None, "by {way}");
+        assert_eq!(two.get(&other).await.as_deref(), Some("new"), "what is stored now is everybody's");
+    }
+}
+
+#[tokio::test]
 async fn store_that_is_full_is_read_and_said_to_be_full_once_and_told_later_what_it_refused() {
     let server = RedisServer::start();
     let clock = Clock::manual();

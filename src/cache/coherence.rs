@@ -51,7 +51,7 @@
 //! | a process dies after 3, before 4 | a gap | `max_staleness` after 3 |
 //! | messages late, repeated, in another order | links wait for those before them; what is repeated costs a miss | `max_staleness` |
 //! | messages damaged or forged | a wrong sum is no message, so a gap; a forged one makes others forget too much, or links what is not there, which leads nowhere | `max_staleness` |
-//! | the ledger is evicted, or goes back when a replica takes over | a fence that no link leads to: a gap | `max_staleness` |
+//! | the ledger is evicted, or the store comes back in an earlier state | a fence that no link leads to, for none is as it was before: a gap | `max_staleness` |
 //! | the remote tier is away from a reader | nothing is confirmed: no entry outlives `max_staleness` | `max_staleness` |
 //! | the remote tier is away from a writer | its call fails and is owed; it is published all the same, so that those it reaches forget | `max_staleness` after it is paid, which every beat tries |
 //! | the announcement fails, twice, and the invalidation succeeds | the same | the same |

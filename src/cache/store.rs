@@ -16,6 +16,10 @@ use crate::Error;
 /// One call should be one round trip. The cache puts a deadline on every call and drops the future when
 /// it passes: a write that was given up may be made later, or never, but only whole.
 ///
+/// A store that may come back in an earlier state (from a snapshot, or a replica that had not heard of everything) has to
+/// notice it: no stamp and no fence may equal then what it was when it was read before. Otherwise what was removed
+/// in between is back.
+///
 /// Errors: [`Error::unavailable`] when the store cannot be reached, [`Error::refused`] when it answered
 /// and would not. Never an empty answer instead of an error: an absence that is not one would let a
 /// value be stored that an invalidation forbids.

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{Connection, Stream},
+    connection::Stream,
     fault::{Fault, Lost},
     wire::{self, Commands, Token},
 };
@@ -85,11 +85,6 @@ impl Address {
         }
         self.tls = Some(super::tls::Tls::trusting(pem)?);
         Ok(self)
-    }
-
-    /// A connection that many share.
-    pub(super) async fn connect(&self) -> Result<Connection, Fault> {
-        self.open().await.map(Connection::new)
     }
 
     /// A connection that is ready for commands.

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::{
     fault::Fault,
+    history::History,
     wire::{self, Commands, Malformed, Token},
 };
 
@@ -66,6 +67,8 @@ impl Names {
 pub(super) struct Values {
     /// The server's time, in milliseconds, rounded up.
     pub(super) time: u64,
+    /// What the values are of.
+    pub(super) history: History,
     /// In the order of the names.
     pub(super) values: SmallVec<[Option<Bytes>; USUAL]>,
 }
@@ -84,6 +87,8 @@ pub(super) struct Read {
 /// Reads on their way.
 #[derive(Debug)]
 pub(super) struct Batch {
+    /// What the connection was told last before the answer.
+    pub(super) history: History,
     stage: Stage,
     time: u64,
     /// How many names were asked for.
@@ -118,7 +123,7 @@ struct Waiting {
 
 impl Batch {
     /// One question for all of these reads, written to the end of `bytes`.
-    pub(super) fn ask(reads: Vec<Read>, bytes: &mut Vec<u8>) -> Self {
+    pub(super) fn ask(reads: Vec<Read>, history: History, bytes: &mut Vec<u8>) -> Self {
         let names: usize = reads.iter().map(|read| read.names.len()).sum();
         let mut known: HashMap<&[u8], usize, foldhash::fast::RandomState> =
             HashMap::with_capacity_and_hasher(names, foldhash::fast::RandomState::default());
@@ -154,7 +159,8 @@ impl Batch {
             .map(|(read, needs)| Waiting { names: read.names.len(), needs, waiter: read.waiter })
             .collect();
         let values = Vec::with_capacity(names);
-        Self { stage: Stage::Time, time: 0, names, values, wanted, places, waiting, fault: None }
+        let stage = Stage::Time;
+        Self { history, stage, time: 0, names, values, wanted, places, waiting, fault: None }
     }
 
     /// Takes a token of the answer, and tells whether it was the last one.
@@ -219,7 +225,7 @@ impl Batch {
                 wanted[place] -= 1;
                 if wanted[place] == 0 { values[place].take() } else { values[place].clone() }
             });
-            let found = Values { time: self.time, values: found.collect() };
+            let found = Values { time: self.time, history: self.history, values: found.collect() };
             let _ = waiting.waiter.send(self.fault.clone().map_or(Ok(found), Err));
         }
     }
@@ -242,7 +248,7 @@ mod tests {
     fn ask(wanted: &[&[&str]]) -> (Batch, String, Vec<Answer>) {
         let (reads, answers) = wanted.iter().map(|names| read(names)).unzip();
         let mut bytes = Vec::new();
-        let batch = Batch::ask(reads, &mut bytes);
+        let batch = Batch::ask(reads, History::default(), &mut bytes);
         (batch, String::from_utf8(bytes).unwrap().replace("\r\n", " "), answers)
     }
 

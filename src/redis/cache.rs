@@ -15,6 +15,9 @@
 //! lives bounds that, however the clock is set. All names of a store have one hash tag, `{prefix}`, and so lie in one
 //! slot of a cluster, where commands and scripts may span them.
 //!
+//! What is shown of the nonces, those of stamps and fences, depends on the history of the server's data as well:
+//! `history.rs` says why, and how it is learned.
+//!
 //! # Trips
 //!
 //! A read is one trip, of entries and stamps at once, and reads that are made at the same time share it. Only what turned
@@ -36,6 +39,7 @@ use super::{
     address::Address,
     batch::{Names, Values},
     connection::Connection,
+    history::History,
     pool::{Pool, Script, Size},
     wire::{self, Commands, LARGE, Token, unsigned},
 };
@@ -140,11 +144,14 @@ impl RedisStore {
     /// [`Configuration`](crate::ErrorKind::Configuration) if the URL is not of that form. Whether there is a
     /// server shows when the cache is built.
     pub fn new(url: &str) -> Result<Self, Error> {
-        Self { pool: Pool::new(Address::parse(url)?), prefix: "".into(), tag: "".into() }.prefix("mcp-perf")
+        let pool = Pool::new(Address::parse(url)?, None);
+        Self { pool, prefix: "".into(), tag: "".into() }.prefix("mcp-perf")
     }
 
     /// What every name in Redis begins with: `mcp-perf` unless set. Programs that share a Redis and not their
     /// caches need different ones.
+    ///
+    /// To be said before the store is first used: it makes connections of its own.
     ///
     /// # Errors
     ///
@@ -156,7 +163,8 @@ impl RedisStore {
         if (1..=64).contains(&prefix.len()) && prefix.bytes().all(fits) {
             self.tag = format!("{{{prefix}}}:").into();
             self.prefix = prefix.into();
-            Ok(self)
+            let address = self.pool.address().clone();
+            Ok(self.at(address))
         } else {
             Err(Error::configuration("prefix", "1 to 64 letters, digits, `-`, `_`, `.` or `:`"))
         }
@@ -171,7 +179,7 @@ impl RedisStore {
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration) unless it is 1 to 64 printable ASCII characters, and no
     /// space.
-    pub fn client_name(mut self, name: &str) -> Result<Self, Error> {
+    pub fn client_name(self, name: &str) -> Result<Self, Error> {
         if !(1..=64).contains(&name.len()) || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::configuration(
                 "client_name",
@@ -180,8 +188,7 @@ impl RedisStore {
         }
         let mut address = self.pool.address().clone();
         address.client_name = Some(name.into());
-        self.pool = Pool::new(address);
-        Ok(self)
+        Ok(self.at(address))
     }
 
     /// Whom to trust with `rediss://`: the certificates in this PEM, and no others. Unless set, the authorities that
@@ -191,9 +198,14 @@ impl RedisStore {
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
     #[cfg(feature = "redis-tls")]
-    pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
-        self.pool = Pool::new(self.pool.address().clone().trusting(pem.as_ref())?);
-        Ok(self)
+    pub fn certificate_authority(self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
+        let address = self.pool.address().clone().trusting(pem.as_ref())?;
+        Ok(self.at(address))
+    }
+
+    fn at(mut self, address: Address) -> Self {
+        self.pool = Pool::new(address, Some(History::question(&self.tag)));
+        self
     }
 
     /// Reads everything in one trip, after running other commands, which are made for every attempt.
@@ -202,7 +214,7 @@ impl RedisStore {
         size: Size,
         entries: &[&str],
         stamps: &[&str],
-        before: impl Fn() -> Commands,
+        before: impl Fn() -> Commands + Send + Sync,
     ) -> Result<Values, Error> {
         let send = |connection: &Connection, _| {
             let mut names = Names::with_capacity(entries.len() + stamps.len());
@@ -243,9 +255,9 @@ impl RedisStore {
         &self,
         operation: &'static str,
         size: Size,
-        commands: impl Fn(Script) -> Commands,
+        commands: impl Fn(Script, History) -> Commands + Send + Sync,
     ) -> Result<Vec<Token>, Error> {
-        let send = |connection: &Connection, script| connection.run(commands(script));
+        let send = |connection: &Connection, script| connection.run(commands(script, connection.history()));
         self.pool.call(operation, size, send).await
     }
 
@@ -267,18 +279,19 @@ impl RedisStore {
             let note = || self.notes_of_absence(entries, stamps, &found);
             found = self.read(size, entries, stamps, note).await?;
         }
-        let time = found.time;
+        let (time, history) = (found.time, found.history);
         let mut values = found.values.into_iter();
         let slots = entries.iter().zip(&mut values).map(|(name, value)| {
             let is_large = value.as_ref().is_some_and(|value| value.len() >= LARGE);
             if is_large || size == Size::Large {
                 self.pool.note_size(name, if is_large { Size::Large } else { Size::Small });
             }
-            slot(value, time)
+            slot(value, time, history)
         });
         let entries = slots.collect();
         // What is no stamp was not written by us, and equals nothing.
-        let stamps = values.map(|value| stamp(value.as_deref()).unwrap_or_else(Stamp::random)).collect();
+        let stamp = |value: Option<Bytes>| stamp(value.as_deref(), history).unwrap_or_else(Stamp::random);
+        let stamps = values.map(stamp).collect();
         Ok((Found { entries, stamps }, time))
     }
 
@@ -286,7 +299,10 @@ impl RedisStore {
     /// has been there since the question, and a stamp has not changed since.
     async fn peek_some(&self, entries: &[&str], stamps: &[&str]) -> Result<Found, Error> {
         let end = (HEADER - 1).to_string();
-        let heads = self.run("read", Size::Small, |_| {
+        // They come over another connection than the stamps if one broke meanwhile.
+        let history = Mutex::new(History::default());
+        let heads = self.run("read", Size::Small, |_, of| {
+            *lock(&history) = of;
             let mut commands = Commands::default();
             for name in entries {
                 commands.add_named(b"GETRANGE", &[&self.tag, name], &[b"0", end.as_bytes()]);
@@ -294,9 +310,10 @@ impl RedisStore {
             commands
         });
         let ((mut found, time), heads) = tokio::try_join!(self.get_some(&[], stamps), heads)?;
+        let history = *lock(&history);
         let head = |token| match token {
-            Token::Bytes(head) => slot(Some(head), time),
-            _ => slot(None, time),
+            Token::Bytes(head) => slot(Some(head), time, history),
+            _ => slot(None, time, history),
         };
         found.entries = heads.into_iter().map(head).collect();
         Ok(found)
@@ -348,13 +365,13 @@ impl Store for RedisStore {
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
         let size = if put.bytes.len() >= LARGE { Size::Large } else { Size::Small };
-        let fence = put.fence.map(Fence::to_bytes);
-        let fence = fence.as_ref().map_or(&[][..], |fence| fence);
         let life = milliseconds(put.time_to_live);
-        let written_with = Mutex::new([0; FENCE]);
-        let write = |script| {
+        let written = Mutex::new([0; FENCE]);
+        let write = |script, history: History| {
+            let fence = put.fence.map(|fence| history.veil(fence.to_bytes()));
+            let fence = fence.as_ref().map_or(&[][..], |fence| fence);
             let header = header(ENTRY);
-            *lock(&written_with) = header;
+            *lock(&written) = history.veil(header);
             self.script_call(script, &PUT, &[put.name], &[fence, &header, &life, &put.bytes])
         };
         let answer = self.run("write", size, write).await?;
@@ -362,12 +379,12 @@ impl Store for RedisStore {
             return Ok(Written::Refused);
         }
         self.pool.note_size(put.name, size);
-        Ok(Written::Stored(Fence::from_bytes(*lock(&written_with))))
+        Ok(Written::Stored(Fence::from_bytes(*lock(&written))))
     }
 
     async fn remove_many(&self, entries: &[&str], hold: Duration) -> Result<(), Error> {
         let life = milliseconds(hold);
-        let remove = |_| {
+        let remove = |_, _| {
             let mut commands = Commands::default();
             for name in entries {
                 commands.add_named(b"PSETEX", &[&self.tag, name], &[&life, &header(REMOVED)]);
@@ -381,12 +398,12 @@ impl Store for RedisStore {
         let names: Vec<&str> = stamps.iter().map(|change| change.name).collect();
         let life = milliseconds(STAMP_LIFE);
         let attempts = AtomicU32::new(0);
-        let restamp = |script| {
+        let restamp = |script, history: History| {
             // A script that the server did not know, for which it is sent in full once, has not been carried out.
-            let is_repeated =
-                attempts.fetch_add(1, Ordering::Relaxed) > u32::from(script == Script::InFull);
+            let is_repeated = attempts.fetch_add(1, Ordering::Relaxed) > u32::from(script == Script::InFull);
             let stamp = |change: &Restamp<'_>| if is_repeated { Stamp::random() } else { change.stamp };
-            let contents: Vec<[u8; 16]> = stamps.iter().map(|change| stamp(change).to_bytes()).collect();
+            let content = |change| history.veil(stamp(change).to_bytes());
+            let contents: Vec<[u8; 16]> = stamps.iter().map(content).collect();
             let mut arguments: Vec<&[u8]> = vec![&life];
             for (change, content) in stamps.iter().zip(&contents) {
                 let kind: &[u8] = if change.invalidation == Invalidation::Expire { b"E" } else { b"R" };
@@ -398,7 +415,7 @@ impl Store for RedisStore {
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        let ping = |_| {
+        let ping = |_, _| {
             let mut commands = Commands::default();
             commands.add(&[b"PING"]);
             commands
@@ -429,7 +446,7 @@ fn header(kind: u8) -> [u8; FENCE] {
     header
 }
 
-fn slot(content: Option<Bytes>, now: u64) -> Slot {
+fn slot(content: Option<Bytes>, now: u64, history: History) -> Slot {
     let mut content = content.unwrap_or_default();
     let mut fence = [0; FENCE];
     let begins = content.len().min(FENCE);
@@ -442,7 +459,7 @@ fn slot(content: Option<Bytes>, now: u64) -> Slot {
         content.advance(HEADER);
         Stored { bytes: content, remaining }
     });
-    Slot { entry, fence: Fence::from_bytes(fence) }
+    Slot { entry, fence: Fence::from_bytes(history.veil(fence)) }
 }
 
 /// What is left of the life of an entry, if it is one.
@@ -454,8 +471,9 @@ fn remaining(content: &[u8], now: u64) -> Option<Duration> {
     Some(Duration::from_millis(left))
 }
 
-fn stamp(bytes: Option<&[u8]>) -> Option<Stamp> {
-    bytes?.try_into().ok().map(Stamp::from_bytes)
+fn stamp(bytes: Option<&[u8]>, history: History) -> Option<Stamp> {
+    let bytes = bytes?.try_into().ok()?;
+    Some(Stamp::from_bytes(history.veil(bytes)))
 }
 
 /// The digits of a number of milliseconds. Rounded down, so that no life grows; but zero, which Redis refuses, becomes
@@ -468,6 +486,10 @@ fn milliseconds(duration: Duration) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn slot(content: Option<Bytes>, now: u64) -> Slot {
+        super::slot(content, now, History::default())
+    }
 
     fn entry(dies: &str, life: &str) -> Vec<u8> {
         [&header(ENTRY)[..], dies.as_bytes(), life.as_bytes(), b"bytes"].concat()

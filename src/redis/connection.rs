@@ -42,9 +42,13 @@ use tokio::{
 use super::{
     batch::{Batch, Names, Read, Values, Waiter},
     fault::{Fault, Lost},
+    history::{AGAIN, History},
     wire::{self, Commands, Token},
 };
-use crate::sync::{Mutex, lock};
+use crate::{
+    clock::{Clock, Instant},
+    sync::{Mutex, lock},
+};
 
 const MOST_CALLS: usize = 16 * 1024;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
@@ -79,6 +83,9 @@ struct Handle(Arc<Shared>);
 struct Shared {
     is_open: AtomicBool,
     queue: Mutex<Queue>,
+    /// What asks for the history of the data, where that matters.
+    question: Option<Commands>,
+    history: Mutex<History>,
 }
 
 #[derive(Default)]
@@ -96,9 +103,15 @@ enum Call {
 }
 
 impl Connection {
-    /// Spawns the driver of a connection that is ready for commands.
-    pub(super) fn new(stream: Box<dyn Stream>) -> Self {
-        let shared = Arc::new(Shared { is_open: AtomicBool::new(true), queue: Mutex::default() });
+    /// Spawns the driver of a connection that is ready for commands, and asks this question again and again if there
+    /// is one.
+    pub(super) fn new(stream: Box<dyn Stream>, question: Option<Commands>) -> Self {
+        let shared = Arc::new(Shared {
+            is_open: AtomicBool::new(true),
+            queue: Mutex::default(),
+            question,
+            history: Mutex::default(),
+        });
         let driver = Driver::new(stream, Arc::clone(&shared));
         tokio::spawn(driver);
         Self(Arc::new(Handle(shared)))
@@ -111,6 +124,20 @@ impl Connection {
     /// Ends it for everybody who uses it.
     pub(super) fn close(&self, lost: Lost) {
         self.0.0.close(&Fault::Lost(lost));
+    }
+
+    /// The history that the data are of, as last heard.
+    pub(super) fn history(&self) -> History {
+        *lock(&self.0.0.history)
+    }
+
+    /// Asks for the history, and tells whether there was an answer, if a question was given.
+    pub(super) async fn ask(&self) -> Result<bool, Fault> {
+        let Some(question) = &self.0.0.question else { return Ok(true) };
+        let answer = self.run(question.clone())?.await.unwrap_or(Err(Fault::Lost(Lost::Closed)))?;
+        let history = answer.first().map_or(Ok(None), History::of)?;
+        *lock(&self.0.0.history) = history.unwrap_or_default();
+        Ok(history.is_some())
     }
 
     /// Reads values, after running other commands whose answers are of no interest.
@@ -219,6 +246,9 @@ struct Driver {
     /// Whether everybody else had a turn since the driver saw that there is something to send.
     has_yielded: bool,
     tick: Option<Pin<Box<Sleep>>>,
+    clock: Clock,
+    /// When the history was asked for.
+    asked_at: Instant,
     /// Whether anything was sent since the last tick.
     was_used: bool,
     /// Whether anything was heard since the last tick.
@@ -228,6 +258,7 @@ struct Driver {
 
 enum Owed {
     Batch(Batch),
+    History,
     /// Answers of no interest.
     Ignored(usize),
     Run {
@@ -239,7 +270,10 @@ enum Owed {
 
 impl Driver {
     fn new(stream: Box<dyn Stream>, shared: Arc<Shared>) -> Self {
+        let clock = Clock::system();
         Self {
+            asked_at: clock.now(),
+            clock,
             stream,
             shared,
             incoming: BytesMut::with_capacity(PIECE),
@@ -313,6 +347,7 @@ impl Driver {
         if self.owed.is_empty() {
             self.silent_ticks = 0;
         }
+        self.ask_again();
         let mut reads = Vec::with_capacity(calls.len());
         for call in calls.into_iter().filter(Call::is_awaited) {
             match call {
@@ -335,8 +370,36 @@ impl Driver {
             }
         }
         if !reads.is_empty() {
-            self.owed.push_back(Owed::Batch(Batch::ask(reads, &mut self.outgoing)));
+            let history = *lock(&self.shared.history);
+            self.owed.push_back(Owed::Batch(Batch::ask(reads, history, &mut self.outgoing)));
         }
+    }
+
+    /// Asks for the history in front of what is sent next, if it was not asked for of late.
+    fn ask_again(&mut self) {
+        let Some(question) = &self.shared.question else { return };
+        let now = self.clock.now();
+        if now.since(self.asked_at) < AGAIN {
+            return;
+        }
+        self.asked_at = now;
+        self.outgoing.extend_from_slice(&question.bytes);
+        self.owed.push_back(Owed::History);
+    }
+
+    /// Takes note of the history; what comes after is of it. Where there is no answer, that of before goes on.
+    fn learn(&mut self, answer: &Token) -> Result<(), Fault> {
+        let Some(history) = History::of(answer)? else { return Ok(()) };
+        let before = mem::replace(&mut *lock(&self.shared.history), history);
+        if before != history {
+            tracing::debug!("redis: the data are of another history: what was stored before is not used");
+            for owed in &mut self.owed {
+                if let Owed::Batch(batch) = owed {
+                    batch.history = history;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes what is ready, as far as the other end takes it.
@@ -393,6 +456,10 @@ impl Driver {
                 None => return Err(Fault::Lost(Lost::NotRedis)),
                 Some(Owed::Batch(batch)) => batch.take(token)?,
                 Some(_) if matches!(token, Token::Array(_)) => return Err(Fault::Lost(Lost::NotRedis)),
+                Some(Owed::History) => {
+                    self.learn(&token)?;
+                    true
+                }
                 Some(Owed::Ignored(missing)) => {
                     *missing -= 1;
                     *missing == 0
@@ -443,7 +510,7 @@ impl Driver {
         for owed in self.owed.drain(..) {
             match owed {
                 Owed::Batch(mut batch) => batch.fail(fault),
-                Owed::Ignored(_) => {}
+                Owed::History | Owed::Ignored(_) => {}
                 Owed::Run { waiter, .. } => drop(waiter.send(Err(fault.clone()))),
             }
         }

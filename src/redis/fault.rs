@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | no connection, a cut or silent one, no Redis at the other end | it is away | another connection, once |
 //! | `MOVED` | the names are at another node of the cluster | a connection to that one, once |
-//! | `READONLY` | it is the primary no longer | another connection, once |
+//! | `READONLY` | it is the primary no longer, or not yet | another connection, once |
 //! | `TRYAGAIN`, `ASK` | the names are on their way to another node of the cluster | again after a pause, twice; then refused |
 //! | `LOADING`, `CLUSTERDOWN`, `MASTERDOWN`, `BUSY` | it cannot answer just now | it is away |
 //! | `OOM`, `MISCONF`, `NOREPLICAS` | it takes no writes, and can be read | refused |

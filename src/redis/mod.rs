@@ -5,8 +5,12 @@
 //! more callers cost less each. A connection that broke, fell silent or leads to a server that is the primary no
 //! longer is replaced, and a call that was under way on it is made once more.
 //!
+//! A server that comes back without its last writes, from a snapshot or as a replica that took over, brings back nothing
+//! that was removed: by `INFO replication` it tells that its data are of another history, and then all that was stored
+//! before is a miss. Users who may not ask that do without.
+//!
 //! Of a cluster it uses one node, and follows the names when they move to another. It asks for the commands `AUTH`,
-//! `CLIENT SETNAME`, `EVAL`, `EVALSHA`, `GETRANGE`, `MGET`, `PEXPIRE`, `PING`, `PSETEX`, `SELECT`, `SET` and `TIME`,
+//! `CLIENT SETNAME`, `EVAL`, `EVALSHA`, `GETRANGE`, `INFO`, `MGET`, `PEXPIRE`, `PING`, `PSETEX`, `SELECT`, `SET` and `TIME`,
 //! on names that begin with `{prefix}:`.
 //!
 //! ```no_run
@@ -28,6 +32,7 @@ mod cache;
 mod connection;
 mod exclusive;
 mod fault;
+mod history;
 mod pool;
 #[cfg(feature = "redis-tls")]
 mod tls;

@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -22,7 +22,7 @@ use super::{
     address::{Address, CONNECT_TIMEOUT},
     connection::Connection,
     fault::{Fault, Lost},
-    wire::Refusal,
+    wire::{Commands, Refusal},
 };
 use crate::{
     Error,
@@ -51,6 +51,10 @@ struct Inner {
 /// Where the server is.
 struct Site {
     configured: Address,
+    /// What a connection asks to learn the history of the data, where that matters.
+    question: Option<Commands>,
+    /// Whether it was told that nothing answers that.
+    has_told: AtomicBool,
     /// The node of a cluster that has our names, once another one said so.
     moved: Mutex<Option<Address>>,
 }
@@ -84,8 +88,9 @@ pub(super) enum Script {
 }
 
 impl Pool {
-    pub(super) fn new(address: Address) -> Self {
-        let site = Arc::new(Site { configured: address, moved: Mutex::default() });
+    pub(super) fn new(address: Address, question: Option<Commands>) -> Self {
+        let has_told = AtomicBool::new(false);
+        let site = Arc::new(Site { configured: address, question, has_told, moved: Mutex::default() });
         let large_names = (0..LARGE_NAMES).map(|_| AtomicU64::new(0)).collect();
         Self(Arc::new(Inner { small: Lane::new(&site), large: Lane::new(&site), site, large_names }))
     }
@@ -266,6 +271,19 @@ impl Lane {
 }
 
 impl Site {
+    async fn connect(&self) -> Result<Connection, Fault> {
+        let address = lock(&self.moved).clone();
+        let stream = address.as_ref().unwrap_or(&self.configured).open().await?;
+        let connection = Connection::new(stream, self.question.clone());
+        if !connection.ask().await? && !self.has_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "redis does not tell the history of its data (`INFO replication`): what was removed may be back after \
+                 a restart or a failover"
+            );
+        }
+        Ok(connection)
+    }
+
     /// Goes to the node that the refusal names, and tells whether it names one.
     fn follow(&self, refusal: &Refusal) -> bool {
         let place = refusal.line().split(' ').nth(2).and_then(|place| place.rsplit_once(':'));
@@ -282,8 +300,12 @@ impl ManageConnection for Manager {
     type Error = Fault;
 
     async fn connect(&self) -> Result<Connection, Fault> {
-        let address = lock(&self.0.moved).clone();
-        address.as_ref().unwrap_or(&self.0.configured).connect().await
+        match self.0.connect().await {
+            Err(Fault::Refused(refusal)) if refusal.code() == "MOVED" && self.0.follow(&refusal) => {
+                self.0.connect().await
+            }
+            made => made,
+        }
     }
 
     async fn is_valid(&self, connection: &mut Connection) -> Result<(), Fault> {
