@@ -337,6 +337,25 @@ async fn cancellation_of_what_one_caller_left_strikes_nobody_who_uses_the_driver
     assert_eq!(process(&get(&pool).await.unwrap()).await, first);
 }
 
+#[tokio::test]
+async fn query_with_a_row_too_many_is_not_left_to_the_next_caller() {
+    let server = PostgresServer::start();
+    let manager = PostgresManager::builder(&server.url()).unwrap().statement_timeout(None).build().unwrap();
+    let pool = manager.pool("test").size(1).timeout(PATIENCE).connects(8, 1_000.0).build().unwrap();
+    for in_same_checkout in [true, false] {
+        let mut connection = get(&pool).await.unwrap();
+        let endless = "select generate_series(1, 2000000000)"; // streamed, minutes of it
+        let error = timeout(GENEROUS, connection.query_opt_cached(endless, &[])).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        if !in_same_checkout {
+            drop(connection);
+            connection = get(&pool).await.unwrap();
+        }
+        assert_eq!(number(&connection, "select 1::bigint").await, 1, "it waits behind what was left");
+    }
+    assert_eq!(pool.stats().connects, 1, "it was replaced");
+}
+
 // Failover and restart.
 
 #[tokio::test]

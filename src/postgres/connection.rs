@@ -9,7 +9,7 @@ use super::{
     statements::Prepared,
     transaction::{Transaction, TransactionOptions},
 };
-use crate::Error;
+use crate::{Error, ErrorKind};
 
 /// A connection to PostgreSQL, made by a [`PostgresManager`](super::PostgresManager) and lent by a pool.
 ///
@@ -98,7 +98,7 @@ impl PostgresConnection {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, Error> {
-        self.0.run(sql, parameters, Scope::Alone).await
+        one(self.0.run(sql, parameters, Scope::Alone).await?)
     }
 
     /// The same for a statement of which only the number of rows it changed is of interest.
@@ -233,6 +233,12 @@ impl fmt::Debug for PostgresConnection {
     }
 }
 
+/// The row of a query that was to have one. That there is none is known at the end of the answer, where the driver's own
+/// `query_one` tells it as it tells of a row too many, before the end.
+pub(super) fn one(row: Option<Row>) -> Result<Row, Error> {
+    row.ok_or_else(|| Error::new(ErrorKind::Refused, "postgres refused (query): there is no row"))
+}
+
 impl Answer for Vec<Row> {
     async fn ask(
         client: &Client,
@@ -250,16 +256,6 @@ impl Answer for Option<Row> {
         parameters: Parameters<'_>,
     ) -> Result<Self, tokio_postgres::Error> {
         client.query_opt(&prepared.statement, parameters).await
-    }
-}
-
-impl Answer for Row {
-    async fn ask(
-        client: &Client,
-        prepared: &Prepared,
-        parameters: Parameters<'_>,
-    ) -> Result<Self, tokio_postgres::Error> {
-        client.query_one(&prepared.statement, parameters).await
     }
 }
 

@@ -433,7 +433,11 @@ impl Call<'_> {
 
     fn refused(self, operation: &'static str, error: tokio_postgres::Error, scope: Scope) -> Error {
         self.line.learn(&error, scope);
-        self.failed(operation, error.into())
+        if error.as_db_error().is_some() {
+            return self.failed(operation, error.into());
+        }
+        // The driver has given up, as at a row too many: the rest of the answer is left as by a caller who has gone.
+        Fault::from(error).during(operation)
     }
 
     fn failed(mut self, operation: &'static str, fault: Fault) -> Error {
