@@ -496,6 +496,37 @@ async fn query_that_was_left_ahead_of_others_ends_by_the_servers_timeout_and_the
 }
 
 #[tokio::test]
+async fn commit_whose_caller_has_gone_has_a_second_to_end() {
+    let server = PostgresServer::start();
+    server
+        .psql(
+            "create table things (seconds float8); \
+             create function slow() returns trigger language plpgsql as \
+             $$ begin perform pg_sleep(new.seconds); return null; end $$; \
+             create constraint trigger slow after insert on things deferrable initially deferred \
+             for each row execute function slow()",
+        )
+        .unwrap();
+    for policy in [ResetPolicy::RollbackIfDirty, ResetPolicy::DiscardAll] {
+        server.psql("truncate things").unwrap();
+        let pool = pool_of(1, builder(&server).statement_timeout(None).reset(policy).build().unwrap()).await;
+        for seconds in [0.3, 600.0] {
+            let mut connection = pool.get().await.unwrap();
+            let transaction = connection.transaction().await.unwrap();
+            transaction.batch_execute("set local work_mem = '1MB'").await.unwrap(); // dirty
+            transaction.execute_cached("insert into things values ($1)", &[&seconds]).await.unwrap();
+            assert!(timeout(Duration::from_millis(50), transaction.commit()).await.is_err());
+        }
+        until("it is committed, and the other one is not waited for", async || {
+            let connection = pool.get().await.unwrap();
+            let is_committed = number(&connection, "select count(*) from things").await == 1;
+            (is_committed && active(&server, "%commit%") == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn connection_that_cannot_be_mended_is_given_up() {
     let server = PostgresServer::start();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()));

@@ -104,6 +104,8 @@ pub(super) struct Line {
 struct Condition {
     /// How many are under way.
     repairs: u32,
+    /// How many of those wait for the end of a commit.
+    commits: u32,
     is_retired: bool,
 }
 
@@ -350,8 +352,12 @@ impl Line {
     }
 
     fn repair(self: &Arc<Self>, sql: &'static str, grace: Duration) {
-        self.condition.send_modify(|condition| condition.repairs += 1);
-        let repair = Repair { line: Arc::clone(self), is_done: false };
+        let commits = u32::from(grace == COMMIT_GRACE);
+        self.condition.send_modify(|condition| {
+            condition.repairs += 1;
+            condition.commits += commits;
+        });
+        let repair = Repair { line: Arc::clone(self), commits, is_done: false };
         let asked = self.ask(sql);
         self.runtime.spawn(async move {
             let mut repair = repair; // the whole of it, and not a copy of its field
@@ -377,6 +383,8 @@ impl Line {
                 Ok(answer) => answer,
                 // Others are being served. They have no need to hurry.
                 Err(_) if self.in_flight.load(Ordering::SeqCst) > 0 => continue,
+                // Ahead of this is a commit, whose own repair cancels it when its time is up.
+                Err(_) if grace < COMMIT_GRACE && self.condition.borrow().commits > 0 => continue,
                 Err(_) if was_cancelled => return false,
                 Err(_) => {
                     was_cancelled = true;
@@ -459,6 +467,7 @@ impl Drop for Call<'_> {
 /// A repair under way: one that is dropped before its end has failed.
 struct Repair {
     line: Arc<Line>,
+    commits: u32,
     is_done: bool,
 }
 
@@ -466,6 +475,7 @@ impl Drop for Repair {
     fn drop(&mut self) {
         self.line.condition.send_modify(|condition| {
             condition.repairs -= 1;
+            condition.commits -= self.commits;
             condition.is_retired |= !self.is_done;
         });
         if !self.is_done {
