@@ -32,6 +32,10 @@ use crate::{Error, ErrorKind};
 /// was left goes on until they are served, and if it is ahead of them, they wait for its end or its
 /// [time-out](super::PostgresManagerBuilder::statement_timeout).
 ///
+/// What still runs on a connection that is closed, for whatever reason, is cancelled in the same way before it is hung
+/// up on. Until then the server has one connection more than the pool counts: a moment, and for no longer than a few
+/// seconds where the cancellation comes to nothing.
+///
 /// # Examples
 ///
 /// ```no_run
@@ -220,10 +224,7 @@ impl Deref for PostgresConnection {
 
 impl Drop for PostgresConnection {
     fn drop(&mut self) {
-        // One that hangs would never come to say goodbye.
-        if self.0.is_over() {
-            self.0.abort();
-        }
+        self.0.close();
     }
 }
 

@@ -187,8 +187,22 @@ impl Line {
         self.condition.send_modify(|condition| condition.is_retired = true);
     }
 
+    /// Whoever had the connection has no more use for it. What still runs on it is cancelled first, since the driver
+    /// hangs up when every answer has come, and the server goes on when it is hung up on; all that a session holds ends
+    /// with it.
+    pub(super) fn close(self: &Arc<Self>) {
+        let may_run = self.traces.swap(0, Ordering::Relaxed) & DIRTY != 0;
+        if may_run && !self.client.is_closed() {
+            self.repair(NOTHING, GRACE);
+        }
+        // One that hangs would never come to say goodbye. Repairs see to it themselves.
+        if self.is_over() && self.condition.borrow().repairs == 0 {
+            self.abort();
+        }
+    }
+
     /// Hangs up at once, whatever is under way.
-    pub(super) fn abort(&self) {
+    fn abort(&self) {
         self.connection.abort();
     }
 
