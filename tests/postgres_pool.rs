@@ -440,12 +440,14 @@ async fn query_that_nobody_waits_for_is_cancelled_and_its_connection_is_used_aga
 #[tokio::test]
 async fn query_of_the_drivers_client_that_nobody_waits_for_is_cancelled_on_return() {
     let server = PostgresServer::start();
-    let pool = patient_pool(&server).await;
-    let connection = pool.get().await.unwrap();
-    let first = process(&connection).await;
-    let _ = timeout(Duration::from_millis(50), connection.simple_query(FOREVER)).await;
-    drop(connection);
-    assert_eq!(process(&pool.get().await.unwrap()).await, first);
+    for policy in [ResetPolicy::None, ResetPolicy::RollbackIfDirty, ResetPolicy::DiscardAll] {
+        let pool = pool_of(1, builder(&server).statement_timeout(None).reset(policy).build().unwrap()).await;
+        let connection = pool.get().await.unwrap();
+        let first = process(&connection).await;
+        let _ = timeout(Duration::from_millis(50), connection.simple_query(FOREVER)).await;
+        drop(connection);
+        assert_eq!(process(&pool.get().await.unwrap()).await, first, "{policy:?}");
+    }
 }
 
 #[tokio::test]

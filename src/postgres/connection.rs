@@ -183,7 +183,8 @@ impl PostgresConnection {
         self.0.is_fit()
     }
 
-    /// Whether it will be reset when it is returned.
+    /// Whether it will be reset when it is returned, or, with [`ResetPolicy::None`](super::ResetPolicy::None), waited for
+    /// until nothing runs on it any more.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
         self.0.is_dirty()

@@ -71,7 +71,7 @@ pub(super) const OPEN: u8 = 4;
 #[non_exhaustive]
 pub enum ResetPolicy {
     /// Not at all: for programs that begin transactions by their guard alone and change no setting. A transaction
-    /// begun by SQL text is inherited by the next user.
+    /// begun by SQL text is inherited by the next user; a query that still runs is not, here either.
     None,
     /// Whatever may have left a transaction open is followed by a rollback: SQL in the text protocol, use of the
     /// driver's client, statements other than queries and changes of rows. Costs one trip in the background, and only
@@ -348,6 +348,7 @@ impl Line {
             ResetPolicy::RollbackIfDirty if traces & DIRTY != 0 => Some(ROLLBACK_IF_OPEN),
             // A guard that was forgotten has not seen to it.
             _ if traces & OPEN != 0 => Some(ROLLBACK_IF_OPEN),
+            ResetPolicy::None if traces & DIRTY != 0 => Some(NOTHING),
             _ => None,
         }
     }
