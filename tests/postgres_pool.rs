@@ -12,8 +12,10 @@
 mod support;
 
 use std::{
+    future::poll_fn,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, atomic::AtomicU64, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -447,6 +449,31 @@ async fn query_of_the_drivers_client_that_nobody_waits_for_is_cancelled_on_retur
         let _ = timeout(Duration::from_millis(50), connection.simple_query(FOREVER)).await;
         drop(connection);
         assert_eq!(process(&pool.get().await.unwrap()).await, first, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn statement_that_is_still_being_prepared_is_not_in_the_transaction_of_the_next() {
+    let server = PostgresServer::start();
+    server.psql("create type mood as enum ('sad')").unwrap();
+    for round in 0..30 {
+        let pool = pool(&server).await; // what a type is, is asked once on each connection
+        let connection = pool.get().await.unwrap();
+        {
+            // Some trips to the server, and it is left at one of them.
+            let mut asks = Box::pin(connection.query_cached("select 'sad'::mood", &[]));
+            for _ in 0..1 + round % 5 {
+                let asked = poll_fn(|context| Poll::Ready(asks.as_mut().poll(context))).await;
+                assert!(asked.is_pending(), "it is answered before it is left");
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(connection);
+        let mut connection = pool.get().await.unwrap();
+        let transaction = connection.transaction().await.unwrap();
+        // Refused once anything else was asked within it.
+        let set = transaction.batch_execute("set transaction isolation level serializable").await;
+        assert!(set.is_ok(), "round {round}: {set:?}");
     }
 }
 
