@@ -337,6 +337,72 @@ async fn cancellation_of_what_one_caller_left_strikes_nobody_who_uses_the_driver
     assert_eq!(process(&get(&pool).await.unwrap()).await, first);
 }
 
+#[tokio::test]
+async fn query_with_a_row_too_many_is_not_left_to_the_next_caller() {
+    let server = PostgresServer::start();
+    let manager = PostgresManager::builder(&server.url()).unwrap().statement_timeout(None).build().unwrap();
+    let pool = manager.pool("test").size(1).timeout(PATIENCE).connects(8, 1_000.0).build().unwrap();
+    for in_same_checkout in [true, false] {
+        let mut connection = get(&pool).await.unwrap();
+        let endless = "select generate_series(1, 2000000000)"; // streamed, minutes of it
+        let error = timeout(GENEROUS, connection.query_opt_cached(endless, &[])).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        if !in_same_checkout {
+            drop(connection);
+            connection = get(&pool).await.unwrap();
+        }
+        assert_eq!(number(&connection, "select 1::bigint").await, 1, "it waits behind what was left");
+    }
+    assert_eq!(pool.stats().connects, 1, "it was replaced");
+}
+
+/// How the pool comes to close a connection without asking its manager.
+#[derive(Clone, Copy, Debug)]
+enum Closed {
+    Retired,
+    MarkedBroken,
+    ShutDown,
+    /// By the manager, which the pool does ask.
+    GivenUp,
+}
+
+#[tokio::test]
+async fn connection_that_is_closed_takes_its_query_along() {
+    let server = PostgresServer::start();
+    let manager = PostgresManager::builder(&server.url()).unwrap();
+    let manager = manager.application_name("pooled").statement_timeout(None).build().unwrap();
+    for way in [Closed::Retired, Closed::MarkedBroken, Closed::ShutDown, Closed::GivenUp] {
+        // A call whose caller has gone, and one of the driver's client, of which nothing is known.
+        for is_counted in [true, false] {
+            let pool = manager.pool("test").size(1).timeout(PATIENCE).connects(8, 1_000.0).build().unwrap();
+            let mut connection = get(&pool).await.unwrap();
+            if is_counted {
+                leave(&server, &connection).await;
+            } else {
+                tokio::select! {
+                    answer = connection.simple_query(FOREVER) => panic!("it has ended: {answer:?}"),
+                    () = until("the query runs", async || is_asleep(&server).then_some(())) => {}
+                }
+            }
+            match way {
+                Closed::Retired => pool.retire_all(),
+                Closed::MarkedBroken => connection.mark_broken(),
+                Closed::ShutDown => {}
+                Closed::GivenUp => manager.retire_all(),
+            }
+            if let Closed::ShutDown = way {
+                let (ended, ()) = tokio::join!(pool.shutdown(GENEROUS), async { drop(connection) });
+                ended.unwrap();
+            } else {
+                drop(connection);
+            }
+            // One may have been opened in its place.
+            let is_gone = || !is_asleep(&server) && backends(&server) == u64::from(pool.stats().open);
+            until(&format!("it is gone: {way:?}, {is_counted}"), async || is_gone().then_some(())).await;
+        }
+    }
+}
+
 // Failover and restart.
 
 #[tokio::test]

@@ -143,6 +143,22 @@ async fn server_that_is_silent_or_away_leaves_the_share() {
 }
 
 #[tokio::test]
+async fn whoever_looks_at_a_silent_server_holds_up_nobody_who_leases() {
+    let server = PostgresServer::start();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()));
+    let proxy = FaultProxy::start(address).await.unwrap();
+    let url = format!("postgres://postgres@{}/postgres", proxy.address());
+    let budget = PostgresBudget::builder(manager(&url, 1), "registry").share(4).stock(16).build().unwrap();
+    assert_eq!(budget.want(100).await, 19);
+    proxy.set(Weather::Stall);
+    // Asked in this order.
+    let both = async { tokio::join!(budget.observe(), budget.want(100)) };
+    let (observed, ceiling) = timeout(GENEROUS, both).await.expect("they wait for ever");
+    assert_eq!(observed.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(ceiling, 3);
+}
+
+#[tokio::test]
 async fn caller_who_leaves_while_leasing_leaves_no_lock_that_nobody_knows_of() {
     let server = PostgresServer::start();
     let budget = budget(&server, 1);

@@ -12,8 +12,10 @@
 mod support;
 
 use std::{
+    future::poll_fn,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, atomic::AtomicU64, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -440,12 +442,39 @@ async fn query_that_nobody_waits_for_is_cancelled_and_its_connection_is_used_aga
 #[tokio::test]
 async fn query_of_the_drivers_client_that_nobody_waits_for_is_cancelled_on_return() {
     let server = PostgresServer::start();
-    let pool = patient_pool(&server).await;
-    let connection = pool.get().await.unwrap();
-    let first = process(&connection).await;
-    let _ = timeout(Duration::from_millis(50), connection.simple_query(FOREVER)).await;
-    drop(connection);
-    assert_eq!(process(&pool.get().await.unwrap()).await, first);
+    for policy in [ResetPolicy::None, ResetPolicy::RollbackIfDirty, ResetPolicy::DiscardAll] {
+        let pool = pool_of(1, builder(&server).statement_timeout(None).reset(policy).build().unwrap()).await;
+        let connection = pool.get().await.unwrap();
+        let first = process(&connection).await;
+        let _ = timeout(Duration::from_millis(50), connection.simple_query(FOREVER)).await;
+        drop(connection);
+        assert_eq!(process(&pool.get().await.unwrap()).await, first, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn statement_that_is_still_being_prepared_is_not_in_the_transaction_of_the_next() {
+    let server = PostgresServer::start();
+    server.psql("create type mood as enum ('sad')").unwrap();
+    for round in 0..30 {
+        let pool = pool(&server).await; // what a type is, is asked once on each connection
+        let connection = pool.get().await.unwrap();
+        {
+            // Some trips to the server, and it is left at one of them.
+            let mut asks = Box::pin(connection.query_cached("select 'sad'::mood", &[]));
+            for _ in 0..1 + round % 5 {
+                let asked = poll_fn(|context| Poll::Ready(asks.as_mut().poll(context))).await;
+                assert!(asked.is_pending(), "it is answered before it is left");
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(connection);
+        let mut connection = pool.get().await.unwrap();
+        let transaction = connection.transaction().await.unwrap();
+        // Refused once anything else was asked within it.
+        let set = transaction.batch_execute("set transaction isolation level serializable").await;
+        assert!(set.is_ok(), "round {round}: {set:?}");
+    }
 }
 
 #[tokio::test]
@@ -493,6 +522,37 @@ async fn query_that_was_left_ahead_of_others_ends_by_the_servers_timeout_and_the
     let (left, stayed) = tokio::join!(timeout(Duration::from_millis(20), sleep(600.0)), sleep(0.1));
     assert!(left.is_err());
     stayed.unwrap();
+}
+
+#[tokio::test]
+async fn commit_whose_caller_has_gone_has_a_second_to_end() {
+    let server = PostgresServer::start();
+    server
+        .psql(
+            "create table things (seconds float8); \
+             create function slow() returns trigger language plpgsql as \
+             $$ begin perform pg_sleep(new.seconds); return null; end $$; \
+             create constraint trigger slow after insert on things deferrable initially deferred \
+             for each row execute function slow()",
+        )
+        .unwrap();
+    for policy in [ResetPolicy::RollbackIfDirty, ResetPolicy::DiscardAll] {
+        server.psql("truncate things").unwrap();
+        let pool = pool_of(1, builder(&server).statement_timeout(None).reset(policy).build().unwrap()).await;
+        for seconds in [0.3, 600.0] {
+            let mut connection = pool.get().await.unwrap();
+            let transaction = connection.transaction().await.unwrap();
+            transaction.batch_execute("set local work_mem = '1MB'").await.unwrap(); // dirty
+            transaction.execute_cached("insert into things values ($1)", &[&seconds]).await.unwrap();
+            assert!(timeout(Duration::from_millis(50), transaction.commit()).await.is_err());
+        }
+        until("it is committed, and the other one is not waited for", async || {
+            let connection = pool.get().await.unwrap();
+            let is_committed = number(&connection, "select count(*) from things").await == 1;
+            (is_committed && active(&server, "%commit%") == 0).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

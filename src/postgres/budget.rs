@@ -19,9 +19,9 @@ use std::{
 };
 
 use bb8::ManageConnection as _;
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
 
-use super::{connection::PostgresConnection, line::Line, pool::PostgresManager};
+use super::{connection::PostgresConnection, fault::Fault, line::Line, pool::PostgresManager};
 use crate::{
     Error, ErrorKind,
     clock::{Clock, Instant},
@@ -145,7 +145,7 @@ impl PostgresBudget {
     ///
     /// Ask for no less than what is open: what is given back may be taken at once. If the server cannot be asked, what
     /// was leased is given up, which leaves the share. It takes no longer than the manager's time-out for connecting
-    /// and 2 s.
+    /// and 2 s, and as long again for every call of this or of [`observe`](Self::observe) that came before.
     ///
     /// # Cancel safety
     ///
@@ -176,13 +176,19 @@ impl PostgresBudget {
     /// # Errors
     ///
     /// As for [`query_cached`](PostgresConnection::query_cached), and those of connecting.
+    /// [`TimedOut`](ErrorKind::TimedOut) if there is no answer within 2 s: the connection is given up, and with it what
+    /// was leased.
     pub async fn observe(&self) -> Result<Observed, Error> {
         let mut place = self.session.lock().await;
         let session = match place.take().filter(|session| !session.connection.is_over()) {
             Some(session) => place.insert(session),
             None => place.insert(Session { connection: self.manager.connect().await?, blocks: Vec::new() }),
         };
-        self.observed_by(&session.connection).await
+        let observed = timeout(CALL_TIMEOUT, self.observed_by(&session.connection)).await;
+        observed.unwrap_or_else(|elapsed| {
+            *place = None;
+            Err(too_long("observe", elapsed))
+        })
     }
 
     async fn observed_by(&self, connection: &PostgresConnection) -> Result<Observed, Error> {
@@ -215,9 +221,7 @@ impl PostgresBudget {
         };
         let wanted = connections.saturating_sub(self.of(0)).div_ceil(BLOCK).min(self.blocks);
         let asked = timeout(CALL_TIMEOUT, self.change(&mut session, wanted as usize)).await;
-        asked.unwrap_or_else(|elapsed| {
-            Err(Error::with_source(ErrorKind::TimedOut, "postgres took too long (lease)", elapsed))
-        })?;
+        asked.unwrap_or_else(|elapsed| Err(too_long("lease", elapsed)))?;
         Ok(session)
     }
 
@@ -308,6 +312,10 @@ impl Drop for Forfeit<'_> {
             *lock(self.leased) = Leased::default();
         }
     }
+}
+
+fn too_long(operation: &'static str, elapsed: Elapsed) -> Error {
+    Fault::new(ErrorKind::TimedOut, "no answer in time", elapsed).during(operation)
 }
 
 /// The name of the fleet as the first half of a lock's number.

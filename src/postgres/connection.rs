@@ -9,7 +9,7 @@ use super::{
     statements::Prepared,
     transaction::{Transaction, TransactionOptions},
 };
-use crate::Error;
+use crate::{Error, ErrorKind};
 
 /// A connection to PostgreSQL, made by a [`PostgresManager`](super::PostgresManager) and lent by a pool.
 ///
@@ -31,6 +31,10 @@ use crate::Error;
 /// While others wait for answers on the same connection nothing is cancelled on it, because theirs may be struck: what
 /// was left goes on until they are served, and if it is ahead of them, they wait for its end or its
 /// [time-out](super::PostgresManagerBuilder::statement_timeout).
+///
+/// What still runs on a connection that is closed, for whatever reason, is cancelled in the same way before it is hung
+/// up on. Until then the server has one connection more than the pool counts: a moment, and for no longer than a few
+/// seconds where the cancellation comes to nothing.
 ///
 /// # Examples
 ///
@@ -98,7 +102,7 @@ impl PostgresConnection {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, Error> {
-        self.0.run(sql, parameters, Scope::Alone).await
+        one(self.0.run(sql, parameters, Scope::Alone).await?)
     }
 
     /// The same for a statement of which only the number of rows it changed is of interest.
@@ -179,7 +183,8 @@ impl PostgresConnection {
         self.0.is_fit()
     }
 
-    /// Whether it will be reset when it is returned.
+    /// Whether it will be reset when it is returned, or, with [`ResetPolicy::None`](super::ResetPolicy::None), waited for
+    /// until nothing runs on it any more.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
         self.0.is_dirty()
@@ -220,10 +225,7 @@ impl Deref for PostgresConnection {
 
 impl Drop for PostgresConnection {
     fn drop(&mut self) {
-        // One that hangs would never come to say goodbye.
-        if self.0.is_over() {
-            self.0.abort();
-        }
+        self.0.close();
     }
 }
 
@@ -231,6 +233,12 @@ impl fmt::Debug for PostgresConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("PostgresConnection").field(&self.0).finish()
     }
+}
+
+/// The row of a query that was to have one. That there is none is known at the end of the answer, where the driver's own
+/// `query_one` tells it as it tells of a row too many, before the end.
+pub(super) fn one(row: Option<Row>) -> Result<Row, Error> {
+    row.ok_or_else(|| Error::new(ErrorKind::Refused, "postgres refused (query): there is no row"))
 }
 
 impl Answer for Vec<Row> {
@@ -250,16 +258,6 @@ impl Answer for Option<Row> {
         parameters: Parameters<'_>,
     ) -> Result<Self, tokio_postgres::Error> {
         client.query_opt(&prepared.statement, parameters).await
-    }
-}
-
-impl Answer for Row {
-    async fn ask(
-        client: &Client,
-        prepared: &Prepared,
-        parameters: Parameters<'_>,
-    ) -> Result<Self, tokio_postgres::Error> {
-        client.query_one(&prepared.statement, parameters).await
     }
 }
 

@@ -47,9 +47,9 @@ impl Generation {
         if last.is_some_and(|last| now.since(last) < READ_ONLY_PAUSE) {
             return;
         }
-        *last = Some(now);
         let raised = self.current.compare_exchange(born, born + 1, Ordering::AcqRel, Ordering::Acquire);
         if raised.is_ok() {
+            *last = Some(now);
             tracing::warn!("postgres: the server refuses to write; every connection is replaced");
         }
     }
@@ -66,6 +66,16 @@ mod tests {
         generation.retire(0);
         assert_eq!(generation.current(), 1);
         generation.retire(1);
+        assert_eq!(generation.current(), 2);
+    }
+
+    #[test]
+    fn refusal_that_only_an_old_connection_heard_of_does_not_hide_the_next() {
+        let generation = Generation::new(Clock::manual());
+        generation.retire(0);
+        generation.retire_read_only(0);
+        assert_eq!(generation.current(), 1, "it is of the server that was left");
+        generation.retire_read_only(1);
         assert_eq!(generation.current(), 2);
     }
 

@@ -7,7 +7,8 @@
 //!
 //! A repair asks for something whose answer says that the connection is fit again: an empty query, a rollback, a
 //! reset. It is put into the queue when the caller leaves, before anything else can be, and answers come in the order
-//! of the questions. If the answer takes longer than a moment, what runs is cancelled on the server, unless other
+//! of the questions. Only a statement that is still being prepared is waited for first: that takes several questions, one
+//! after the other's answer. If the answer takes longer than a moment, what runs is cancelled on the server, unless other
 //! callers, who are still there, wait for their own answers. A cancellation that may still strike later, or that
 //! changes nothing, costs the connection.
 
@@ -22,7 +23,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::{AbortHandle, JoinHandle},
+    time::timeout,
+};
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{
@@ -71,7 +77,7 @@ pub(super) const OPEN: u8 = 4;
 #[non_exhaustive]
 pub enum ResetPolicy {
     /// Not at all: for programs that begin transactions by their guard alone and change no setting. A transaction
-    /// begun by SQL text is inherited by the next user.
+    /// begun by SQL text is inherited by the next user; a query that still runs is not, here either.
     None,
     /// Whatever may have left a transaction open is followed by a rollback: SQL in the text protocol, use of the
     /// driver's client, statements other than queries and changes of rows. Costs one trip in the background, and only
@@ -104,6 +110,8 @@ pub(super) struct Line {
 struct Condition {
     /// How many are under way.
     repairs: u32,
+    /// How many of those wait for the end of a commit.
+    commits: u32,
     is_retired: bool,
 }
 
@@ -111,6 +119,8 @@ struct Condition {
 struct Call<'a> {
     line: &'a Arc<Line>,
     grace: Duration,
+    /// The task that prepares its statement, and goes on without it.
+    preparing: Option<Preparing>,
     is_over: bool,
 }
 
@@ -132,6 +142,8 @@ pub(super) trait Answer: Sized + Send {
 
 /// As the driver takes them.
 pub(super) type Parameters<'a> = &'a [&'a (dyn tokio_postgres::types::ToSql + Sync)];
+
+type Preparing = JoinHandle<Result<Prepared, tokio_postgres::Error>>;
 
 type Asked = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
 
@@ -185,8 +197,22 @@ impl Line {
         self.condition.send_modify(|condition| condition.is_retired = true);
     }
 
+    /// Whoever had the connection has no more use for it. What still runs on it is cancelled first, since the driver
+    /// hangs up when every answer has come, and the server goes on when it is hung up on; all that a session holds ends
+    /// with it.
+    pub(super) fn close(self: &Arc<Self>) {
+        let may_run = self.traces.swap(0, Ordering::Relaxed) & DIRTY != 0;
+        if may_run && !self.client.is_closed() {
+            self.repair(NOTHING, GRACE, None);
+        }
+        // One that hangs would never come to say goodbye. Repairs see to it themselves.
+        if self.is_over() && self.condition.borrow().repairs == 0 {
+            self.abort();
+        }
+    }
+
     /// Hangs up at once, whatever is under way.
-    pub(super) fn abort(&self) {
+    fn abort(&self) {
         self.connection.abort();
     }
 
@@ -197,12 +223,12 @@ impl Line {
         parameters: Parameters<'_>,
         scope: Scope,
     ) -> Result<A, Error> {
-        let call = self.begin(GRACE).await?;
+        let mut call = self.begin(GRACE).await?;
         self.mark(USED);
         let mut is_second = false;
         loop {
             let cell = self.statements.cell(sql);
-            let prepared = match self.prepared(&cell, sql, scope).await {
+            let prepared = match call.prepared(&cell, sql, scope).await {
                 Ok(prepared) => prepared,
                 Err(fault) => return Err(call.failed("prepare", fault)),
             };
@@ -248,33 +274,13 @@ impl Line {
         }
     }
 
-    /// In a task of its own: a statement that is half prepared would stay with the server for good.
-    async fn prepared(self: &Arc<Self>, cell: &Cell, sql: &str, scope: Scope) -> Result<Prepared, Fault> {
-        if let Some(prepared) = cell.get() {
-            return Ok(prepared.clone());
-        }
-        let (line, place, text) = (Arc::clone(self), Arc::clone(cell), sql.to_owned());
-        let prepare = async move {
-            let prepared = line.statements.prepare(&place, &line.client, &text).await;
-            prepared.inspect_err(|error| line.learn(error, scope))
-        };
-        let prepared = match self.runtime.spawn(prepare).await {
-            Ok(prepared) => prepared.map_err(Fault::from),
-            Err(gone) => Err(Fault::new(ErrorKind::Unavailable, "the runtime shut down", gone)),
-        };
-        if prepared.is_err() {
-            self.statements.forget(sql, cell);
-        }
-        prepared
-    }
-
     /// Waits until the connection is fit, and counts a call.
     async fn begin(self: &Arc<Self>, grace: Duration) -> Result<Call<'_>, Error> {
         loop {
             // Counted first: a repair that this does not see sees this, and cancels nothing.
             self.in_flight.fetch_add(1, Ordering::SeqCst);
             if self.is_fit() {
-                return Ok(Call { line: self, grace, is_over: false });
+                return Ok(Call { line: self, grace, preparing: None, is_over: false });
             }
             self.in_flight.fetch_sub(1, Ordering::SeqCst);
             self.fit().await?;
@@ -332,6 +338,7 @@ impl Line {
             ResetPolicy::RollbackIfDirty if traces & DIRTY != 0 => Some(ROLLBACK_IF_OPEN),
             // A guard that was forgotten has not seen to it.
             _ if traces & OPEN != 0 => Some(ROLLBACK_IF_OPEN),
+            ResetPolicy::None if traces & DIRTY != 0 => Some(NOTHING),
             _ => None,
         }
     }
@@ -339,30 +346,40 @@ impl Line {
     /// Starts to reset what the last user left, if there is anything.
     pub(super) fn let_go(self: &Arc<Self>) {
         if let Some(sql) = self.reset_asked(self.traces.swap(0, Ordering::Relaxed)) {
-            self.repair(sql, GRACE);
+            self.repair(sql, GRACE, None);
         }
     }
 
     /// Ends the transaction that its guard has left.
     pub(super) fn roll_back(self: &Arc<Self>) {
         self.closed();
-        self.repair(ROLLBACK, GRACE);
+        self.repair(ROLLBACK, GRACE, None);
     }
 
-    fn repair(self: &Arc<Self>, sql: &'static str, grace: Duration) {
-        self.condition.send_modify(|condition| condition.repairs += 1);
-        let repair = Repair { line: Arc::clone(self), is_done: false };
-        let asked = self.ask(sql);
+    fn repair(self: &Arc<Self>, sql: &'static str, grace: Duration, preparing: Option<Preparing>) {
+        let commits = u32::from(grace == COMMIT_GRACE);
+        self.condition.send_modify(|condition| {
+            condition.repairs += 1;
+            condition.commits += commits;
+        });
+        let repair = Repair { line: Arc::clone(self), commits, is_done: false };
+        let asked = self.ask(sql, preparing);
         self.runtime.spawn(async move {
             let mut repair = repair; // the whole of it, and not a copy of its field
             repair.is_done = repair.line.mend(asked, sql, grace).await;
         });
     }
 
-    /// Puts a question into the queue at once, whenever its answer is waited for.
-    fn ask(self: &Arc<Self>, sql: &'static str) -> Asked {
+    /// Puts a question into the queue at once, whenever its answer is waited for; or behind the last one that it takes to
+    /// prepare a statement.
+    fn ask(self: &Arc<Self>, sql: &'static str, preparing: Option<Preparing>) -> Asked {
         let line = Arc::clone(self);
-        let mut asked: Asked = Box::pin(async move { line.client.batch_execute(sql).await });
+        let mut asked: Asked = Box::pin(async move {
+            if let Some(preparing) = preparing {
+                let _ = preparing.await;
+            }
+            line.client.batch_execute(sql).await
+        });
         match asked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => asked,
             Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
@@ -377,6 +394,8 @@ impl Line {
                 Ok(answer) => answer,
                 // Others are being served. They have no need to hurry.
                 Err(_) if self.in_flight.load(Ordering::SeqCst) > 0 => continue,
+                // Ahead of this is a commit, whose own repair cancels it when its time is up.
+                Err(_) if grace < COMMIT_GRACE && self.condition.borrow().commits > 0 => continue,
                 Err(_) if was_cancelled => return false,
                 Err(_) => {
                     was_cancelled = true;
@@ -391,15 +410,15 @@ impl Line {
                 Ok(()) if !is_asked_again => return true,
                 Ok(()) => {
                     is_asked_again = false;
-                    self.ask(sql)
+                    self.ask(sql, None)
                 }
                 Err(_) if answers > MOST_ANSWERS => return false,
                 Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
                     is_asked_again = sql != ROLLBACK_IF_OPEN;
-                    self.ask(ROLLBACK)
+                    self.ask(ROLLBACK, None)
                 }
                 // The cancellation was for what came before, and came a little late.
-                Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => self.ask(sql),
+                Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => self.ask(sql, None),
                 Err(_) => return false,
             };
         }
@@ -427,13 +446,38 @@ impl Line {
 }
 
 impl Call<'_> {
+    /// In a task of its own: a statement that is half prepared would stay with the server for good.
+    async fn prepared(&mut self, cell: &Cell, sql: &str, scope: Scope) -> Result<Prepared, Fault> {
+        if let Some(prepared) = cell.get() {
+            return Ok(prepared.clone());
+        }
+        let (line, place, text) = (Arc::clone(self.line), Arc::clone(cell), sql.to_owned());
+        let prepare = async move {
+            let prepared = line.statements.prepare(&place, &line.client, &text).await;
+            prepared.inspect_err(|error| line.learn(error, scope))
+        };
+        let prepared = match self.preparing.insert(self.line.runtime.spawn(prepare)).await {
+            Ok(prepared) => prepared.map_err(Fault::from),
+            Err(gone) => Err(Fault::new(ErrorKind::Unavailable, "the runtime shut down", gone)),
+        };
+        self.preparing = None;
+        if prepared.is_err() {
+            self.line.statements.forget(sql, cell);
+        }
+        prepared
+    }
+
     fn ended(mut self) {
         self.is_over = true;
     }
 
     fn refused(self, operation: &'static str, error: tokio_postgres::Error, scope: Scope) -> Error {
         self.line.learn(&error, scope);
-        self.failed(operation, error.into())
+        if error.as_db_error().is_some() {
+            return self.failed(operation, error.into());
+        }
+        // The driver has given up, as at a row too many: the rest of the answer is left as by a caller who has gone.
+        Fault::from(error).during(operation)
     }
 
     fn failed(mut self, operation: &'static str, fault: Fault) -> Error {
@@ -445,7 +489,7 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.line.repair(NOTHING, self.grace);
+            self.line.repair(NOTHING, self.grace, self.preparing.take());
         }
         // The repair is counted first, so that nobody comes in between.
         self.line.in_flight.fetch_sub(1, Ordering::SeqCst);
@@ -455,6 +499,7 @@ impl Drop for Call<'_> {
 /// A repair under way: one that is dropped before its end has failed.
 struct Repair {
     line: Arc<Line>,
+    commits: u32,
     is_done: bool,
 }
 
@@ -462,6 +507,7 @@ impl Drop for Repair {
     fn drop(&mut self) {
         self.line.condition.send_modify(|condition| {
             condition.repairs -= 1;
+            condition.commits -= self.commits;
             condition.is_retired |= !self.is_done;
         });
         if !self.is_done {

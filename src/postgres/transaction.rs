@@ -5,7 +5,7 @@ use std::{fmt, fmt::Write, ops::Deref, panic::Location};
 use tokio_postgres::{Client, IsolationLevel, Row, types::ToSql};
 
 use super::{
-    connection::PostgresConnection,
+    connection::{PostgresConnection, one},
     line::{DIRTY, OPEN, ROLLBACK, Scope, USED},
 };
 use crate::{Error, clock::Instant};
@@ -171,7 +171,7 @@ impl<'a> Transaction<'a> {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, Error> {
-        self.connection.0.run(sql, parameters, self.scope).await
+        one(self.connection.0.run(sql, parameters, self.scope).await?)
     }
 
     /// As [`PostgresConnection::execute_cached`], within the transaction.
