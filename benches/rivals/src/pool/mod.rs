@@ -38,6 +38,8 @@ use anyhow::{Result, bail};
 use site::Placement;
 use work::Workload;
 
+use crate::parts::chosen;
+
 /// How much time there is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effort {
@@ -74,21 +76,15 @@ const PARTS: [(&str, Part); 12] = [
 
 /// Runs the parts that are named.
 pub fn run(how: &[String]) -> Result<()> {
-    let (flags, names): (Vec<&String>, Vec<&String>) = how.iter().partition(|word| word.starts_with("--"));
+    let (flags, names): (Vec<&str>, Vec<&str>) =
+        how.iter().map(String::as_str).partition(|word| word.starts_with("--"));
     let effort = match flags[..] {
         [] => Effort::Full,
-        [flag] if flag == "--quick" => Effort::Quick,
+        ["--quick"] => Effort::Quick,
         _ => bail!("which of the flags? --quick, not {flags:?}"),
     };
-    // By its name, or by that of the group before the point.
-    let is_named = |part: &str, name: &str| part == name || part.split('.').next() == Some(name);
-    if let Some(unknown) = names.iter().find(|name| !PARTS.iter().any(|(part, _)| is_named(part, name))) {
-        bail!("which part? {:?}, not {unknown:?}", PARTS.map(|(part, _)| part));
-    }
-    for (part, run) in PARTS {
-        if names.is_empty() || names.iter().any(|name| is_named(part, name)) {
-            run(effort)?;
-        }
+    for run in chosen(&PARTS, &names)? {
+        run(effort)?;
     }
     Ok(())
 }
