@@ -20,7 +20,7 @@ use mcp_perf::{
     ErrorKind,
     clock::Clock,
     pool::{
-        Allowance, Connection, Pool, PoolBuilder, Sizing,
+        Allowance, Connection, Demand, Pool, PoolBuilder, Sizing,
         sizing::{Decision, Reason, Sample},
     },
     testing::{FakeServer, Usl},
@@ -89,8 +89,8 @@ impl Allowance for Told {
         self.ceiling.load(Ordering::Relaxed)
     }
 
-    async fn want(&self, connections: u32) {
-        self.wanted.lock().unwrap().push(connections);
+    async fn want(&self, demand: Demand) {
+        self.wanted.lock().unwrap().push(demand.wanted);
     }
 }
 
@@ -167,10 +167,10 @@ impl Allowance for Watching {
         10
     }
 
-    async fn want(&self, connections: u32) {
+    async fn want(&self, demand: Demand) {
         sleep(100 * MILLI).await;
         if let Some(pool) = self.pool.get() {
-            self.seen.lock().unwrap().push((connections, pool.stats().ceiling));
+            self.seen.lock().unwrap().push((demand.wanted, pool.stats().ceiling));
         }
     }
 }
@@ -213,12 +213,12 @@ impl Allowance for Leased {
         SHARE + if is_lost { 0 } else { self.leased.load(Ordering::Relaxed) }
     }
 
-    async fn want(&self, connections: u32) {
+    async fn want(&self, demand: Demand) {
         sleep(20 * MILLI).await; // the way there
         if self.is_lost.load(Ordering::Relaxed) {
             return self.lose();
         }
-        let wanted = connections.saturating_sub(SHARE);
+        let wanted = demand.wanted.saturating_sub(SHARE);
         {
             let mut stock = self.stock.0.lock().unwrap();
             let leased = self.leased.load(Ordering::Relaxed);

@@ -41,7 +41,11 @@ fn budget(server: &PostgresServer, process: u32) -> PostgresBudget {
 }
 
 fn locks(server: &PostgresServer) -> u32 {
-    server.psql("select count(*) from pg_locks where locktype = 'advisory'").unwrap().parse().unwrap()
+    server
+        .psql("select count(*) from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock'")
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 async fn until(what: &str, done: impl Fn() -> bool) {
@@ -71,6 +75,32 @@ async fn stock_is_leased_once_and_what_is_given_back_is_there_for_others() {
     let stranger = PostgresBudget::builder(manager(&server.url(), 3), "another").share(2).stock(16).build();
     assert_eq!(one.want(100).await, 19);
     assert_eq!(stranger.unwrap().want(100).await, 17, "fleets have a stock each");
+}
+
+#[tokio::test]
+async fn who_has_more_than_its_part_gives_way_to_who_wants_more_but_not_what_is_open() {
+    let server = PostgresServer::start();
+    let (one, two) = (budget(&server, 1), budget(&server, 2));
+    assert_eq!(one.want_more(3, 100).await, 19);
+    assert_eq!(one.want_more(19, 100).await, 19, "nobody else wants any");
+    assert_eq!(two.want_more(3, 100).await, 3);
+    for _ in 0..3 {
+        assert_eq!((one.want_more(19, 100).await, locks(&server)), (15, 4), "what is open is not given back");
+    }
+    assert_eq!(two.want_more(3, 100).await, 3);
+    assert_eq!(one.want_more(15, 100).await, 11);
+    assert_eq!(two.want_more(3, 100).await, 7);
+    assert_eq!(one.want_more(11, 100).await, 11);
+    for _ in 0..3 {
+        assert_eq!((two.want_more(7, 100).await, one.want_more(11, 100).await), (11, 11), "alike");
+    }
+    assert_eq!(two.want_more(3, 3).await, 3);
+    one.want_more(11, 100).await;
+    assert_eq!(one.want_more(11, 100).await, 19, "nobody else wants more any more");
+    assert_eq!(locks(&server), 4);
+    drop(one);
+    let all = "select count(*) from pg_locks where locktype = 'advisory'";
+    until("nothing is held", || server.psql(all).unwrap() == "0").await;
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ use super::shared::{Shared, Watch};
 
 /// How often it is asked for what is wanted.
 const ASK: Duration = Duration::from_secs(5);
+/// And while that is more than is allowed, or the pool has more than that.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What says how many connections a pool may have, where several processes share a server.
 ///
@@ -33,21 +35,57 @@ pub trait Allowance: Send + Sync + 'static {
     /// has ended, it answers with what is left without.
     fn ceiling(&self) -> u32;
 
-    /// Asks for so many, and gives back what is above. What came of it is in [`ceiling`](Self::ceiling).
+    /// Asks for what is wanted, and gives back what is above. What came of it is in [`ceiling`](Self::ceiling).
     ///
-    /// It is called every five seconds, and not again before it has ended. What is asked for is never less than what
-    /// is open or in use.
+    /// It is called every five seconds, or every second while the pool may not have what it wants or has more than it
+    /// may, and not again before it has ended. While it runs the pool keeps to what it said it wants.
+    ///
+    /// Where others are to have some of what was granted, it takes two calls: let [`ceiling`](Self::ceiling) fall, and
+    /// give back what is above [`Demand::open`] when the pool asks next, by when it has given way.
     ///
     /// # Cancel safety
     ///
     /// Dropped at any time, it leaves nothing granted that [`ceiling`](Self::ceiling) does not know of.
-    fn want(&self, connections: u32) -> impl Future<Output = ()> + Send;
+    fn want(&self, demand: Demand) -> impl Future<Output = ()> + Send;
+}
+
+/// How many connections somebody wants, and how many there are.
+///
+/// ```
+/// use mcp_perf::pool::Demand;
+///
+/// let demand = Demand::new(8, 10);
+/// assert_eq!((demand.open, demand.wanted), (8, 10));
+/// assert_eq!(Demand::from(8), Demand::new(8, 8));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Demand {
+    /// Open or in use, or about to be: what may not be given to others yet.
+    pub open: u32,
+    /// Of use, those that are open among them: never less.
+    pub wanted: u32,
+}
+
+impl Demand {
+    /// So many that are open, and so many that are of use; what is open counts as of use.
+    #[must_use]
+    pub fn new(open: u32, wanted: u32) -> Self {
+        Self { open, wanted: wanted.max(open) }
+    }
+}
+
+impl From<u32> for Demand {
+    /// Neither more nor less.
+    fn from(connections: u32) -> Self {
+        Self::new(connections, connections)
+    }
 }
 
 /// The same for any, behind a pointer.
 trait Erased: Send + Sync {
     fn ceiling(&self) -> u32;
-    fn want(&self, connections: u32) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    fn want(&self, demand: Demand) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 impl<A: Allowance> Erased for A {
@@ -55,8 +93,8 @@ impl<A: Allowance> Erased for A {
         Allowance::ceiling(self)
     }
 
-    fn want(&self, connections: u32) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(Allowance::want(self, connections))
+    fn want(&self, demand: Demand) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(Allowance::want(self, demand))
     }
 }
 
@@ -137,14 +175,15 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc
         allowed.held.store(wanted, Ordering::Relaxed);
         shared.keep_to_allowance();
         // What was begun before that counts, too; nothing more can be now.
-        let wanted = wanted.max(shared.there());
-        allowed.held.store(wanted, Ordering::Relaxed);
+        let demand = Demand::new(shared.there(), wanted);
+        allowed.held.store(demand.wanted, Ordering::Relaxed);
         drop(shared);
-        allowed.by.want(wanted).await;
+        allowed.by.want(demand).await;
         allowed.held.store(u32::MAX, Ordering::Relaxed);
         let Some(shared) = pool.upgrade() else { return };
         shared.keep_to_allowance();
         drop(shared);
-        tokio::time::sleep(ASK).await;
+        let is_content = allowed.by.ceiling() >= demand.wanted;
+        tokio::time::sleep(if is_content { ASK } else { ASK_AGAIN }).await;
     }
 }

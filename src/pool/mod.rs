@@ -116,7 +116,7 @@ mod supply;
 mod tracked;
 mod usage;
 
-pub use allowance::Allowance;
+pub use allowance::{Allowance, Demand};
 pub use builder::PoolBuilder;
 pub use classes::{Class, Share};
 pub use front::Pool;

@@ -11,6 +11,11 @@
 //! The stock is what is left when every process has its share: `share × processes + stock ≤ max_connections`, less what
 //! is kept for administrators. So a process whose session is lost and goes back to its share takes nothing from those
 //! who have leased its blocks since.
+//!
+//! Who gets less than it wants says so, by another lock that many can hold. Who sees that lock, and has more blocks than
+//! are one's part if all who hold or want any share alike, gives way: half of what is more than that part is taken off
+//! its ceiling, and given back when it asks next, as far as it is not open any more. So processes that want more than
+//! there is have about as much each, after a few calls, and a process that is alone has all.
 
 use std::{
     fmt,
@@ -39,6 +44,15 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Every lock is tried for, in the order given, until there are enough.
 const LEASE: &str =
     "select block from unnest($2::int4[]) as block where pg_try_advisory_lock($1, block) limit $3";
+/// The lock of those who want more: no block has this number.
+const WANTING: i32 = i32::MAX;
+const WANT: &str = "select pg_try_advisory_lock_shared($1, $2)";
+const WANT_NO_MORE: &str = "select pg_advisory_unlock_shared($1, $2)";
+/// How many sessions hold or want blocks, and whether others than this one want more.
+const CLAIMS: &str = "select count(distinct pid), \
+    count(*) filter (where objid = $2::int4::oid and pid <> pg_backend_pid()) > 0 \
+    from pg_locks where locktype = 'advisory' and objsubid = 2 and classid = $1::int4::oid and granted \
+    and database = (select oid from pg_database where datname = current_database())";
 const GIVE_BACK: &str = "select pg_advisory_unlock($1, block) from unnest($2::int4[]) as block";
 const OBSERVE: &str = "select current_setting('max_connections')::int8, \
     current_setting('superuser_reserved_connections')::int8 \
@@ -106,6 +120,7 @@ pub struct Observed {
 /// What is known of the lease without asking.
 #[derive(Default)]
 struct Leased {
+    /// Those that may be used.
     blocks: u32,
     /// When the server last said so.
     proven: Instant,
@@ -117,6 +132,19 @@ struct Leased {
 struct Session {
     connection: PostgresConnection,
     blocks: Vec<i32>,
+    /// No more blocks than this are kept, as soon as the others are not in use.
+    limit: usize,
+    /// Whether it holds the lock of those who want more.
+    is_wanting: bool,
+}
+
+/// In blocks.
+#[derive(Clone, Copy)]
+struct Demand {
+    open: usize,
+    wanted: usize,
+    /// Where others want more.
+    gives_way: bool,
 }
 
 impl PostgresBudget {
@@ -143,7 +171,8 @@ impl PostgresBudget {
     /// Leases or gives back until the [ceiling](Self::ceiling) is `connections`, or as near to it as the stock allows,
     /// and says what it is then. Also the proof that the lease still holds: call it every ten seconds or so.
     ///
-    /// Ask for no less than what is open: what is given back may be taken at once. If the server cannot be asked, what
+    /// Ask for no less than what is open: what is given back may be taken at once. A pool is better served
+    /// by [`want_more`](Self::want_more), which lets the others have their part. If the server cannot be asked, what
     /// was leased is given up, which leaves the share. It takes no longer than the manager's time-out for connecting
     /// and 2 s, and as long again for every call of this or of [`observe`](Self::observe) that came before.
     ///
@@ -151,15 +180,34 @@ impl PostgresBudget {
     ///
     /// Dropped, it gives up what was leased.
     pub async fn want(&self, connections: u32) -> u32 {
+        let blocks = self.blocks_of(connections);
+        self.bring_to(Demand { open: blocks, wanted: blocks, gives_way: false }).await
+    }
+
+    /// The same for a process that has `open` connections and would use `wanted`.
+    ///
+    /// If other processes have less than they want, and this one has more than its part of the stock, the
+    /// [ceiling](Self::ceiling) falls by some of that. What is above it then is to be closed, and is given back by the
+    /// next call that says it is not open any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`want`](Self::want).
+    pub async fn want_more(&self, open: u32, wanted: u32) -> u32 {
+        let (open, wanted) = (self.blocks_of(open), self.blocks_of(wanted.max(open)));
+        self.bring_to(Demand { open, wanted, gives_way: true }).await
+    }
+
+    async fn bring_to(&self, demand: Demand) -> u32 {
         let mut place = self.session.lock().await;
         // Out of its place: dropped from here on, the connection is closed, and the server takes its locks back.
         let session = place.take();
         let mut forfeit = Forfeit { leased: &self.leased, is_kept: false };
         // Before the question: the answer is no proof of what was later.
         let proven = self.clock.now();
-        match self.lease(session, connections).await {
+        match self.lease(session, demand).await {
             Ok(session) => {
-                let blocks = u32::try_from(session.blocks.len()).unwrap_or(0);
+                let blocks = u32::try_from(session.blocks.len().min(session.limit)).unwrap_or(0);
                 let line = Arc::downgrade(&session.connection.0);
                 *lock(&self.leased) = Leased { blocks, proven, line };
                 forfeit.is_kept = true;
@@ -182,7 +230,7 @@ impl PostgresBudget {
         let mut place = self.session.lock().await;
         let session = match place.take().filter(|session| !session.connection.is_over()) {
             Some(session) => place.insert(session),
-            None => place.insert(Session { connection: self.manager.connect().await?, blocks: Vec::new() }),
+            None => place.insert(Session::new(self.manager.connect().await?)),
         };
         let observed = timeout(CALL_TIMEOUT, self.observed_by(&session.connection)).await;
         observed.unwrap_or_else(|elapsed| {
@@ -210,23 +258,47 @@ impl PostgresBudget {
         self.share.saturating_sub(1).saturating_add(blocks.saturating_mul(BLOCK))
     }
 
-    async fn lease(&self, session: Option<Session>, connections: u32) -> Result<Session, Error> {
+    /// How many blocks it takes for so many connections.
+    fn blocks_of(&self, connections: u32) -> usize {
+        connections.saturating_sub(self.of(0)).div_ceil(BLOCK).min(self.blocks) as usize
+    }
+
+    async fn lease(&self, session: Option<Session>, demand: Demand) -> Result<Session, Error> {
         let mut session = match session.filter(|session| !session.connection.is_over()) {
             Some(session) => session,
             None => {
                 // What the old one held is gone with it, or will be.
                 *lock(&self.leased) = Leased::default();
-                Session { connection: self.manager.connect().await?, blocks: Vec::new() }
+                Session::new(self.manager.connect().await?)
             }
         };
-        let wanted = connections.saturating_sub(self.of(0)).div_ceil(BLOCK).min(self.blocks);
-        let asked = timeout(CALL_TIMEOUT, self.change(&mut session, wanted as usize)).await;
+        let asked = timeout(CALL_TIMEOUT, self.ask(&mut session, demand)).await;
         asked.unwrap_or_else(|elapsed| Err(too_long("lease", elapsed)))?;
         Ok(session)
     }
 
+    async fn ask(&self, session: &mut Session, demand: Demand) -> Result<(), Error> {
+        let kept = demand.open.min(session.blocks.len());
+        self.change(session, demand.wanted.min(session.limit).max(kept)).await?;
+        let class = class(&self.fleet);
+        let is_wanting = session.blocks.len() < demand.wanted;
+        if is_wanting != session.is_wanting {
+            let lock = if is_wanting { WANT } else { WANT_NO_MORE };
+            session.connection.query_one_cached(lock, &[&class, &WANTING]).await?;
+            session.is_wanting = is_wanting;
+        }
+        let claims = session.connection.query_one_cached(CLAIMS, &[&class, &WANTING]).await?;
+        let claimants = claims.try_get::<_, i64>(0).ok().and_then(|count| usize::try_from(count).ok());
+        let others_want = claims.try_get(1).unwrap_or_default();
+        session.limit = match others_want && demand.gives_way {
+            true => limit(session.blocks.len(), self.blocks as usize, claimants.unwrap_or_default()),
+            false => usize::MAX,
+        };
+        Ok(())
+    }
+
     async fn change(&self, session: &mut Session, wanted: usize) -> Result<(), Error> {
-        let Session { connection, blocks } = session;
+        let Session { connection, blocks, .. } = session;
         let class = class(&self.fleet);
         if blocks.len() > wanted {
             let surplus = blocks.split_off(wanted);
@@ -300,6 +372,19 @@ impl Observed {
     }
 }
 
+impl Session {
+    fn new(connection: PostgresConnection) -> Self {
+        Self { connection, blocks: Vec::new(), limit: usize::MAX, is_wanting: false }
+    }
+}
+
+/// How many blocks somebody who has so many may keep where others want more: one's part, rounded up, and half of what is
+/// above it.
+fn limit(blocks: usize, all: usize, claimants: usize) -> usize {
+    let part = all.div_ceil(claimants.max(1));
+    part + blocks.saturating_sub(part) / 2
+}
+
 /// Gives up what was leased unless it was kept.
 struct Forfeit<'a> {
     leased: &'a Mutex<Leased>,
@@ -338,6 +423,19 @@ impl fmt::Debug for PostgresBudget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_most_gives_way_until_all_have_their_part() {
+        let mut blocks = vec![5, 0, 0, 0];
+        let steps: Vec<usize> = std::iter::from_fn(|| {
+            let kept = limit(blocks[0], 5, 4);
+            let given = std::mem::replace(&mut blocks[0], kept) - kept;
+            (given > 0).then_some(kept)
+        })
+        .collect();
+        assert_eq!(steps, [3, 2]);
+        assert_eq!((limit(1, 5, 4), limit(0, 0, 0), limit(100, 5, 0)), (2, 0, 52));
+    }
 
     #[test]
     fn fair_share_leaves_what_is_others_and_a_tenth() {

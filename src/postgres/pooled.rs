@@ -1,7 +1,7 @@
 //! Connections in this crate's own pool.
 
 use super::{budget::PostgresBudget, connection::PostgresConnection, pool::PostgresManager};
-use crate::pool::{Allowance, Pool, PoolBuilder};
+use crate::pool::{Allowance, Demand, Pool, PoolBuilder};
 
 impl PostgresManager {
     /// Settings of a [`Pool`] of these connections. The name is in its errors, logs and metrics.
@@ -37,7 +37,8 @@ impl PostgresManager {
 }
 
 /// The pool's ceiling is what the budget's is: the share, and what is leased. A lease that is lost leaves the share, and
-/// the pool is back at it within a second, but for what is in use.
+/// the pool is back at it within a second, but for what is in use. So it is, step by step, where others want more and
+/// have less.
 ///
 /// ```no_run
 /// use mcp_perf::postgres::{PostgresBudget, PostgresManager};
@@ -55,7 +56,7 @@ impl Allowance for PostgresBudget {
         self.ceiling()
     }
 
-    async fn want(&self, connections: u32) {
-        self.want(connections).await;
+    async fn want(&self, demand: Demand) {
+        self.want_more(demand.open, demand.wanted).await;
     }
 }

@@ -1,6 +1,6 @@
 //! Ours against the others, interleaved in one process.
 //!
-//! `cargo run --release --manifest-path benches/rivals/Cargo.toml -- <cache|limit|pool|rmcp|all>`
+//! `cargo run --release --manifest-path benches/rivals/Cargo.toml -- <cache|limit|pool|rmcp|all> [<part> ...]`
 //!
 //! One line on stdout for each comparison, and nothing else there that begins with `ratio`:
 //!
@@ -24,6 +24,7 @@ mod figure;
 mod limit;
 mod machine;
 mod measure;
+mod parts;
 mod pool;
 mod ready;
 mod report;
@@ -45,12 +46,12 @@ fn main() -> Result<()> {
     let how: Vec<String> = arguments.collect();
     machine::describe();
     match capability.as_str() {
-        "cache" => cache::run(),
+        "cache" => cache::run(&how),
         "limit" => limit::run(),
         "pool" => pool::run(&how),
         "rmcp" => rmcp::run(),
         "all" => {
-            cache::run()?;
+            cache::run(&[])?;
             limit::run()?;
             pool::run(&how)?;
             rmcp::run()

@@ -1,4 +1,5 @@
-//! The cache: hits in the process, a stampede on one key, reads of the remote tier.
+//! The cache: hits in the process (`l1_hit`), a stampede on one key (`stampede`), reads of the remote tier (`l2_get` and
+//! `l2_get_2workers`). All of them are run unless some are named.
 
 mod hit;
 mod peers;
@@ -9,13 +10,27 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
+use crate::parts::chosen;
+
 /// What is cached: 1 KiB, shared with whoever reads it.
 type Payload = Arc<str>;
 
-pub fn run() -> Result<()> {
-    hit::run()?;
-    stampede::run()?;
-    remote::run()
+type Part = fn() -> Result<()>;
+
+const PARTS: [(&str, Part); 4] = [
+    ("l1_hit", hit::run),
+    ("stampede", stampede::run),
+    ("l2_get", || remote::run(1, "cache.l2_get")),
+    ("l2_get_2workers", || remote::run(2, "cache.l2_get_2workers")),
+];
+
+/// Runs the parts that are named.
+pub fn run(names: &[String]) -> Result<()> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for run in chosen(&PARTS, &names)? {
+        run()?;
+    }
+    Ok(())
 }
 
 /// A text of 1 KiB, another one for each index.

@@ -43,16 +43,12 @@ const LATENCY_BAR: f64 = 1.15;
 type Names = Arc<Vec<String>>;
 type Pool = bb8::Pool<RedisConnectionManager>;
 
-pub fn run() -> Result<()> {
+pub fn run(workers: usize, case: &str) -> Result<()> {
     if find_program("redis-server").is_none() {
-        eprintln!("cache.l2_get: left out, since there is no redis-server here");
+        eprintln!("{case}: left out, since there is no redis-server here");
         return Ok(());
     }
-    let server = RedisServer::start();
-    for (workers, case) in [(1, "cache.l2_get"), (2, "cache.l2_get_2workers")] {
-        compare(&server, workers, case)?;
-    }
-    Ok(())
+    compare(&RedisServer::start(), workers, case)
 }
 
 fn compare(server: &RedisServer, workers: usize, case: &str) -> Result<()> {

@@ -36,7 +36,6 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const OFFERED: f64 = 0.75;
 
 struct Plan {
-    placements: &'static [(&'static str, Placement)],
     sizes: &'static [u32],
     rounds: usize,
     /// From the start of ours to the end of its slice.
@@ -62,14 +61,12 @@ impl Plan {
     fn new(effort: Effort) -> Self {
         match effort {
             Effort::Full => Self {
-                placements: &[("pool.p1", Placement::Apart), ("pool.p1_unpinned", Placement::Anywhere)],
                 sizes: &SIZES,
                 rounds: 5,
                 within: Duration::from_secs(60),
                 slice: Duration::from_secs(3),
             },
             Effort::Quick => Self {
-                placements: &[("pool.p1", Placement::Apart)],
                 sizes: &FEW_SIZES,
                 rounds: 1,
                 within: Duration::from_secs(12),
@@ -79,15 +76,13 @@ impl Plan {
     }
 }
 
-pub(super) fn run(effort: Effort) -> Result<()> {
-    let plan = Plan::new(effort);
-    for (name, placement) in plan.placements {
-        let site = Site::start(*placement, 2 * CEILING)?;
-        for workload in Workload::ALL {
-            sweep(&format!("{name}.{}", workload.name()), &site, workload, &plan)?;
-        }
-    }
-    Ok(())
+pub(super) fn run(effort: Effort, placement: Placement, workload: Workload) -> Result<()> {
+    let case = match placement {
+        Placement::Apart => "pool.p1",
+        Placement::Anywhere => "pool.p1_unpinned",
+    };
+    let site = Site::start(placement, 2 * CEILING)?;
+    sweep(&format!("{case}.{}", workload.name()), &site, workload, &Plan::new(effort))
 }
 
 fn sweep(name: &str, site: &Site, workload: Workload, plan: &Plan) -> Result<()> {

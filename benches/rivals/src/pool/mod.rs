@@ -7,10 +7,13 @@
 //! | `overhead` | taking and returning a connection that costs nothing | 0.3 | 0.1 |
 //! | `fairness` | a polite caller among greedy ones | 0.3 | 0.1 |
 //! | `prepared` | one row by its key, with the statement prepared | 0.5 | 0.1 |
-//! | `p1` | the knee: does it find the best size, and how soon | 70 | 2.5 |
+//! | `p1` | the knee: does it find the best size, and how soon | 35 | 2.5 |
+//! | `p1_unpinned` | the same with server and clients wherever the system puts them | 35 | 2.5 |
 //! | `p2` | 50 callers at once after silence, and then 500 | 10 | 0.5 |
 //! | `p3` | backends killed, the server restarted, callers that go away | 2 | 0.8 |
 //! | `p4` | four processes' worth of pools at one server that has too few connections for all | 7 | 1.7 |
+//!
+//! `p1.select`, `p1.tpcb` and `p1.reports` are the three workloads of `p1`, and those of `p1_unpinned` are called alike.
 //!
 //! What `--quick` prints says that it all runs, and no more.
 //!
@@ -32,6 +35,10 @@ mod spike;
 mod work;
 
 use anyhow::{Result, bail};
+use site::Placement;
+use work::Workload;
+
+use crate::parts::chosen;
 
 /// How much time there is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,11 +59,16 @@ impl Effort {
 
 type Part = fn(Effort) -> Result<()>;
 
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 12] = [
     ("overhead", overhead::run),
     ("fairness", fairness::run),
     ("prepared", prepared::run),
-    ("p1", knee::run),
+    ("p1.select", |effort| knee::run(effort, Placement::Apart, Workload::Select)),
+    ("p1.tpcb", |effort| knee::run(effort, Placement::Apart, Workload::TpcB)),
+    ("p1.reports", |effort| knee::run(effort, Placement::Apart, Workload::Reports)),
+    ("p1_unpinned.select", |effort| knee::run(effort, Placement::Anywhere, Workload::Select)),
+    ("p1_unpinned.tpcb", |effort| knee::run(effort, Placement::Anywhere, Workload::TpcB)),
+    ("p1_unpinned.reports", |effort| knee::run(effort, Placement::Anywhere, Workload::Reports)),
     ("p2", spike::run),
     ("p3", disturbance::run),
     ("p4", shared::run),
@@ -64,19 +76,15 @@ const PARTS: [(&str, Part); 7] = [
 
 /// Runs the parts that are named.
 pub fn run(how: &[String]) -> Result<()> {
-    let (flags, names): (Vec<&String>, Vec<&String>) = how.iter().partition(|word| word.starts_with("--"));
+    let (flags, names): (Vec<&str>, Vec<&str>) =
+        how.iter().map(String::as_str).partition(|word| word.starts_with("--"));
     let effort = match flags[..] {
         [] => Effort::Full,
-        [flag] if flag == "--quick" => Effort::Quick,
+        ["--quick"] => Effort::Quick,
         _ => bail!("which of the flags? --quick, not {flags:?}"),
     };
-    if let Some(unknown) = names.iter().find(|name| !PARTS.iter().any(|(part, _)| part == *name)) {
-        bail!("which part? {:?}, not {unknown:?}", PARTS.map(|(part, _)| part));
-    }
-    for (name, part) in PARTS {
-        if names.is_empty() || names.iter().any(|named| *named == name) {
-            part(effort)?;
-        }
+    for run in chosen(&PARTS, &names)? {
+        run(effort)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,14 +19,11 @@ use anyhow::{Context, Result};
 use bb8::ManageConnection;
 use mcp_perf::{
     ErrorKind,
-    pool::{
-        budget::jain_index,
-        sizing::{Bounds, Decision, Sample, Sizing, ThroughputVerified},
-    },
+    pool::budget::jain_index,
     postgres::{PostgresBudget, PostgresManager},
 };
 use tokio::{
-    task::{AbortHandle, JoinHandle, JoinSet},
+    task::{JoinHandle, JoinSet},
     time::sleep,
 };
 use tokio_postgres::{NoTls, error::SqlState};
@@ -45,15 +42,12 @@ const BUDGET: u32 = 40;
 const MAX_CONNECTIONS: u32 = BUDGET + 3 + 1;
 const SHARE: u32 = 5;
 const STOCK: u32 = 20;
-/// What is leased at once.
-const BLOCK: u32 = 4;
 const POOLS: u64 = 4;
 const SKEWED: [u32; 4] = [64, 8, 8, 8];
 const EVEN: [u32; 4] = [24; 4];
 const WORKLOAD: Workload = Workload::Reports;
 const SETTLE: Duration = Duration::from_secs(10);
 const SAMPLE: Duration = Duration::from_millis(100);
-const KEEP: Duration = Duration::from_secs(1);
 /// A connection that is of no use here is of use to another process.
 const IDLE: Duration = Duration::from_secs(2);
 const BACKENDS: &str = "select count(*) from pg_stat_activity where usename = 'app'";
@@ -97,10 +91,10 @@ pub(super) fn run(effort: Effort) -> Result<()> {
 }
 
 /// Both phases, on a server of their own.
-fn both<P: Peer, K>(
+fn both<P: Peer>(
     name: &str,
     span: Duration,
-    pool: impl Fn(&str, &Arc<Refused>) -> Result<(P, K)>,
+    pool: impl Fn(&str, &Arc<Refused>) -> Result<P>,
 ) -> Result<[Outcome; 2]> {
     let site = Site::start(Placement::Apart, MAX_CONNECTIONS)?;
     let _entered = site.runtime.enter();
@@ -123,9 +117,9 @@ fn both<P: Peer, K>(
     outcomes.try_into().ok().context("two phases")
 }
 
-async fn phase<P: Peer, K>(
+async fn phase<P: Peer>(
     site: &Site,
-    pools: &[(P, K)],
+    pools: &[P],
     callers: [u32; 4],
     span: Duration,
     refused: &Refused,
@@ -147,9 +141,9 @@ async fn phase<P: Peer, K>(
     Ok(outcome)
 }
 
-async fn all<P: Peer, K>(pools: &[(P, K)], callers: [u32; 4], span: Duration) -> Result<Vec<Tally>> {
+async fn all<P: Peer>(pools: &[P], callers: [u32; 4], span: Duration) -> Result<Vec<Tally>> {
     let mut drives = JoinSet::new();
-    for (number, ((pool, _), callers)) in pools.iter().zip(callers).enumerate() {
+    for (number, (pool, callers)) in pools.iter().zip(callers).enumerate() {
         let pool = pool.clone();
         drives.spawn(async move { (number, drive(&pool, WORKLOAD, callers, span).await) });
     }
@@ -160,86 +154,26 @@ async fn all<P: Peer, K>(pools: &[(P, K)], callers: [u32; 4], span: Duration) ->
 
 type OwnPool = peers::Ours<Counting<PostgresManager>>;
 
-/// A pool, and what keeps its share of the budget.
-fn ours(url: &str, refused: &Arc<Refused>) -> Result<(OwnPool, Keeper)> {
+fn ours(url: &str, refused: &Arc<Refused>) -> Result<OwnPool> {
     let manager = PostgresManager::builder(url)?.build()?;
     let budget = PostgresBudget::builder(manager.clone(), "fleet").share(SHARE).stock(STOCK).build()?;
-    let bounds = Bounds::new(1, BUDGET)?;
-    let ceiling = Arc::new(AtomicU32::new(budget.ceiling()));
-    let sizing = Budgeted {
-        inner: ThroughputVerified::new(bounds, SHARE - 1).seed(fastrand::u64(..)),
-        ceiling: Arc::clone(&ceiling),
-    };
     let is_refusal = |error: &mcp_perf::Error| error.kind() == ErrorKind::TooManyConnections;
     let manager = Counting { manager, is_refusal, refused: Arc::clone(refused) };
     let pool = OwnPool::builder("bench", manager)
         .adaptive(1..=BUDGET)
         .initial(SHARE - 1)
-        .sizing(sizing)
+        .allowance(budget)
         .idle_timeout(IDLE)
         .timeout(TIMEOUT)
         .build()?;
-    let keeper = tokio::spawn(keep(pool.clone(), budget, ceiling));
-    Ok((pool, Keeper(keeper.abort_handle())))
+    Ok(pool)
 }
 
-/// Asks for one block more where callers wait, gives back what is not open, and, where there are hardly any left, what
-/// is more than a fair share by more than a block.
-async fn keep(pool: OwnPool, budget: PostgresBudget, ceiling: Arc<AtomicU32>) {
-    loop {
-        let observed = budget.observe().await.ok();
-        let scarce = observed.filter(|observed| observed.of_fleet + BLOCK > BUDGET);
-        let (stats, held) = (pool.stats(), budget.ceiling());
-        let goal = if scarce.is_some_and(|observed| held > observed.fair_share() + BLOCK) {
-            held - BLOCK
-        } else if stats.waiting > 0 {
-            held + BLOCK
-        } else {
-            stats.target
-        };
-        // What is still open may not be given away.
-        let leased = budget.want(goal.max(stats.open)).await;
-        ceiling.store(leased.min(goal), Ordering::Relaxed);
-        sleep(KEEP).await;
-    }
-}
-
-/// Ends with its pool.
-struct Keeper(AbortHandle);
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Within what the budget allows.
-struct Budgeted {
-    inner: ThroughputVerified,
-    ceiling: Arc<AtomicU32>,
-}
-
-impl Sizing for Budgeted {
-    fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
-        let mut sample = sample.clone();
-        sample.ceiling = Some(self.ceiling.load(Ordering::Relaxed));
-        self.inner.step(&sample, now)
-    }
-
-    fn target(&self) -> u32 {
-        self.inner.target()
-    }
-
-    fn proven(&self) -> u32 {
-        self.inner.proven()
-    }
-}
-
-fn bb8(url: &str, refused: &Arc<Refused>, size: u32) -> Result<(peers::Bb8<Counting<PreparingManager>>, ())> {
+fn bb8(url: &str, refused: &Arc<Refused>, size: u32) -> Result<peers::Bb8<Counting<PreparingManager>>> {
     let is_refusal = |error: &tokio_postgres::Error| error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS);
     let manager = Counting { manager: PreparingManager::new(url)?, is_refusal, refused: Arc::clone(refused) };
     let builder = bb8::Pool::builder().max_size(size).test_on_check_out(false).connection_timeout(TIMEOUT);
-    Ok((builder.build_unchecked(manager), ()))
+    Ok(builder.build_unchecked(manager))
 }
 
 /// How often the server refused a connection because it has too many.

@@ -85,9 +85,6 @@ pub(super) enum Workload {
 }
 
 impl Workload {
-    /// Those that have a knee.
-    pub(super) const ALL: [Self; 3] = [Self::Select, Self::TpcB, Self::Reports];
-
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Select => "select",
