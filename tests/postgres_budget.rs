@@ -15,10 +15,12 @@ use std::{
     time::Duration,
 };
 
+use bb8::ManageConnection as _;
 use mcp_perf::{
     ErrorKind,
     clock::Clock,
-    postgres::{PostgresBudget, PostgresBudgetBuilder, PostgresManager},
+    pool::{Allowance, Demand, budget::Budget},
+    postgres::{ObservedShare, PostgresBudget, PostgresBudgetBuilder, PostgresManager},
     testing::{FaultProxy, Weather},
 };
 use support::postgres::PostgresServer;
@@ -200,6 +202,64 @@ async fn caller_who_leaves_while_leasing_leaves_no_lock_that_nobody_knows_of() {
         }
     }
     assert_eq!(budget.want(100).await, 19);
+}
+
+#[tokio::test]
+async fn share_by_what_is_open_grows_where_others_are_not_there_and_shrinks_when_they_are() {
+    let server = PostgresServer::start();
+    let budget = Budget::new(40, 4).unwrap();
+    let share = |process| ObservedShare::new(manager(&server.url(), process), "registry", budget).unwrap();
+    let clock = Clock::manual();
+    let (one, two) = (share(1).clock(clock.clone()), share(2));
+    assert_eq!((one.ceiling(), two.ceiling()), (9, 9), "the even part, before anybody looks");
+    one.want(Demand::new(0, 40)).await;
+    assert_eq!(one.ceiling(), 29, "it is alone, and leaves room for one more");
+    let connect = async |process: u32, count: u32| {
+        let mut open = Vec::new();
+        for _ in 0..count {
+            open.push(manager(&server.url(), process).connect().await.unwrap());
+        }
+        open
+    };
+    let mut of_one = connect(1, 29).await;
+    two.want(Demand::new(0, 40)).await;
+    assert_eq!(two.ceiling(), 9);
+    let of_two = connect(2, 9).await;
+    // All are there: whoever has more than a half gives way.
+    two.want(Demand::new(9, 40)).await;
+    one.want(Demand::new(29, 40)).await;
+    assert_eq!((one.ceiling(), two.ceiling()), (24, 9));
+    of_one.truncate(24);
+    until("the server has noticed", || {
+        let count = "select count(*) from pg_stat_activity where application_name = 'registry/1'";
+        server.psql(count).unwrap() == "25"
+    })
+    .await;
+    two.want(Demand::new(9, 40)).await;
+    assert!((10..=15).contains(&two.ceiling()), "{}", two.ceiling());
+    clock.advance(Duration::from_secs(30));
+    assert_eq!(one.ceiling(), 9, "nobody looked for half a minute");
+    drop((of_one, of_two));
+}
+
+#[tokio::test]
+async fn share_by_what_is_open_is_the_even_part_when_the_server_does_not_say() {
+    let server = PostgresServer::start();
+    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
+    let url = format!("postgres://postgres@{}/postgres", proxy.address());
+    let share = ObservedShare::new(manager(&url, 1), "registry", Budget::new(40, 4).unwrap()).unwrap();
+    share.want(Demand::new(0, 40)).await;
+    assert_eq!(share.ceiling(), 29);
+    for weather in [Weather::Stall, Weather::Refuse] {
+        proxy.set(weather);
+        timeout(GENEROUS, share.want(Demand::new(0, 40))).await.unwrap();
+        assert_eq!(share.ceiling(), 9);
+    }
+    proxy.set(Weather::Clear);
+    share.want(Demand::new(0, 40)).await;
+    assert_eq!(share.ceiling(), 29);
+    let impossible = ObservedShare::new(manager(&url, 1), "registry", Budget::new(40, 40).unwrap());
+    assert!(impossible.unwrap_err().to_string().starts_with("budget: "));
 }
 
 #[tokio::test]

@@ -4,7 +4,8 @@
 //! which falls back to the one before:
 //!
 //! 1. A *share* of its own for each process, by configuration. Always there.
-//! 2. What the server says is open: [`PostgresBudget::observe`]. For whoever looks at it; it promises nothing.
+//! 2. What the server says is open: [`PostgresBudget::observe`], and [`ObservedShare`](super::ObservedShare) for a pool. It
+//!    promises nothing.
 //! 3. *Blocks* of a common stock, leased from the server: [`PostgresBudget::want`]. A block is an advisory lock, which
 //!    one session at a time can hold, and which the server takes back when the session ends, however it ends.
 //!
@@ -38,8 +39,8 @@ const BLOCK: u32 = 4;
 const MOST_CONNECTIONS: u32 = 262_143;
 /// How long a lease is believed without asking the server. Sessions that vanish are noticed by it in its own time,
 /// which is longer by default.
-const TRUST: Duration = Duration::from_secs(30);
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const TRUST: Duration = Duration::from_secs(30);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Every lock is tried for, in the order given, until there are enough.
 const LEASE: &str =
@@ -232,25 +233,10 @@ impl PostgresBudget {
             Some(session) => place.insert(session),
             None => place.insert(Session::new(self.manager.connect().await?)),
         };
-        let observed = timeout(CALL_TIMEOUT, self.observed_by(&session.connection)).await;
+        let observed = timeout(CALL_TIMEOUT, observe(&session.connection, &self.fleet)).await;
         observed.unwrap_or_else(|elapsed| {
             *place = None;
             Err(too_long("observe", elapsed))
-        })
-    }
-
-    async fn observed_by(&self, connection: &PostgresConnection) -> Result<Observed, Error> {
-        let row = connection.query_one_cached(OBSERVE, &[&format!("{}/", self.fleet)]).await?;
-        let number = |index: usize| {
-            let number = row.try_get::<_, i64>(index).unwrap_or_default();
-            u32::try_from(number).unwrap_or_default()
-        };
-        Ok(Observed {
-            max_connections: number(0),
-            reserved: number(1),
-            open: number(2),
-            of_fleet: number(3),
-            processes: number(4),
         })
     }
 
@@ -385,6 +371,22 @@ fn limit(blocks: usize, all: usize, claimants: usize) -> usize {
     part + blocks.saturating_sub(part) / 2
 }
 
+/// Asks what is open.
+pub(super) async fn observe(connection: &PostgresConnection, fleet: &str) -> Result<Observed, Error> {
+    let row = connection.query_one_cached(OBSERVE, &[&format!("{fleet}/")]).await?;
+    let number = |index: usize| {
+        let number = row.try_get::<_, i64>(index).unwrap_or_default();
+        u32::try_from(number).unwrap_or_default()
+    };
+    Ok(Observed {
+        max_connections: number(0),
+        reserved: number(1),
+        open: number(2),
+        of_fleet: number(3),
+        processes: number(4),
+    })
+}
+
 /// Gives up what was leased unless it was kept.
 struct Forfeit<'a> {
     leased: &'a Mutex<Leased>,
@@ -399,7 +401,7 @@ impl Drop for Forfeit<'_> {
     }
 }
 
-fn too_long(operation: &'static str, elapsed: Elapsed) -> Error {
+pub(super) fn too_long(operation: &'static str, elapsed: Elapsed) -> Error {
     Fault::new(ErrorKind::TimedOut, "no answer in time", elapsed).during(operation)
 }
 

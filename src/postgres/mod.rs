@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`PostgresManager`] | connections for a pool of bb8's or of this crate's: statements prepared once, guarded transactions, nothing of the last user's |
 //! | [`PostgresBudget`] | how many connections this process may have, where many share a server |
+//! | `ObservedShare` | the same for a pool, by what the server says is open: no stock, and less is promised (feature `pool`) |
 //! | [`PostgresStore`] | the remote tier of a cache |
 //! | [`PostgresBus`] | its invalidation bus |
 //!
@@ -78,6 +79,8 @@ mod fault;
 mod fence;
 mod generation;
 mod line;
+#[cfg(feature = "pool")]
+mod observed;
 mod pool;
 #[cfg(feature = "pool")]
 mod pooled;
@@ -94,5 +97,7 @@ pub use bus::{PostgresBus, PostgresSubscription};
 pub use cache::PostgresStore;
 pub use connection::PostgresConnection;
 pub use line::ResetPolicy;
+#[cfg(feature = "pool")]
+pub use observed::ObservedShare;
 pub use pool::{PostgresManager, PostgresManagerBuilder};
 pub use transaction::{Transaction, TransactionOptions};
