@@ -233,8 +233,9 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// ahead of time or behind a stale answer, have half of the places at most, so that they do not keep those waiting
     /// who ask for what is missing.
     ///
-    /// A loader that asks this cache for another key and waits for it does so on its own place. One that does so in a
-    /// task of its own (`tokio::spawn`) is not known to, and takes another; with all places taken by such, they wait
+    /// A loader that asks this cache for another key and waits for it does so on its own place, be that key in the queue
+    /// already or not. One that does so in a task of its own (`tokio::spawn`, or through a
+    /// [`BatchLoader`](super::BatchLoader)) is not known to, and takes another; with all places taken by such, they wait
     /// for each other until their time is up.
     ///
     /// ```

@@ -32,6 +32,7 @@ use tokio::sync::Notify;
 
 use super::{
     key::{AsKey, Key, StoredKey},
+    load_limit::{Waiter, Waiters},
     tags::{Began, Epoch},
 };
 use crate::{
@@ -58,6 +59,7 @@ struct Stripe<V> {
 pub(crate) struct Flight<V> {
     began: Began,
     fenced: AtomicBool,
+    waiters: Waiters,
     /// A stale value for those who should not wait for longer.
     meanwhile: OnceLock<V>,
     outcome: OnceLock<Result<V, Error>>,
@@ -114,6 +116,7 @@ impl<V> Flights<V> {
         let flight = Arc::new(Flight {
             began,
             fenced: AtomicBool::new(false),
+            waiters: Waiters::new(),
             meanwhile: OnceLock::new(),
             outcome: OnceLock::new(),
             landed: Notify::new(),
@@ -165,8 +168,15 @@ impl<V> Flights<V> {
 }
 
 impl<V: Clone + Send + Sync> Flight<V> {
+    /// Notes who is going to wait, unless there is a value for him meanwhile.
+    pub(super) fn expect(&self, waiter: Waiter) {
+        if self.meanwhile.get().is_none() {
+            self.waiters.add(waiter);
+        }
+    }
+
     /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
-    pub(crate) async fn outcome(&self) -> Outcome<V> {
+    pub(super) async fn outcome(&self, waiter: Waiter) -> Outcome<V> {
         loop {
             // Before the look: a landing between look and wait is then not missed.
             let landed = self.landed.notified();
@@ -176,6 +186,8 @@ impl<V: Clone + Send + Sync> Flight<V> {
             if let Some(value) = self.meanwhile.get() {
                 return Outcome::Meanwhile(value.clone());
             }
+            // Before every wait: a release answers those who waited, and forgets them.
+            self.waiters.add(waiter);
             landed.await;
         }
     }
@@ -198,9 +210,15 @@ impl<V> Lead<V> {
         self.key.as_key()
     }
 
+    /// Who waits for the flight.
+    pub(super) fn waiters(&self) -> &Waiters {
+        &self.flight.waiters
+    }
+
     /// Gives those who wait, and those who come until the landing, a stale value.
     pub(crate) fn release(&self, value: V) {
         let _ = self.flight.meanwhile.set(value);
+        self.flight.waiters.clear();
         self.flight.landed.notify_waiters();
     }
 

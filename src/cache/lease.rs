@@ -16,16 +16,20 @@
 //! memcached (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, section 3.2.1). Those who wait are not woken:
 //! a load invalidates nothing, so the bus does not tell of it, and a message for each would cost more than the looks.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{slice, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{runtime::Handle, sync::Notify, time::sleep};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    time::{sleep, timeout_at},
+};
 use tracing::Instrument;
 
 use super::{
     envelope::{Envelope, Lease, Payload},
     key::Key,
-    load::{Flying, Purpose},
+    load::{Flying, Patience, Purpose},
     look::Before,
     remote::Remote,
     store::{Fence, Written},
@@ -64,7 +68,11 @@ struct Theirs {
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// Takes the lease of the key for a load, or waits for the value of who has it; `None` if that was the end of the
     /// flight.
-    pub(super) async fn agree(self: &Arc<Self>, mut flying: Flying<V>) -> Option<Flying<V>> {
+    pub(super) async fn agree(
+        self: &Arc<Self>,
+        mut flying: Flying<V>,
+        patience: Patience,
+    ) -> Option<Flying<V>> {
         let Some(remote) = &self.remote else { return Some(flying) };
         let Some(lease) = remote.lease else { return Some(flying) };
         let theirs = Theirs::in_the_way_of(&flying, None, self.clock.now(), lease);
@@ -72,7 +80,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             return Some(flying);
         }
         self.events.awaited.add();
-        Box::pin(self.wait(remote, lease, flying, theirs)).await
+        Box::pin(self.wait(remote, lease, flying, theirs, patience)).await
     }
 
     /// Looks again and again, for as long as a load may take: first for a value, then for the lease.
@@ -82,33 +90,23 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         lease: Duration,
         mut flying: Flying<V>,
         mut theirs: Option<Theirs>,
+        patience: Patience,
     ) -> Option<Flying<V>> {
-        let began = self.clock.now();
-        let mut deadline = pin!(sleep(self.settings.load_timeout));
-        let mut patience = pin!(sleep(self.settings.soft_timeout.unwrap_or(Duration::MAX)));
-        let mut is_patient = true;
         let mut paused = Duration::ZERO;
         loop {
             let pause = (paused / 2).clamp(PAUSES[0], PAUSES[1]);
-            tokio::select! {
-                biased;
-                () = &mut deadline => {
-                    let problem = "the value was not there in time, and another process was loading it";
-                    self.fail(flying, Error::new(ErrorKind::TimedOut, problem), self.clock.now());
-                    return None;
-                }
-                () = &mut patience, if is_patient => {
-                    is_patient = false;
-                    self.release(&flying);
-                }
-                // A quarter more or less, or all who wait would look at once.
-                () = sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)) => paused += pause,
+            paused += pause;
+            // A quarter more or less, or all who wait would look at once.
+            let pause = sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0));
+            let pause = timeout_at(patience.end, pause);
+            if self.attend(slice::from_ref(&flying), patience, pause).await.is_err() {
+                let problem = "the value was not there in time, and another process was loading it";
+                self.fail(flying, Error::new(ErrorKind::TimedOut, problem), self.clock.now());
+                return None;
             }
             flying = self.look_again(remote, flying, theirs.as_ref()).await?;
             self.release_at_once(&flying);
-            let now = self.clock.now();
-            flying.waited = now.since(began);
-            theirs = Theirs::in_the_way_of(&flying, theirs, now, lease);
+            theirs = Theirs::in_the_way_of(&flying, theirs, self.clock.now(), lease);
             if theirs.is_none() && self.claim(remote, lease, &mut flying).await {
                 return Some(flying);
             }

@@ -1,10 +1,8 @@
 //! How a missing value comes: a flight, from boarding to landing. Those of many keys at once are in `load_many`.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{future::poll_fn, pin::pin, slice, sync::Arc, task::Poll, time::Duration};
 
+use tokio::time::{sleep, sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::{
@@ -12,7 +10,7 @@ use super::{
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
-    load_limit::Place,
+    load_limit::{Place, Waiter},
     loaded::{Loaded, Previous},
     local::{Entry, Local},
     look::{Before, Looked},
@@ -52,11 +50,17 @@ pub(super) struct Flying<V: Clone + Send + Sync + 'static> {
     pub(super) before: Option<Before>,
     /// Our lease.
     pub(super) lease: Option<Held<V>>,
-    /// How much of the time for the load was spent waiting for that of another process.
-    pub(super) waited: Duration,
     /// What there was in memory or, once that was asked, in the remote tier: told to the loader, and fallen back
     /// on if it fails.
     pub(super) previous: Option<Entry<V>>,
+}
+
+/// Until when a load may take, whatever it has to wait for before it begins.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    /// From when on those wait no longer who have a value to be served instead.
+    soft: Option<tokio::time::Instant>,
+    pub(super) end: tokio::time::Instant,
 }
 
 tokio::task_local! {
@@ -98,7 +102,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 flight
             }
         };
-        self.await_outcome(&flight).await
+        self.await_outcome(&flight, purpose).await
     }
 
     /// Starts a flight that nobody waits for, unless there is one.
@@ -119,8 +123,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    pub(super) async fn await_outcome(&self, flight: &Flight<V>) -> Result<V, Error> {
-        match flight.outcome().await {
+    pub(super) async fn await_outcome(
+        self: &Arc<Self>,
+        flight: &Flight<V>,
+        purpose: Purpose,
+    ) -> Result<V, Error> {
+        match flight.outcome(self.waiter(purpose)).await {
             Outcome::Landed(outcome) => outcome,
             Outcome::Meanwhile(value) => {
                 self.events.stale_hits.add();
@@ -140,6 +148,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             // Whoever loads now may have read before this was asked for.
             self.flights.fence(key, || ());
         }
+        let waiter = self.waiter(purpose);
         match self.flights.board(key, &self.epoch, began, self.max_local_life, found) {
             Boarding::Found(remembered) => Boarded::Found(remembered),
             Boarding::Join(flight) => {
@@ -147,12 +156,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     self.events.misses.add();
                     self.events.joined.add();
                 }
+                flight.expect(waiter);
                 Boarded::Join(flight)
             }
             Boarding::Lead(lead) => {
                 if counts {
                     self.events.misses.add();
                 }
+                lead.waiters().add(waiter);
                 let began_at = self.clock.now();
                 let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
                 let previous = self.local.get(key).filter(left);
@@ -163,7 +174,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     _ => self.known(key, &captured).map(Box::new),
                 };
                 let (fence, before, lease) = (None, None, None);
-                let (leased, waited) = (Duration::ZERO, Duration::ZERO);
                 Boarded::Lead(Box::new(Flying {
                     lead,
                     captured,
@@ -171,10 +181,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     purpose,
                     began_at,
                     fence,
-                    leased,
+                    leased: Duration::ZERO,
                     before,
                     lease,
-                    waited,
                     previous,
                 }))
             }
@@ -188,14 +197,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<BoxError> + 'static,
     {
-        let is_nested = self.is_inside_a_load();
         let inside = self.chain(&flying.lead.key());
-        let load = Arc::clone(self).fly(flying, is_nested, loader);
+        let load = Arc::clone(self).fly(flying, loader);
         tokio::spawn(LOADING.scope(inside, load).in_current_span());
     }
 
     /// The load: remote tier, then loader, then memory, then the waiters, then the remote tier.
-    async fn fly<F, R, L, E>(self: Arc<Self>, flying: Flying<V>, is_nested: bool, loader: F)
+    async fn fly<F, R, L, E>(self: Arc<Self>, flying: Flying<V>, loader: F)
     where
         F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
         R: Future<Output = Result<L, E>> + Send + 'static,
@@ -204,11 +212,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     {
         let Some(flying) = self.look(flying).await else { return };
         self.release_at_once(&flying);
-        let Some(mut flying) = self.agree(flying).await else { return };
+        let patience = self.patience();
+        let Some(mut flying) = self.agree(flying, patience).await else { return };
         let mut lease = flying.lease.take();
-        let load = loader(flying.previous());
-        let load = async { load.await.map(Into::into).map_err(loader_failed) };
-        let load = self.run(load, std::slice::from_ref(&flying), is_nested);
+        let load = async { loader(flying.previous()).await.map(Into::into).map_err(loader_failed) };
+        let load = self.run(load, slice::from_ref(&flying), patience);
         let (loaded, cost) = Held::keep(&mut lease, load).await;
         flying.lease = lease;
         if let Some(shared) = self.settle(flying, loaded, cost) {
@@ -349,40 +357,21 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    /// Runs a loader, and lets those wait no longer who have a stale value when it becomes slow.
+    /// Runs a loader, once there is a place for it.
     pub(super) async fn run<L>(
         &self,
         load: impl Future<Output = Result<L, Error>>,
         flights: &[Flying<V>],
-        is_nested: bool,
+        patience: Patience,
     ) -> (Result<L, Error>, Duration) {
-        let began = OnceLock::new();
-        let load = async {
-            let _place = self.place(flights, is_nested).await;
-            self.events.loads.add();
-            let _ = began.set(self.clock.now());
-            load.await
+        let _place = match self.place(flights, patience).await {
+            Ok(place) => place,
+            Err(error) => return (Err(error), Duration::ZERO),
         };
-        let load = tokio::time::timeout(self.patience(flights), load);
-        let loaded = match self.settings.soft_timeout {
-            Some(soft) if flights.iter().any(|flying| flying.fallback().is_some()) => {
-                let mut load = std::pin::pin!(load);
-                tokio::select! {
-                    biased;
-                    loaded = &mut load => loaded,
-                    () = tokio::time::sleep(soft) => {
-                        flights.iter().for_each(|flying| self.release(flying));
-                        load.await
-                    }
-                }
-            }
-            _ => load.await,
-        };
-        let Some(began) = began.get() else {
-            let problem = "the load did not begin within the load timeout: `max_loads` others are running";
-            return (Err(Error::new(ErrorKind::TimedOut, problem)), Duration::ZERO);
-        };
-        let cost = self.clock.now().since(*began);
+        self.events.loads.add();
+        let began = self.clock.now();
+        let loaded = self.attend(flights, patience, timeout_at(patience.end, load)).await;
+        let cost = self.clock.now().since(began);
         let error = match loaded {
             Ok(Ok(loaded)) => return (Ok(loaded), cost),
             Ok(Err(error)) => error,
@@ -396,24 +385,63 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// For how long a load may take that is about to begin.
-    fn patience(&self, flights: &[Flying<V>]) -> Duration {
-        let waited = flights.first().map_or(Duration::ZERO, |flying| flying.waited);
-        self.settings.load_timeout.saturating_sub(waited)
+    pub(super) fn patience(&self) -> Patience {
+        let from_now = |time| sleep(time).deadline();
+        let settings = &self.settings;
+        Patience { soft: settings.soft_timeout.map(from_now), end: from_now(settings.load_timeout) }
     }
 
-    /// The right to load, where there is a limit to loads. A load that another one waits for has it already: to let it
-    /// wait for a place would be to let the two wait for each other.
-    async fn place(&self, flights: &[Flying<V>], is_nested: bool) -> Option<Place<'_>> {
-        let limit = self.load_limit.as_ref().filter(|_| !is_nested)?;
-        let waits = |flying: &Flying<V>| flying.purpose != Purpose::Refresh && !flying.lead.has_released();
-        let place = limit.place(!flights.iter().any(waits));
-        // When loads that came together are given up together, none of those in the queue is to begin for a moment.
-        let patience = self.patience(flights);
+    /// Does a part of a load, and lets those wait no longer who have a stale value when the load becomes slow.
+    pub(super) async fn attend<T>(
+        &self,
+        flights: &[Flying<V>],
+        patience: Patience,
+        part: impl Future<Output = T>,
+    ) -> T {
+        let can_release = flights.iter().any(|flying| flying.fallback().is_some());
+        let Some(soft) = patience.soft.filter(|_| can_release) else { return part.await };
+        let mut part = pin!(part);
         tokio::select! {
             biased;
-            () = tokio::time::sleep(patience) => std::future::pending().await,
-            place = place => Some(place),
+            done = &mut part => return done,
+            () = sleep_until(soft) => flights.iter().for_each(|flying| self.release(flying)),
         }
+        part.await
+    }
+
+    /// The right to load, where there is a limit to loads. A load that a loader of this cache waits for has it already:
+    /// to let it wait for a place would be to let the two wait for each other.
+    pub(super) async fn place(
+        &self,
+        flights: &[Flying<V>],
+        patience: Patience,
+    ) -> Result<Option<Place<'_>>, Error> {
+        let Some(limit) = &self.load_limit else { return Ok(None) };
+        let awaited_by = |waiter| {
+            poll_fn(move |context| {
+                // All of them are told whom to wake.
+                let is_awaited = |flying: &Flying<V>| flying.lead.waiters().poll(waiter, context).is_ready();
+                match flights.iter().filter(|flying| is_awaited(flying)).count() {
+                    0 => Poll::Pending,
+                    _ => Poll::Ready(()),
+                }
+            })
+        };
+        let place = async {
+            tokio::select! {
+                biased;
+                // When loads that came together are given up together, none of those in the queue is to begin for a
+                // moment.
+                () = sleep_until(patience.end) => {
+                    let problem =
+                        "the load did not begin within the load timeout: `max_loads` others are running";
+                    Err(Error::new(ErrorKind::TimedOut, problem))
+                }
+                () = awaited_by(Waiter::Loader) => Ok(None),
+                place = limit.place(awaited_by(Waiter::Caller)) => Ok(Some(place)),
+            }
+        };
+        self.attend(flights, patience, place).await
     }
 
     /// Lets those wait no longer who have a value to be served instead.
@@ -438,9 +466,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(key), outer: outer() }))
     }
 
-    /// Whether a loader of this cache asks.
-    pub(super) fn is_inside_a_load(self: &Arc<Self>) -> bool {
-        std::iter::successors(outer(), |chain| chain.outer.clone()).any(|chain| chain.cache == self.id())
+    /// Who asks, as far as that matters to the limit of loads.
+    fn waiter(self: &Arc<Self>, purpose: Purpose) -> Waiter {
+        let is_ours = |chain: Arc<Chain>| chain.cache == self.id();
+        match purpose {
+            Purpose::Refresh => Waiter::Nobody,
+            Purpose::Need | Purpose::Force if self.load_limit.is_none() => Waiter::Caller,
+            Purpose::Need | Purpose::Force => {
+                let mut outer = std::iter::successors(outer(), |chain| chain.outer.clone());
+                if outer.any(is_ours) { Waiter::Loader } else { Waiter::Caller }
+            }
+        }
     }
 
     /// A loader that waits for its own load would wait for ever.

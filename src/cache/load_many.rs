@@ -61,24 +61,23 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             });
         }
         if !leads.is_empty() {
-            let is_nested = self.is_inside_a_load();
             let inside = leads.iter().fold(outer(), |outer, flying| {
                 Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(&flying.lead.key()), outer }))
             });
-            let load = Arc::clone(self).fly_many(leads, is_nested, loader);
+            let load = Arc::clone(self).fly_many(leads, loader);
             tokio::spawn(LOADING.scope(inside, load).in_current_span());
         }
         let mut values = Vec::with_capacity(keys.len());
         for wait in waits {
             values.push(match wait {
-                Ok(flight) => self.await_outcome(&flight).await,
+                Ok(flight) => self.await_outcome(&flight, Purpose::Need).await,
                 Err(found) => found,
             });
         }
         values
     }
 
-    async fn fly_many<F, R, I, L, E>(self: Arc<Self>, leads: Vec<Flying<V>>, is_nested: bool, loader: F)
+    async fn fly_many<F, R, I, L, E>(self: Arc<Self>, leads: Vec<Flying<V>>, loader: F)
     where
         F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
         R: Future<Output = Result<I, E>> + Send + 'static,
@@ -94,9 +93,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         for flying in &missing {
             self.release_at_once(flying);
         }
-        let load = loader(missing.iter().map(|flying| flying.lead.key().into_owned()).collect());
-        let load = async { load.await.map_err(loader_failed) };
-        let (loaded, cost) = self.run(load, &missing, is_nested).await;
+        let keys = missing.iter().map(|flying| flying.lead.key().into_owned()).collect();
+        let load = async { loader(keys).await.map_err(loader_failed) };
+        let (loaded, cost) = self.run(load, &missing, self.patience()).await;
         let mut shares = Vec::new();
         match loaded {
             Ok(loaded) => {
