@@ -7,6 +7,9 @@
 //! is nothing to keep in step with the key, and no lock to forget. A value that was there before stays in the lease,
 //! and is served where it would have been.
 //!
+//! Who may not load yet, because too many other loads of his process run, takes no lease: others may have room. Nor does
+//! he keep one of those places who waits for somebody else's lease.
+//!
 //! A lease is prolonged while the load runs, so it need not be as long as that: it is as long as a process that died
 //! may keep the others waiting. A load that brings nothing to store gives it back. It saves loads and excludes
 //! nothing: with the remote tier away, or after a lease that was lost, two processes may load one key, and the fences
@@ -30,6 +33,7 @@ use super::{
     envelope::{Envelope, Lease, Payload},
     key::Key,
     load::{Flying, Patience, Purpose},
+    load_limit::Place,
     look::Before,
     remote::Remote,
     store::{Fence, Written},
@@ -66,34 +70,41 @@ struct Theirs {
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
-    /// Takes the lease of the key for a load, or waits for the value of who has it; `None` if that was the end of the
-    /// flight.
-    pub(super) async fn agree(
-        self: &Arc<Self>,
-        mut flying: Flying<V>,
+    /// The right to load: a place, and then the lease of the key. Or the value of who has the lease; `None` if that,
+    /// or the end of the time for it, was the end of the flight.
+    pub(super) async fn agree<'a>(
+        self: &'a Arc<Self>,
+        flying: Flying<V>,
         patience: Patience,
-    ) -> Option<Flying<V>> {
-        let Some(remote) = &self.remote else { return Some(flying) };
-        let Some(lease) = remote.lease else { return Some(flying) };
-        let theirs = Theirs::in_the_way_of(&flying, None, self.clock.now(), lease);
-        if theirs.is_none() && self.claim(remote, lease, &mut flying).await {
-            return Some(flying);
+    ) -> Option<(Flying<V>, Option<Place<'a>>)> {
+        match self.remote.as_ref().and_then(|remote| Some((remote, remote.lease?))) {
+            Some((remote, lease)) => Box::pin(self.take_turns(remote, lease, flying, patience)).await,
+            None => self.place_for(flying, patience).await,
         }
-        self.events.awaited.add();
-        Box::pin(self.wait(remote, lease, flying, theirs, patience)).await
     }
 
     /// Looks again and again, for as long as a load may take: first for a value, then for the lease.
-    async fn wait(
-        self: &Arc<Self>,
+    async fn take_turns<'a>(
+        self: &'a Arc<Self>,
         remote: &Remote<V>,
         lease: Duration,
         mut flying: Flying<V>,
-        mut theirs: Option<Theirs>,
         patience: Patience,
-    ) -> Option<Flying<V>> {
+    ) -> Option<(Flying<V>, Option<Place<'a>>)> {
+        let mut theirs = Theirs::in_the_way_of(&flying, None, self.clock.now(), lease);
         let mut paused = Duration::ZERO;
         loop {
+            if theirs.is_none() {
+                // A lease is for a load that runs, and a place for one that may.
+                let (placed, place) = self.place_for(flying, patience).await?;
+                flying = placed;
+                if self.claim(remote, lease, &mut flying).await {
+                    return Some((flying, place));
+                }
+            }
+            if paused.is_zero() {
+                self.events.awaited.add();
+            }
             let pause = (paused / 2).clamp(PAUSES[0], PAUSES[1]);
             paused += pause;
             // A quarter more or less, or all who wait would look at once.
@@ -107,8 +118,20 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             flying = self.look_again(remote, flying, theirs.as_ref()).await?;
             self.release_at_once(&flying);
             theirs = Theirs::in_the_way_of(&flying, theirs, self.clock.now(), lease);
-            if theirs.is_none() && self.claim(remote, lease, &mut flying).await {
-                return Some(flying);
+        }
+    }
+
+    /// A place for a load; `None` if it did not come in time, which was the end of the flight.
+    async fn place_for(
+        &self,
+        flying: Flying<V>,
+        patience: Patience,
+    ) -> Option<(Flying<V>, Option<Place<'_>>)> {
+        match self.place(slice::from_ref(&flying), patience).await {
+            Ok(place) => Some((flying, place)),
+            Err(error) => {
+                self.fail(flying, error, self.clock.now());
+                None
             }
         }
     }

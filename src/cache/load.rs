@@ -213,10 +213,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Some(flying) = self.look(flying).await else { return };
         self.release_at_once(&flying);
         let patience = self.patience();
-        let Some(mut flying) = self.agree(flying, patience).await else { return };
+        let Some((mut flying, place)) = self.agree(flying, patience).await else { return };
         let mut lease = flying.lease.take();
         let load = async { loader(flying.previous()).await.map(Into::into).map_err(loader_failed) };
-        let load = self.run(load, slice::from_ref(&flying), patience);
+        let load = self.run(load, slice::from_ref(&flying), patience, place);
         let (loaded, cost) = Held::keep(&mut lease, load).await;
         flying.lease = lease;
         if let Some(shared) = self.settle(flying, loaded, cost) {
@@ -357,17 +357,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    /// Runs a loader, once there is a place for it.
+    /// Runs a loader on its place, if it needs one.
     pub(super) async fn run<L>(
         &self,
         load: impl Future<Output = Result<L, Error>>,
         flights: &[Flying<V>],
         patience: Patience,
+        _place: Option<Place<'_>>,
     ) -> (Result<L, Error>, Duration) {
-        let _place = match self.place(flights, patience).await {
-            Ok(place) => place,
-            Err(error) => return (Err(error), Duration::ZERO),
-        };
         self.events.loads.add();
         let began = self.clock.now();
         let loaded = self.attend(flights, patience, timeout_at(patience.end, load)).await;

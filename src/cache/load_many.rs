@@ -1,6 +1,6 @@
 //! How many values come at once: their flights, one trip to the remote tier and one load for all that are missing.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tracing::Instrument;
 
@@ -95,7 +95,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
         let keys = missing.iter().map(|flying| flying.lead.key().into_owned()).collect();
         let load = async { loader(keys).await.map_err(loader_failed) };
-        let (loaded, cost) = self.run(load, &missing, self.patience()).await;
+        let patience = self.patience();
+        let (loaded, cost) = match self.place(&missing, patience).await {
+            Ok(place) => self.run(load, &missing, patience, place).await,
+            Err(error) => (Err(error), Duration::ZERO),
+        };
         let mut shares = Vec::new();
         match loaded {
             Ok(loaded) => {
