@@ -15,7 +15,7 @@ use std::{
 
 use mcp_perf::{
     Error, ErrorKind,
-    cache::{Cache, CacheBuilder, Key, Loaded, LocalState, Previous, RemoteState},
+    cache::{Cache, CacheBuilder, Key, Loaded, LocalState, MAX_TIME_TO_LIVE, Previous, RemoteState},
     clock::Clock,
     testing::MemoryStore,
 };
@@ -782,4 +782,23 @@ async fn explanation_tells_every_state() {
     assert!(why(&one).await.starts_with("in memory: removed since (by its tag `tag`)"));
     store.overwrite_all(b"garbage");
     assert!(why(&one).await.contains("bytes of somebody else in the remote tier"));
+}
+
+#[tokio::test]
+async fn answer_that_there_is_nothing_lives_no_longer_than_anything_may() {
+    for loads in [true, false] {
+        let clock = Clock::manual();
+        let cache: Texts = Cache::builder("test").clock(clock.clone()).build().unwrap();
+        let nothing = || Loaded::<String>::not_found().time_to_live(Duration::MAX);
+        match loads {
+            true => {
+                let load = move || async move { Ok::<_, io::Error>(nothing()) };
+                let error = cache.get_or_load(&key(), load).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::NotFound);
+            }
+            false => cache.insert(&key(), nothing()).await.unwrap(),
+        }
+        clock.advance(MAX_TIME_TO_LIVE);
+        assert_eq!(load(&cache, "there").await.unwrap(), "there");
+    }
 }

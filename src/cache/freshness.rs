@@ -81,10 +81,10 @@ impl Policy {
         life.mul_f64(1.0 - self.jitter * share)
     }
 
-    /// The life of the answer that there is no value.
-    pub(super) fn negative_life(&self) -> Duration {
+    /// The life of the answer that there is no value, which was asked to live for `wanted`: no longer than that.
+    pub(super) fn negative_life(&self, wanted: Option<Duration>) -> Duration {
         let default = (self.time_to_live / 10).min(Duration::from_secs(5));
-        self.negative_time_to_live.unwrap_or(default)
+        wanted.or(self.negative_time_to_live).unwrap_or(default).min(super::MAX_TIME_TO_LIVE)
     }
 
     /// For how long a value outlives its freshness.

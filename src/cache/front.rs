@@ -388,9 +388,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let policy = &self.0.settings.policy;
         let (content, fresh) = match what {
             What::Value(value) => (Ok(value), policy.life(time_to_live, key, captured.at)),
-            What::NotFound => {
-                (Err(Error::not_found()), time_to_live.unwrap_or_else(|| policy.negative_life()))
-            }
+            What::NotFound => (Err(Error::not_found()), policy.negative_life(time_to_live)),
             What::NotModified => {
                 return Err(Error::new(ErrorKind::Refused, "`not_modified` is no value to insert"));
             }

@@ -45,9 +45,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let policy = &self.settings.policy;
         let (content, fresh) = match what {
             What::Value(value) => (Ok(value), policy.life(time_to_live, &key, now)),
-            What::NotFound => {
-                (Err(Error::not_found()), time_to_live.unwrap_or_else(|| policy.negative_life()))
-            }
+            What::NotFound => (Err(Error::not_found()), policy.negative_life(time_to_live)),
             What::NotModified => {
                 match flying.previous.as_ref().map(|entry| (&entry.content, entry.validator())) {
                     Some((Ok(value), known)) => {
