@@ -256,6 +256,24 @@ async fn tag_that_is_removed_during_the_second_trip_costs_no_other_entry() {
 }
 
 #[tokio::test]
+async fn entries_whose_second_trip_fails_are_loaded_and_no_others() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let stepped = Stepped::new(store.clone());
+    let one = builder(&clock).remote(store).build().await.unwrap();
+    let two = builder(&clock).remote(stepped.clone()).build().await.unwrap();
+    let keys = store_tagged(&one).await;
+    let mut first = stepped.hold(Step::ReadAnswered);
+    let reading = tokio::spawn(async move { load_many(&two, &keys).await });
+    first.reached().await;
+    stepped.fail_reads(1);
+    first.go_on();
+    let values = reading.await.unwrap();
+    let kept: Vec<_> = (0..100).filter(|index| values[*index] == "value").collect();
+    assert_eq!(kept, [99]);
+}
+
+#[tokio::test]
 async fn small_value_is_read_again() {
     let nodes = Two::new().await;
     let key = Key::public("key");

@@ -296,8 +296,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         Box::pin(self.0.need(key, tags, Purpose::Force, loader)).await
     }
 
-    /// Returns the values of many keys, in their order: from memory; from the remote tier, in one trip; and what is
-    /// missing then from one call of `loader`.
+    /// Returns the values of many keys, in their order: from memory; from the remote tier, in one trip, and in another
+    /// for the stamps of whatever tags the entries there carry beside `tags`; and what is missing then from one call of
+    /// `loader`.
     ///
     /// The loader is given the keys that nobody else is loading, and answers with pairs, in any order: what it does
     /// not mention is [not found](Loaded::not_found), and an error of one key is no error of the others. What others

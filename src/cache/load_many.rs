@@ -156,9 +156,37 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Ok(reads) = read else {
             return leads.into_iter().filter_map(|flying| self.unheard(flying)).collect();
         };
-        let mut missing = Vec::new();
-        for (flying, read) in leads.into_iter().zip(reads) {
-            missing.extend(self.heard(flying, read, asked_at).await);
+        let (mut missing, mut tagged, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for (mut flying, read) in leads.into_iter().zip(&reads) {
+            let Flying { lead, captured, .. } = &mut flying;
+            let found = self.found(remote, &lead.key(), captured, read);
+            let known = names.len();
+            names.extend(found.iter().flat_map(|found| found.unnamed(captured)));
+            if names.len() > known {
+                tagged.push((flying, read.slot.fence, found));
+                continue;
+            }
+            let found = found.map(|found| (found, Vec::new()));
+            let looked = self.judge(remote, &lead.key(), captured, read.slot.fence, found, asked_at).await;
+            missing.extend(self.looked(flying, looked));
+        }
+        if tagged.is_empty() {
+            return missing;
+        }
+        // One trip for the tags of all of them that the caller does not name.
+        names.sort_unstable();
+        names.dedup();
+        let stamped = self.stamped(remote, &names).await;
+        for (flying, fence, found) in tagged {
+            let (key, captured) = (flying.lead.key(), &flying.captured);
+            let own = |name: &str| stamped.as_ref()?.get(names.binary_search(&name).ok()?).cloned();
+            let found = found.and_then(|found| {
+                let others = found.unnamed(captured).map(own).collect::<Option<_>>()?;
+                Some((found, others))
+            });
+            let looked = self.judge(remote, &key, captured, fence, found, asked_at).await;
+            drop(key);
+            missing.extend(self.looked(flying, looked));
         }
         missing
     }
