@@ -52,6 +52,14 @@ struct Stripe<V> {
     running: HashMap<StoredKey, Arc<Flight<V>>, foldhash::fast::RandomState>,
     /// Counts what was removed or stored here, for those who read without a flight.
     changes: u64,
+    /// The same by key, where that is watched.
+    watched: HashMap<StoredKey, Watched, foldhash::fast::RandomState>,
+}
+
+#[derive(Default)]
+struct Watched {
+    watches: usize,
+    changes: u64,
 }
 
 /// One running load.
@@ -82,7 +90,7 @@ pub(crate) enum Boarding<T, V> {
 
 impl<V> Flights<V> {
     pub(crate) fn new() -> Self {
-        let stripe = || Stripe { running: HashMap::default(), changes: 0 };
+        let stripe = || Stripe { running: HashMap::default(), changes: 0, watched: HashMap::default() };
         Self {
             stripes: (0..STRIPES).map(|_| CachePadded::new(Mutex::new(stripe()))).collect(),
             hasher: foldhash::fast::RandomState::default(),
@@ -127,11 +135,19 @@ impl<V> Flights<V> {
     /// key from storing.
     pub(crate) fn fence<T>(&self, key: &Key<'_>, change: impl FnOnce() -> T) -> T {
         let mut stripe = lock(self.stripe(key));
-        if let Some(flight) = stripe.running.remove(key as &dyn AsKey) {
-            flight.fenced.store(true, Ordering::Release);
-        }
-        stripe.changes = stripe.changes.wrapping_add(1);
+        stripe.fence(key);
         change()
+    }
+
+    /// Watches whether a key is removed or stored, from now on.
+    pub(crate) fn watch(self: &Arc<Self>, key: &Key<'_>) -> Watch<V> {
+        let key = StoredKey::from(key);
+        let mut stripe = lock(self.stripe(&key.as_key()));
+        let watched = stripe.watched.entry(key.clone()).or_default();
+        watched.watches += 1;
+        let since = watched.changes;
+        drop(stripe);
+        Watch { flights: Arc::clone(self), key, since }
     }
 
     /// The state to note before reading a key without a flight.
@@ -161,6 +177,53 @@ impl<V> Flights<V> {
         #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
         let index = self.hasher.hash_one(key) as usize % STRIPES;
         &self.stripes[index]
+    }
+}
+
+impl<V> Stripe<V> {
+    fn fence(&mut self, key: &Key<'_>) {
+        if let Some(flight) = self.running.remove(key as &dyn AsKey) {
+            flight.fenced.store(true, Ordering::Release);
+        }
+        self.changed(key);
+    }
+
+    fn changed(&mut self, key: &Key<'_>) {
+        self.changes = self.changes.wrapping_add(1);
+        if let Some(watched) = self.watched.get_mut(key as &dyn AsKey) {
+            watched.changes = watched.changes.wrapping_add(1);
+        }
+    }
+}
+
+/// Notices what is removed or stored under one key. A [`glimpse`](Flights::glimpse) costs less, and takes a change of
+/// any other key of the stripe for one of this.
+pub(crate) struct Watch<V> {
+    flights: Arc<Flights<V>>,
+    key: StoredKey,
+    since: u64,
+}
+
+impl<V> Watch<V> {
+    /// As [`Flights::fence`], with a change that is told whether nothing was removed or stored since.
+    pub(crate) fn fence<T>(&self, change: impl FnOnce(bool) -> T) -> T {
+        let key = self.key.as_key();
+        let mut stripe = lock(self.flights.stripe(&key));
+        let is_unchanged = stripe.watched.get(&self.key).is_some_and(|watched| watched.changes == self.since);
+        stripe.fence(&key);
+        change(is_unchanged)
+    }
+}
+
+impl<V> Drop for Watch<V> {
+    fn drop(&mut self) {
+        let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
+        if let Some(watched) = stripe.watched.get_mut(&self.key) {
+            watched.watches -= 1;
+            if watched.watches == 0 {
+                stripe.watched.remove(&self.key);
+            }
+        }
     }
 }
 
@@ -244,7 +307,7 @@ impl<V> Lead<V> {
             stripe.running.get(&self.key).is_some_and(|latest| Arc::ptr_eq(latest, &self.flight));
         if !fenced && is_running {
             stripe.running.remove(&self.key);
-            stripe.changes = stripe.changes.wrapping_add(1);
+            stripe.changed(&self.key.as_key());
             store(self.key.clone());
         }
         Some(!fenced)
