@@ -783,3 +783,21 @@ async fn explanation_tells_every_state() {
     store.overwrite_all(b"garbage");
     assert!(why(&one).await.contains("bytes of somebody else in the remote tier"));
 }
+
+#[tokio::test]
+async fn window_of_revalidation_does_not_grow_on_its_way_through_the_tiers() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    node(&clock, &store).await.insert(&key(), "old".to_owned()).await.unwrap();
+    clock.advance(110 * SECOND);
+    let one = node(&clock, &store).await;
+    assert_eq!(fail(&one).await.unwrap(), "old");
+    settle().await;
+    clock.advance(11 * SECOND);
+    let two = node(&clock, &store).await;
+    let slow = || async {
+        tokio::task::yield_now().await;
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(two.get_or_load(&key(), slow).await.unwrap(), "new");
+}

@@ -44,7 +44,7 @@ pub(crate) struct Times {
     /// When it starts one in any case.
     late_from: Instant,
     /// Until when it may be served though it is stale, without waiting.
-    revalidate_until: Instant,
+    pub(crate) revalidate_until: Instant,
     /// Until when it is served though it is stale, and without another attempt: the last one failed.
     pub(crate) throttled_until: Instant,
     pub(crate) dies_at: Instant,
@@ -100,19 +100,21 @@ impl Policy {
 
     /// The times of a value that is fresh for `fresh` from `from` on.
     pub(super) fn times(&self, from: Instant, fresh: Duration, load_cost: Duration) -> Times {
-        self.times_of_kept(from, fresh, fresh, fresh + self.afterlife(), load_cost)
+        self.times_of_kept(from, Duration::ZERO, fresh, fresh + self.afterlife(), load_cost)
     }
 
-    /// The times of a value that was fresh for `whole` once, of which `fresh` is left, and `life` in all.
+    /// The times of a value that is `age` old at `from`, is fresh for `whole` in all, and has `life` left.
     pub(super) fn times_of_kept(
         &self,
         from: Instant,
-        fresh: Duration,
+        age: Duration,
         whole: Duration,
         life: Duration,
         load_cost: Duration,
     ) -> Times {
-        let fresh_until = from.after(fresh);
+        let fresh_until = from.after(whole.saturating_sub(age));
+        // Of its time after that too some may be over.
+        let window = self.stale_while_revalidate.saturating_sub(age.saturating_sub(whole));
         let before_end =
             |nanos: u64| Instant::from_nanos(fresh_until.as_nanos().saturating_sub(nanos)).max(from);
         let late_from = before_end(nanos(whole) / LATE);
@@ -124,7 +126,7 @@ impl Policy {
                 false => fresh_until,
             },
             late_from,
-            revalidate_until: fresh_until.after(self.stale_while_revalidate).min(dies_at),
+            revalidate_until: fresh_until.after(window).min(dies_at),
             throttled_until: Instant::default(),
             dies_at,
             load_cost: u32::try_from(load_cost.as_micros()).unwrap_or(u32::MAX),
