@@ -801,3 +801,66 @@ async fn window_of_revalidation_does_not_grow_on_its_way_through_the_tiers() {
     };
     assert_eq!(two.get_or_load(&key(), slow).await.unwrap(), "new");
 }
+
+#[tokio::test(start_paused = true)]
+async fn stale_value_is_not_served_past_its_end_while_a_slow_load_goes_on() {
+    let cache: Texts = Cache::builder("test")
+        .clock(Clock::tokio())
+        .time_to_live(10 * SECOND)
+        .stale_if_error(SECOND)
+        .soft_timeout(SECOND / 10)
+        .build()
+        .unwrap();
+    cache.insert(&key(), "old".to_owned()).await.unwrap();
+    tokio::time::sleep(21 * SECOND / 2).await;
+    let slow = || async {
+        tokio::time::sleep(20 * SECOND).await;
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(cache.get_or_load(&key(), slow).await.unwrap(), "old");
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(load(&cache, "unused").await.unwrap(), "new");
+}
+
+#[tokio::test]
+async fn stale_value_is_served_at_once_within_its_window_only_though_a_load_goes_on() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let one = node(&clock, &store).await;
+    one.insert(&key(), "old".to_owned()).await.unwrap();
+    clock.advance(117 * SECOND);
+    let two = node(&clock, &store).await;
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let slow = || async {
+        may_go_on.await.unwrap();
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(two.get_or_load(&key(), slow).await.unwrap(), "old");
+    clock.advance(2 * SECOND);
+    assert_eq!(load(&two, "unused").await.unwrap(), "old");
+    clock.advance(2 * SECOND);
+    let waiting = tokio::spawn(async move { load(&two, "unused").await });
+    settle().await;
+    go_on.send(()).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_value_that_was_removed_is_not_served_while_a_slow_load_goes_on() {
+    let clock = Clock::manual();
+    let cache = settings(&clock).soft_timeout(Duration::from_millis(20)).build().unwrap();
+    cache.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+    clock.advance(150 * SECOND);
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    // It does not name the tag, and so knows nothing of its removal.
+    let slow = || async {
+        may_go_on.await.unwrap();
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(cache.get_or_load(&key(), slow).await.unwrap(), "old");
+    cache.remove_by_tag("tag").await.unwrap();
+    let waiting = tokio::spawn(async move { load(&cache, "unused").await });
+    settle().await;
+    go_on.send(()).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), "new");
+}

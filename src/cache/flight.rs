@@ -18,7 +18,8 @@
 //!
 //! A load runs in a task of its own, so no caller's cancellation can take it down. Its [`Lead`] lands
 //! on drop: a panicking loader releases every waiter with an error. A flight that has a stale value and takes
-//! long may release its waiters with that ([`Lead::release`]), and goes on.
+//! long may release its waiters with that ([`Lead::release`]), and goes on. Who comes later gets it too, for as long as
+//! it may be served.
 
 use std::{
     collections::HashMap,
@@ -32,10 +33,12 @@ use tokio::sync::Notify;
 
 use super::{
     key::{AsKey, Key, StoredKey},
+    local::Entry,
     tags::{Began, Epoch},
 };
 use crate::{
     Error, ErrorKind,
+    clock::{Clock, Instant},
     sync::{AtomicBool, Mutex, Ordering, lock},
 };
 
@@ -66,10 +69,24 @@ struct Watched {
 pub(crate) struct Flight<V> {
     began: Began,
     fenced: AtomicBool,
-    /// A stale value for those who should not wait for longer.
-    meanwhile: OnceLock<V>,
+    meanwhile: Mutex<Option<Meanwhile<V>>>,
     outcome: OnceLock<Result<V, Error>>,
     landed: Notify,
+}
+
+/// A stale value for those who should not wait for longer.
+pub(crate) struct Meanwhile<V> {
+    pub(crate) entry: Entry<V>,
+    pub(crate) until: Instant,
+    /// Whether it may be served, as far as invalidations go.
+    pub(crate) holds: fn(&Entry<V>, &Epoch) -> bool,
+}
+
+impl<V: Clone> Meanwhile<V> {
+    fn value(&self, now: Instant, epoch: &Epoch) -> Option<V> {
+        let is_good = now < self.until && (self.holds)(&self.entry, epoch);
+        self.entry.content.as_ref().ok().filter(|_| is_good).cloned()
+    }
 }
 
 /// What a waiter was released with.
@@ -122,7 +139,7 @@ impl<V> Flights<V> {
         let flight = Arc::new(Flight {
             began,
             fenced: AtomicBool::new(false),
-            meanwhile: OnceLock::new(),
+            meanwhile: Mutex::new(None),
             outcome: OnceLock::new(),
             landed: Notify::new(),
         });
@@ -229,15 +246,16 @@ impl<V> Drop for Watch<V> {
 
 impl<V: Clone + Send + Sync> Flight<V> {
     /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
-    pub(crate) async fn outcome(&self) -> Outcome<V> {
+    pub(crate) async fn outcome(&self, clock: &Clock, epoch: &Epoch) -> Outcome<V> {
         loop {
             // Before the look: a landing between look and wait is then not missed.
             let landed = self.landed.notified();
             if let Some(outcome) = self.outcome.get() {
                 return Outcome::Landed(outcome.clone());
             }
-            if let Some(value) = self.meanwhile.get() {
-                return Outcome::Meanwhile(value.clone());
+            let meanwhile = |meanwhile: &Meanwhile<V>| meanwhile.value(clock.now(), epoch);
+            if let Some(value) = lock(&self.meanwhile).as_ref().and_then(meanwhile) {
+                return Outcome::Meanwhile(value);
             }
             landed.await;
         }
@@ -261,15 +279,15 @@ impl<V> Lead<V> {
         self.key.as_key()
     }
 
-    /// Gives those who wait, and those who come until the landing, a stale value.
-    pub(crate) fn release(&self, value: V) {
-        let _ = self.flight.meanwhile.set(value);
+    /// Gives those who wait, and those who come until the landing, a stale value for as long as it may be served.
+    pub(crate) fn release(&self, meanwhile: Meanwhile<V>) {
+        let _before = lock(&self.flight.meanwhile).replace(meanwhile);
         self.flight.landed.notify_waiters();
     }
 
     /// Whether those who waited have been given a stale value.
     pub(crate) fn has_released(&self) -> bool {
-        self.flight.meanwhile.get().is_some()
+        lock(&self.flight.meanwhile).is_some()
     }
 
     /// Ends the flight: `store` runs unless the flight was fenced or another took its place, then every waiter gets
@@ -341,7 +359,6 @@ impl<V> Drop for Lead<V> {
 #[cfg(all(test, mcp_perf_loom))]
 mod model {
     use super::*;
-    use crate::clock::Instant;
 
     /// A value that was read before the invalidation, whichever comes first: landing or fence.
     #[test]

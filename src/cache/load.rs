@@ -8,7 +8,7 @@ use std::{
 use tracing::Instrument;
 
 use super::{
-    flight::{Boarding, Flight, Lead, Outcome},
+    flight::{Boarding, Flight, Lead, Meanwhile, Outcome},
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
@@ -120,7 +120,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     pub(super) async fn await_outcome(&self, flight: &Flight<V>) -> Result<V, Error> {
-        match flight.outcome().await {
+        match flight.outcome(&self.clock, &self.epoch).await {
             Outcome::Landed(outcome) => outcome,
             Outcome::Meanwhile(value) => {
                 self.events.stale_hits.add();
@@ -338,14 +338,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let now = self.clock.now();
         if flying.purpose == Purpose::Need
             && let Some(entry) = &flying.previous
-            && let Ok(value) = &entry.content
+            && entry.content.is_ok()
             && Standing::Revalidate
                 == match flying.fence {
                     Some(_) => self.standing_of_heard(entry, now),
                     None => self.standing(entry, now),
                 }
         {
-            flying.lead.release(value.clone());
+            let until = entry.times().revalidate_until;
+            // What was made to expire is waited for.
+            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::still_holds });
         }
     }
 
@@ -418,16 +420,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// Lets those wait no longer who have a value to be served instead.
     pub(super) fn release(&self, flying: &Flying<V>) {
-        if let Some(value) = self.fallback(flying) {
-            flying.lead.release(value);
+        if let Some(entry) = self.fallback(flying) {
+            let until = entry.times().dies_at;
+            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::is_left });
         }
     }
 
-    /// The value to serve instead of a new one.
-    pub(super) fn fallback(&self, flying: &Flying<V>) -> Option<V> {
-        let entry = flying.previous.as_ref()?;
-        let stands = self.standing(entry, self.clock.now()) != Standing::Gone;
-        flying.fallback().filter(|_| stands).cloned()
+    /// What to serve instead of a new value.
+    pub(super) fn fallback<'a>(&self, flying: &'a Flying<V>) -> Option<&'a Entry<V>> {
+        flying.fallback().filter(|entry| self.standing(entry, self.clock.now()) != Standing::Gone)
     }
 
     pub(super) fn id(self: &Arc<Self>) -> usize {
@@ -479,8 +480,8 @@ pub(super) enum Boarded<V: Clone + Send + Sync + 'static> {
 }
 
 impl<V: Clone + Send + Sync + 'static> Flying<V> {
-    fn fallback(&self) -> Option<&V> {
-        self.previous.as_ref()?.content.as_ref().ok()
+    fn fallback(&self) -> Option<&Entry<V>> {
+        self.previous.as_ref().filter(|entry| entry.content.is_ok())
     }
 
     fn previous(&self) -> Option<Previous<V>> {
