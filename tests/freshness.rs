@@ -864,3 +864,60 @@ async fn stale_value_that_was_removed_is_not_served_while_a_slow_load_goes_on() 
     go_on.send(()).unwrap();
     assert_eq!(waiting.await.unwrap().unwrap(), "new");
 }
+
+#[tokio::test]
+async fn expiry_ends_the_throttle_of_a_load_that_failed_before_it() {
+    for how in 0..3 {
+        let clock = Clock::manual();
+        let cache = settings(&clock).refresh_ahead().build().unwrap();
+        cache.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+        clock.advance(91 * SECOND);
+        assert_eq!(fail(&cache).await.unwrap(), "old");
+        settle().await;
+        for time in ["fresh", "stale"] {
+            match how {
+                0 => cache.expire(&key()).await.unwrap(),
+                1 => cache.expire_by_tag("tag").await.unwrap(),
+                _ => cache.expire_all().await.unwrap(),
+            }
+            let loads = cache.stats().loads;
+            assert_eq!(fail(&cache).await.unwrap(), "old", "expired by way {how} when {time}");
+            assert_eq!(cache.stats().loads, loads + 1, "expired by way {how} when {time}");
+            // And is left alone after that.
+            assert_eq!(fail(&cache).await.unwrap(), "old", "expired by way {how} when {time}");
+            assert_eq!(cache.stats().loads, loads + 1, "expired by way {how} when {time}");
+        }
+        clock.advance(30 * SECOND);
+        assert_eq!(load(&cache, "new").await.unwrap(), "new", "expired by way {how}");
+    }
+}
+
+#[tokio::test]
+async fn expiry_on_another_node_ends_the_throttle_of_a_load_that_failed_before_it() {
+    for (how, second) in [0, 1, 2].into_iter().flat_map(|how| [(how, 91), (how, 150)]) {
+        let clock = Clock::manual();
+        let store = MemoryStore::new(clock.clone());
+        let build = || settings(&clock).refresh_ahead().remote(store.clone()).build();
+        let (one, two) = (build().await.unwrap(), build().await.unwrap());
+        one.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+        clock.advance(second * SECOND);
+        for _ in 0..2 {
+            // What is fresh the store confirms first, and the second loads ahead.
+            assert_eq!(fail(&two).await.unwrap(), "old");
+            settle().await;
+        }
+        assert_eq!(two.stats().load_failures, 1);
+        match how {
+            0 => one.expire(&key()).await.unwrap(),
+            1 => one.expire_by_tag("tag").await.unwrap(),
+            _ => one.expire_all().await.unwrap(),
+        }
+        for failures in [2, 2, 2] {
+            clock.advance(STALENESS);
+            assert_eq!(fail(&two).await.unwrap(), "old", "expired by way {how} at {second} s");
+            assert_eq!(two.stats().load_failures, failures, "expired by way {how} at {second} s");
+        }
+        clock.advance(30 * SECOND);
+        assert_eq!(load(&two, "new").await.unwrap(), "new", "expired by way {how} at {second} s");
+    }
+}

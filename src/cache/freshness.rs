@@ -50,6 +50,8 @@ pub(crate) struct Times {
     pub(crate) dies_at: Instant,
     /// What the load took, in microseconds.
     pub(crate) load_cost: u32,
+    /// Whether it is stale because it was made to expire.
+    pub(crate) was_expired: bool,
 }
 
 /// How a value stands at some time.
@@ -130,6 +132,7 @@ impl Policy {
             throttled_until: Instant::default(),
             dies_at,
             load_cost: u32::try_from(load_cost.as_micros()).unwrap_or(u32::MAX),
+            was_expired: false,
         }
     }
 }
@@ -149,6 +152,7 @@ impl Times {
             throttled_until: Instant::default(),
             dies_at: fresh_until,
             load_cost,
+            was_expired: false,
         }
     }
 
@@ -179,16 +183,8 @@ impl Times {
         }
     }
 
-    /// How a value stands that was made to expire before its time.
-    pub(crate) fn standing_of_expired(&self, now: Instant) -> Standing {
-        if now < self.throttled_until.min(self.dies_at) {
-            Standing::Throttled
-        } else {
-            self.standing_of_unconfirmed(now)
-        }
-    }
-
-    /// How a value stands of which nobody knows whether it was removed elsewhere.
+    /// How a value stands that was made to expire since, or of which nobody knows whether it was removed elsewhere.
+    /// That a load of it failed before then is no reason not to try.
     pub(crate) fn standing_of_unconfirmed(&self, now: Instant) -> Standing {
         let has_afterlife = self.fresh_until < self.dies_at;
         if now < self.dies_at && has_afterlife { Standing::Stale } else { Standing::Gone }
@@ -225,6 +221,7 @@ impl Times {
             // What was never to be stale is gone.
             dies_at: if self.fresh_until < self.dies_at { self.dies_at } else { earlier(self.dies_at) },
             load_cost: self.load_cost,
+            was_expired: true,
         }
     }
 }
@@ -280,7 +277,7 @@ mod tests {
             times,
             Policy { refresh_ahead: true, ..policy.clone() }.times(at(0), 100 * SECOND, SECOND).not_ahead()
         );
-        assert_eq!(times.expired(at(5)).standing_of_expired(at(5)), Standing::Gone);
+        assert_eq!(times.expired(at(5)).standing_of_unconfirmed(at(5)), Standing::Gone);
     }
 
     impl Times {
@@ -316,7 +313,7 @@ mod tests {
     #[test]
     fn value_that_was_made_to_expire_is_never_served_without_an_attempt() {
         let times = policy().times(at(0), 100 * SECOND, SECOND);
-        assert_eq!(times.standing_of_expired(at(10)), Standing::Stale);
+        assert_eq!(times.standing_of_unconfirmed(at(10)), Standing::Stale);
         let expired = times.expired(at(10));
         assert_eq!(standing(&expired, 10), Standing::Stale);
         assert_eq!(standing(&expired, 149), Standing::Stale);

@@ -155,7 +155,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 }
                 let began_at = self.clock.now();
                 let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
-                let previous = self.local.get(key).filter(left);
+                let renewed = |entry: Entry<V>| entry.renewed(&self.epoch, began_at);
+                let previous = self.local.get(key).and_then(renewed).filter(left);
                 // Under a lease the bytes of what there was are wanted.
                 let shares_loads = self.remote.as_ref().is_some_and(|remote| remote.lease.is_some());
                 let known = match purpose {
@@ -277,11 +278,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 previous.is_none_or(|previous| previous.times().fresh_until < entry.times().fresh_until)
             }
             (_, _) => {
-                // That the attempt before this one failed, a moment ago, is known in memory alone.
+                // That the attempt before this one failed, a moment ago, is known in memory alone. If the entry was made
+                // to expire since, that is no news of it.
                 if let (Some(previous), Some(entry)) = (previous, &mut flying.previous) {
-                    let mut times = entry.times();
-                    times.throttled_until = previous.times().throttled_until;
-                    entry.set_times(times);
+                    let (before, mut times) = (previous.times(), entry.times());
+                    if previous.still_holds(&self.epoch) && (before.was_expired || !times.was_expired) {
+                        times.throttled_until = before.throttled_until;
+                        entry.set_times(times);
+                    }
                 }
                 return self.spare(flying);
             }

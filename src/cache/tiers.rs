@@ -189,7 +189,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         } else if entry.still_holds(&self.epoch) {
             entry.times().standing(now, || 1.0 - fastrand::f64())
         } else {
-            entry.times().standing_of_expired(now)
+            entry.times().standing_of_unconfirmed(now)
         }
     }
 
