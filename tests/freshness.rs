@@ -921,3 +921,78 @@ async fn expiry_on_another_node_ends_the_throttle_of_a_load_that_failed_before_i
         assert_eq!(load(&two, "new").await.unwrap(), "new", "expired by way {how} at {second} s");
     }
 }
+
+#[tokio::test]
+async fn refresh_that_fails_is_an_error_and_leaves_the_value() {
+    let fails = |_| async { Err::<String, _>(io::Error::other("the source is down")) };
+    let nothing = |builder: CacheBuilder<String>| builder;
+    let says_no = |builder: CacheBuilder<String>| builder.stale_if_error(SECOND).serve_stale_if(|_| false);
+    for change in [nothing as fn(CacheBuilder<String>) -> CacheBuilder<String>, says_no] {
+        let cache = change(Cache::builder("test").clock(Clock::manual())).build().unwrap();
+        load(&cache, "old").await.unwrap();
+        assert_eq!(cache.refresh(&key(), &[], fails).await.unwrap_err().kind(), ErrorKind::Load);
+        assert_eq!(cache.get(&key()).await.as_deref(), Some("old"));
+        assert_eq!(cache.stats().stale_hits, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_value_stands_in_for_a_refresh_with_those_who_joined_it_and_not_with_who_wanted_it() {
+    let clock = Clock::manual();
+    let cache = settings(&clock).soft_timeout(SECOND).build().unwrap();
+    load(&cache, "old").await.unwrap();
+    clock.advance(150 * SECOND);
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let refreshing = tokio::spawn({
+        let cache = cache.clone();
+        async move {
+            let fails = |_| async {
+                may_go_on.await.unwrap();
+                Err::<String, _>(io::Error::other("the source is down"))
+            };
+            cache.refresh(&key(), &[], fails).await
+        }
+    });
+    settle().await;
+    assert_eq!(load(&cache, "unused").await.unwrap(), "old", "after the soft time-out");
+    go_on.send(()).unwrap();
+    assert_eq!(refreshing.await.unwrap().unwrap_err().kind(), ErrorKind::Load);
+    // As after every load that failed.
+    assert_eq!(load(&cache, "unused").await.unwrap(), "old");
+    clock.advance(30 * SECOND);
+    assert_eq!(load(&cache, "new").await.unwrap(), "new");
+}
+
+#[tokio::test]
+async fn refresh_leaves_nothing_that_its_loader_did_not_find_or_that_could_not_be_replaced() {
+    let none = || Loaded::<String>::not_found().time_to_live(Duration::ZERO);
+    let unstored = || Loaded::do_not_store("new".to_owned());
+    for answer in [none as fn() -> Loaded<String>, unstored] {
+        let clock = Clock::manual();
+        let store = MemoryStore::new(clock.clone());
+        let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+        load(&one, "old").await.unwrap();
+        settle().await;
+        let _ = one.refresh(&key(), &[], move |_| async move { Ok::<_, io::Error>(answer()) }).await;
+        settle().await;
+        assert_eq!((one.get(&key()).await, two.get(&key()).await), (None, None));
+    }
+    // What cannot be written is not to be read again, as after an insertion.
+    for fails_to_read in [false, true] {
+        let clock = Clock::manual();
+        let store = Stepped::new(MemoryStore::new(clock.clone()));
+        let cache = settings(&clock).remote(store.clone()).build().await.unwrap();
+        load(&cache, "old").await.unwrap();
+        settle().await;
+        if fails_to_read {
+            store.fail_reads(1);
+        }
+        store.fail_writes(1);
+        let new = |_| async { Ok::<_, io::Error>("new".to_owned()) };
+        assert_eq!(cache.refresh(&key(), &[], new).await.unwrap(), "new");
+        settle().await;
+        assert_eq!(cache.get(&key()).await.as_deref(), Some("new"));
+        clock.advance(STALENESS);
+        assert_eq!(cache.get(&key()).await, None, "{fails_to_read}");
+    }
+}

@@ -71,6 +71,8 @@ pub(crate) struct Flight<V> {
     fenced: AtomicBool,
     meanwhile: Mutex<Option<Meanwhile<V>>>,
     outcome: OnceLock<Result<V, Error>>,
+    /// What the outcome stands in for.
+    failure: OnceLock<Error>,
     landed: Notify,
 }
 
@@ -141,6 +143,7 @@ impl<V> Flights<V> {
             fenced: AtomicBool::new(false),
             meanwhile: Mutex::new(None),
             outcome: OnceLock::new(),
+            failure: OnceLock::new(),
             landed: Notify::new(),
         });
         let stored = StoredKey::from(key);
@@ -260,6 +263,17 @@ impl<V: Clone + Send + Sync> Flight<V> {
             landed.await;
         }
     }
+
+    /// Waits for what the load itself comes to, whatever the others are given instead.
+    pub(crate) async fn landing(&self) -> Result<V, Error> {
+        loop {
+            let landed = self.landed.notified();
+            if let Some(outcome) = self.outcome.get() {
+                return self.failure.get().map_or_else(|| outcome.clone(), |error| Err(error.clone()));
+            }
+            landed.await;
+        }
+    }
 }
 
 /// The right and the duty to land a flight.
@@ -283,6 +297,11 @@ impl<V> Lead<V> {
     pub(crate) fn release(&self, meanwhile: Meanwhile<V>) {
         let _before = lock(&self.flight.meanwhile).replace(meanwhile);
         self.flight.landed.notify_waiters();
+    }
+
+    /// Notes the failure of a load that something else is about to stand in for.
+    pub(crate) fn failed(&self, error: Error) {
+        let _ = self.flight.failure.set(error);
     }
 
     /// Whether those who waited have been given a stale value.

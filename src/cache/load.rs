@@ -98,7 +98,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 flight
             }
         };
-        self.await_outcome(&flight).await
+        match purpose {
+            Purpose::Force => flight.landing().await,
+            _ => self.await_outcome(&flight).await,
+        }
     }
 
     /// Starts a flight that nobody waits for, unless there is one.
@@ -136,11 +139,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             (Purpose::Refresh, Remembered::Due(_) | Remembered::Revalidate(_)) | (Purpose::Force, _) => None,
             (_, remembered) => Some(remembered),
         };
-        if purpose == Purpose::Force {
-            // Whoever loads now may have read before this was asked for.
-            self.flights.fence(key, || ());
-        }
-        match self.flights.board(key, &self.epoch, began, self.max_local_life, found) {
+        // Whoever loads now may have read before a forced load was asked for.
+        let too_long = match purpose {
+            Purpose::Force => self.flights.fence(key, || Duration::ZERO),
+            _ => self.max_local_life,
+        };
+        match self.flights.board(key, &self.epoch, began, too_long, found) {
             Boarding::Found(remembered) => Boarded::Found(remembered),
             Boarding::Join(flight) => {
                 if counts {
