@@ -439,29 +439,6 @@ async fn value_that_was_just_written_behind_does_not_come_back_over_a_newer_one(
 }
 
 #[tokio::test(start_paused = true)]
-async fn sink_that_panics_loses_nothing() {
-    let source = Source::default();
-    let panics = Arc::new(AtomicUsize::new(1));
-    let behind = WriteBehind::new(counts(), {
-        let source = source.clone();
-        move |batch| {
-            let (source, panics) = (source.clone(), Arc::clone(&panics));
-            async move {
-                let less = |left: usize| left.checked_sub(1);
-                assert!(panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err(), "a bug");
-                source.write(batch)
-            }
-        }
-    });
-    behind.insert(&Key::public("a"), &[], 1).await.unwrap();
-    tokio::time::sleep(SECOND).await;
-    assert_eq!(behind.queued(), 1);
-    behind.insert(&Key::public("b"), &[], 2).await.unwrap();
-    assert_eq!(behind.shutdown(60 * SECOND).await, 0);
-    assert_eq!((source.get("a"), source.get("b")), (Some(1), Some(2)));
-}
-
-#[tokio::test(start_paused = true)]
 async fn value_that_was_written_behind_is_not_stored_again_over_a_removal_since() {
     let store = Stepped::new(MemoryStore::new(Clock::manual()));
     let cache = Cache::builder("counts").remote(store.clone()).remote_timeout(60 * SECOND).build().await;
@@ -577,4 +554,75 @@ async fn values_that_were_written_behind_stay_in_both_tiers_whatever_happens_to_
     }
     two.remove_by_tag("tag").await.unwrap();
     assert_eq!(two.get(&keys[0]).await, None);
+}
+
+/// A sink that panics the first time.
+fn panics_once(source: &Source) -> WriteBehind<u64> {
+    let (source, panics) = (source.clone(), Arc::new(AtomicUsize::new(1)));
+    WriteBehind::new(counts(), move |batch| {
+        let (source, panics) = (source.clone(), Arc::clone(&panics));
+        async move {
+            let less = |left: usize| left.checked_sub(1);
+            assert!(panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err(), "a bug");
+            source.write(batch)
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn sink_that_panics_loses_nothing() {
+    for how in ["nothing", "an insertion", "a shutdown"] {
+        let source = Source::default();
+        let behind = panics_once(&source);
+        behind.insert(&Key::public("a"), &[], 1).await.unwrap();
+        match how {
+            "nothing" => {}
+            "an insertion" => {
+                tokio::time::sleep(SECOND).await;
+                behind.insert(&Key::public("b"), &[], 2).await.unwrap();
+            }
+            _ => assert_eq!(behind.shutdown(60 * SECOND).await, 0),
+        }
+        tokio::time::sleep(60 * SECOND).await;
+        assert_eq!((behind.queued(), source.get("a")), (0, Some(1)), "and then {how}");
+    }
+}
+
+/// With time that passes when nothing else is to be done.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+#[test]
+fn writes_behind_go_on_in_the_next_runtime() {
+    for is_inserted in [false, true] {
+        let source = Source::default();
+        let behind = source.behind(counts());
+        runtime().block_on(async { behind.insert(&Key::public("a"), &[], 1).await.unwrap() });
+        runtime().block_on(async {
+            if is_inserted {
+                behind.insert(&Key::public("b"), &[], 2).await.unwrap();
+            }
+            assert_eq!(behind.shutdown(60 * SECOND).await, 0, "inserted: {is_inserted}");
+        });
+        assert_eq!(source.get("a"), Some(1));
+    }
+}
+
+#[test]
+fn batches_go_on_in_the_next_runtime() {
+    let loader = BatchLoader::new(local(), noting(&Arc::default()));
+    let (one, two) = (Key::public("a"), Key::public("b"));
+    let mut left = Box::pin(loader.get(&one));
+    // It is in the batch, and the runtime ends before that is loaded.
+    runtime().block_on(async {
+        let now = tokio::time::timeout(Duration::ZERO, &mut left);
+        now.await.unwrap_err();
+    });
+    runtime().block_on(async {
+        let next = tokio::time::timeout(60 * SECOND, loader.get(&two));
+        assert_eq!(next.await.expect("it does not hang").unwrap(), "value");
+        let left = tokio::time::timeout(60 * SECOND, left);
+        assert_eq!(left.await.expect("nor does this").unwrap_err().kind(), ErrorKind::Panicked);
+    });
 }

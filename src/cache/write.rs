@@ -77,7 +77,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 }
 
-pub(super) fn failed(error: BoxError) -> Error {
+fn failed(error: BoxError) -> Error {
     Error::with_source(ErrorKind::Load, "the write failed", error)
 }
 

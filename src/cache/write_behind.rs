@@ -18,7 +18,7 @@ use super::{
     front::detached,
     key::{AsKey, StoredKey},
     tiers::{Captured, CapturedTag, Kept},
-    write::{Unwritten, failed},
+    write::Unwritten,
 };
 use crate::{
     Error, ErrorKind,
@@ -32,14 +32,15 @@ type Sink<V> = dyn Fn(Batch<V>) -> Pin<Box<dyn Future<Output = Result<(), BoxErr
 /// A cache whose writes reach their source a little later, together: write-behind.
 ///
 /// A write is in the cache at once and in a bounded queue; of several writes to one key only the last is carried out.
-/// A batch that fails is tried again key by key, each with a pause that doubles, so that one value that the source
-/// will not take does not hold up the others. Cheap to clone; clones are the same queue.
+/// A batch that fails, or whose sink panics, is tried again key by key, each with a pause that doubles, so that one value
+/// that the source will not take does not hold up the others. Cheap to clone; clones are the same queue.
 ///
 /// **What is queued is lost in a crash**, and with the last clone without a [`shutdown`](Self::shutdown) before it
-/// the queue is still written, as long as the runtime lives. Other processes see a write in the remote tier before the
-/// source has it. Removals have no queue: call [`Cache::remove`], which does not wait for the queue either. Where a key
-/// is invalidated, or written by somebody else, while its value is on its way to the source, nobody knows what the
-/// source took last: the key is left empty, and the next to ask loads what is there.
+/// the queue is still written, as long as the runtime lives; after that, the next write or the shutdown in another one
+/// goes on with it. Other processes see a write in the remote tier before the source has it. Removals have no queue:
+/// call [`Cache::remove`], which does not wait for the queue either. Where a key is invalidated, or written by somebody
+/// else, while its value is on its way to the source, nobody knows what the source took last: the key is left empty, and
+/// the next to ask loads what is there.
 ///
 /// ```
 /// use mcp_perf::cache::{Cache, Key, WriteBehind};
@@ -205,10 +206,8 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             if !queue.push(key, value, tags, self.0.capacity) {
                 return Err(Error::new(ErrorKind::Unavailable, "the queue of writes is full"));
             }
-            if !std::mem::replace(&mut queue.is_running, true) {
-                tokio::spawn(write_all(Arc::clone(&self.0)).in_current_span());
-            }
         }
+        self.0.run();
         let (behind, key) = (Arc::clone(&self.0), key.clone().into_owned());
         detached(async move {
             behind.store_last(&key, |pending| !pending.is_stored).await;
@@ -254,6 +253,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
     pub async fn shutdown(&self, deadline: Duration) -> usize {
         lock(&self.0.queue).is_closed = true;
         self.0.hurry.notify_one();
+        self.0.run();
         let drained = async {
             loop {
                 let changed = self.0.changed.notified();
@@ -366,9 +366,8 @@ impl<V: Clone> Queue<V> {
 }
 
 /// Writes until nothing is left.
-async fn write_all<V: Clone + Send + Sync + 'static>(behind: Arc<Behind<V>>) {
-    // Should the sink panic, the next insertion starts anew.
-    let _running = Running(&behind);
+async fn write_all<V: Clone + Send + Sync + 'static>(mut running: Running<V>) {
+    let behind = Arc::clone(&running.behind);
     let mut failures: u32 = 0;
     loop {
         let pause = match failures {
@@ -386,6 +385,7 @@ async fn write_all<V: Clone + Send + Sync + 'static>(behind: Arc<Behind<V>>) {
             let is_over = queue.pending.is_empty();
             if is_over {
                 queue.is_running = false;
+                running.is_over = true;
             }
             (batch, is_over)
         };
@@ -401,22 +401,17 @@ async fn write_all<V: Clone + Send + Sync + 'static>(behind: Arc<Behind<V>>) {
         let batch = behind.before(batch).await;
         let values = batch.iter().map(|(taken, _)| (taken.key.as_key().into_owned(), taken.value.clone()));
         let values = values.collect();
-        let write = tokio::time::timeout(behind.cache.0.settings.load_timeout, (behind.sink)(values));
-        let error = match write.await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(failed(error)),
-            Err(elapsed) => Some(failed(elapsed.into())),
-        };
-        match error {
-            None if failures > 0 => tracing::info!(cache = behind.cache.name(), "writing behind goes on"),
-            Some(_) if failures == 0 => {
+        let is_written = behind.write(values).await;
+        match is_written {
+            true if failures > 0 => tracing::info!(cache = behind.cache.name(), "writing behind goes on"),
+            false if failures == 0 => {
                 let (cache, keys) = (behind.cache.name(), batch.len());
                 tracing::warn!(cache, keys, "writing behind failed, and is tried again");
             }
             _ => {}
         }
-        failures = if error.is_some() { failures.saturating_add(1) } else { 0 };
-        let written = lock(&behind.queue).done(batch, error.is_none(), runtime_now());
+        failures = if is_written { 0 } else { failures.saturating_add(1) };
+        let written = lock(&behind.queue).done(batch, is_written, runtime_now());
         // At once: what is put off may be invalidated meanwhile, and a store that gathers calls makes few trips of
         // them.
         let mut settling = JoinSet::new();
@@ -440,25 +435,54 @@ fn pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
 }
 
-struct Running<'a, V: Clone + Send + Sync + 'static>(&'a Behind<V>);
+/// The one task that writes.
+struct Running<V: Clone + Send + Sync + 'static> {
+    behind: Arc<Behind<V>>,
+    /// Whether it ended by itself, and not with its runtime.
+    is_over: bool,
+}
 
-impl<V: Clone + Send + Sync + 'static> Drop for Running<'_, V> {
+impl<V: Clone + Send + Sync + 'static> Drop for Running<V> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut queue = lock(&self.0.queue);
-            queue.is_running = false;
-            // What was being written is to be written again.
-            let Queue { pending, order, .. } = &mut *queue;
-            for (key, pending) in pending.iter_mut().filter(|(_, pending)| pending.number % 2 == 1) {
-                pending.number += 1;
-                pending.failures = pending.failures.max(1);
-                order.push_back(key.clone());
-            }
+        if self.is_over {
+            return;
+        }
+        let mut queue = lock(&self.behind.queue);
+        queue.is_running = false;
+        // What was being written is to be written again.
+        let Queue { pending, order, .. } = &mut *queue;
+        for (key, pending) in pending.iter_mut().filter(|(_, pending)| pending.number % 2 == 1) {
+            pending.number += 1;
+            pending.failures = pending.failures.max(1);
+            order.push_back(key.clone());
         }
     }
 }
 
 impl<V: Clone + Send + Sync + 'static> Behind<V> {
+    /// Starts the task that writes, unless it is running or has nothing to do.
+    fn run(self: &Arc<Self>) {
+        {
+            let mut queue = lock(&self.queue);
+            if queue.pending.is_empty() || std::mem::replace(&mut queue.is_running, true) {
+                return;
+            }
+        }
+        let running = Running { behind: Arc::clone(self), is_over: false };
+        tokio::spawn(write_all(running).in_current_span());
+    }
+
+    /// Returns whether the source took it.
+    async fn write(&self, values: Batch<V>) -> bool {
+        let sink = Arc::clone(&self.sink);
+        let write = async move { sink(values).await };
+        let write = tokio::time::timeout(self.cache.0.settings.load_timeout, write);
+        // In a task of its own, so that a panic ends no other.
+        let mut writing = JoinSet::new();
+        writing.spawn(write.in_current_span());
+        matches!(writing.join_next().await, Some(Ok(Ok(Ok(())))))
+    }
+
     /// Notes how the keys of a batch stand, when the cache has their values and the source does not.
     async fn before(self: &Arc<Self>, batch: Vec<Taken<V>>) -> Vec<(Taken<V>, Unwritten<V>)> {
         let mut storing = JoinSet::new();
