@@ -243,6 +243,34 @@ async fn refresh_that_somebody_comes_to_wait_for_does_so_among_those_who_are_wai
 }
 
 #[tokio::test(start_paused = true)]
+async fn loader_waits_for_no_place_where_others_were_answered_with_what_is_over_since() {
+    let cache = limited().max_loads(1).time_to_live(10 * SECOND).stale_if_error(SECOND);
+    let cache = cache.soft_timeout(SECOND / 10).build().unwrap();
+    let source = Source::default();
+    cache.insert(&key(2), 0).await.unwrap();
+    sleep(21 * SECOND / 2).await;
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let outer = tokio::spawn({
+        let (cache, inner) = (cache.clone(), cache.clone());
+        async move {
+            let load = move || async move {
+                may_go_on.await.unwrap();
+                inner.get_or_load(&key(2), || async { Ok::<_, io::Error>(3) }).await
+            };
+            cache.get_or_load(&key(1), load).await
+        }
+    });
+    settle().await;
+    assert_eq!(source.ask(&cache, 2).await.unwrap().unwrap(), 0, "stale");
+    assert_eq!(cache.stats().queued, 1);
+    sleep(SECOND).await;
+    let clock = Clock::tokio();
+    go_on.send(()).unwrap();
+    assert_eq!(outer.await.unwrap().unwrap(), 2);
+    assert!(clock.now().since(Default::default()) <= SECOND + MILLISECOND);
+}
+
+#[tokio::test(start_paused = true)]
 async fn loader_is_not_called_before_it_has_a_place() {
     let (cache, source) = (limited().max_loads(1).build().unwrap(), Source::default());
     let first = source.ask(&cache, 1);

@@ -276,12 +276,15 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         }
     }
 
-    /// Loads the value anew, whatever there is, and stores it in both tiers. Until it is there others get what
-    /// there was.
+    /// Loads the value anew, whatever there is, and stores it in both tiers, in the place of what there was. Until it
+    /// is there others get that; with a [bus](super::RemoteCacheBuilder::bus) they are told then, as of an
+    /// [insertion](Self::insert).
     ///
     /// # Errors
     ///
-    /// As [`get_or_load`](Self::get_or_load).
+    /// As [`get_or_load`](Self::get_or_load), but nothing stands in for a load that fails or is slow, however fresh:
+    /// `Ok` is what the loader returned. What there was is kept for the others, as after any load ahead that fails. If
+    /// it answered [`Loaded::not_found`] or [`Loaded::do_not_store`], what there was is gone.
     ///
     /// # Cancel safety
     ///

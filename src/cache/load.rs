@@ -6,7 +6,7 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::{
-    flight::{Boarding, Flight, Lead, Outcome},
+    flight::{Boarding, Flight, Lead, Meanwhile, Outcome},
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
@@ -102,7 +102,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 flight
             }
         };
-        self.await_outcome(&flight, purpose).await
+        match purpose {
+            Purpose::Force => flight.landing(self.waiter(purpose)).await,
+            _ => self.await_outcome(&flight).await,
+        }
     }
 
     /// Starts a flight that nobody waits for, unless there is one.
@@ -123,12 +126,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    pub(super) async fn await_outcome(
-        self: &Arc<Self>,
-        flight: &Flight<V>,
-        purpose: Purpose,
-    ) -> Result<V, Error> {
-        match flight.outcome(self.waiter(purpose)).await {
+    pub(super) async fn await_outcome(self: &Arc<Self>, flight: &Flight<V>) -> Result<V, Error> {
+        match flight.outcome(self.waiter(Purpose::Need), &self.clock, &self.epoch).await {
             Outcome::Landed(outcome) => outcome,
             Outcome::Meanwhile(value) => {
                 self.events.stale_hits.add();
@@ -144,12 +143,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             (Purpose::Refresh, Remembered::Due(_) | Remembered::Revalidate(_)) | (Purpose::Force, _) => None,
             (_, remembered) => Some(remembered),
         };
-        if purpose == Purpose::Force {
-            // Whoever loads now may have read before this was asked for.
-            self.flights.fence(key, || ());
-        }
         let waiter = self.waiter(purpose);
-        match self.flights.board(key, &self.epoch, began, self.max_local_life, found) {
+        // Whoever loads now may have read before a forced load was asked for.
+        let too_long = match purpose {
+            Purpose::Force => self.flights.fence(key, || Duration::ZERO),
+            _ => self.max_local_life,
+        };
+        match self.flights.board(key, &self.epoch, began, too_long, found) {
             Boarding::Found(remembered) => Boarded::Found(remembered),
             Boarding::Join(flight) => {
                 if counts {
@@ -166,7 +166,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 lead.waiters().add(waiter);
                 let began_at = self.clock.now();
                 let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
-                let previous = self.local.get(key).filter(left);
+                let renewed = |entry: Entry<V>| entry.renewed(&self.epoch, began_at);
+                let previous = self.local.get(key).and_then(renewed).filter(left);
                 // Under a lease the bytes of what there was are wanted.
                 let shares_loads = self.remote.as_ref().is_some_and(|remote| remote.lease.is_some());
                 let known = match purpose {
@@ -285,11 +286,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 previous.is_none_or(|previous| previous.times().fresh_until < entry.times().fresh_until)
             }
             (_, _) => {
-                // That the attempt before this one failed, a moment ago, is known in memory alone.
+                // That the attempt before this one failed, a moment ago, is known in memory alone. If the entry was made
+                // to expire since, that is no news of it.
                 if let (Some(previous), Some(entry)) = (previous, &mut flying.previous) {
-                    let mut times = entry.times();
-                    times.throttled_until = previous.times().throttled_until;
-                    entry.set_times(times);
+                    let (before, mut times) = (previous.times(), entry.times());
+                    if previous.still_holds(&self.epoch) && (before.was_expired || !times.was_expired) {
+                        times.throttled_until = before.throttled_until;
+                        entry.set_times(times);
+                    }
                 }
                 return self.spare(flying);
             }
@@ -346,14 +350,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let now = self.clock.now();
         if flying.purpose == Purpose::Need
             && let Some(entry) = &flying.previous
-            && let Ok(value) = &entry.content
+            && entry.content.is_ok()
             && Standing::Revalidate
                 == match flying.fence {
                     Some(_) => self.standing_of_heard(entry, now),
                     None => self.standing(entry, now),
                 }
         {
-            flying.lead.release(value.clone());
+            let until = entry.times().revalidate_until;
+            // What was made to expire is waited for.
+            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::still_holds });
         }
     }
 
@@ -443,16 +449,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// Lets those wait no longer who have a value to be served instead.
     pub(super) fn release(&self, flying: &Flying<V>) {
-        if let Some(value) = self.fallback(flying) {
-            flying.lead.release(value);
+        if let Some(entry) = self.fallback(flying) {
+            let until = entry.times().dies_at;
+            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::is_left });
         }
     }
 
-    /// The value to serve instead of a new one.
-    pub(super) fn fallback(&self, flying: &Flying<V>) -> Option<V> {
-        let entry = flying.previous.as_ref()?;
-        let stands = self.standing(entry, self.clock.now()) != Standing::Gone;
-        flying.fallback().filter(|_| stands).cloned()
+    /// What to serve instead of a new value.
+    pub(super) fn fallback<'a>(&self, flying: &'a Flying<V>) -> Option<&'a Entry<V>> {
+        flying.fallback().filter(|entry| self.standing(entry, self.clock.now()) != Standing::Gone)
     }
 
     pub(super) fn id(self: &Arc<Self>) -> usize {
@@ -512,8 +517,8 @@ pub(super) enum Boarded<V: Clone + Send + Sync + 'static> {
 }
 
 impl<V: Clone + Send + Sync + 'static> Flying<V> {
-    fn fallback(&self) -> Option<&V> {
-        self.previous.as_ref()?.content.as_ref().ok()
+    fn fallback(&self) -> Option<&Entry<V>> {
+        self.previous.as_ref().filter(|entry| entry.content.is_ok())
     }
 
     fn previous(&self) -> Option<Previous<V>> {

@@ -70,7 +70,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let mut values = Vec::with_capacity(keys.len());
         for wait in waits {
             values.push(match wait {
-                Ok(flight) => self.await_outcome(&flight, Purpose::Need).await,
+                Ok(flight) => self.await_outcome(&flight).await,
                 Err(found) => found,
             });
         }

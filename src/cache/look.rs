@@ -175,7 +175,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if remaining.is_zero() {
             return nothing;
         }
-        let fresh = envelope.fresh.saturating_sub(envelope.life - remaining);
+        let age = envelope.life - remaining;
         let content = match envelope.negative {
             true => Err(Error::not_found()),
             false => match remote.format.decode(&stored.bytes, &envelope.payload).await {
@@ -189,16 +189,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let times = match &content {
             Ok(_) => {
                 let (whole, cost) = (envelope.fresh, envelope.load_cost);
-                self.settings.policy.times_of_kept(asked_at, fresh, whole, remaining, cost)
+                self.settings.policy.times_of_kept(asked_at, age, whole, remaining, cost)
             }
-            Err(_) => Times::mortal(asked_at, fresh.min(remaining)),
+            Err(_) => Times::mortal(asked_at, envelope.fresh.saturating_sub(age).min(remaining)),
         };
         // Nothing is written that is not fresh, except by `expire`.
         let was_expired = envelope.fresh.is_zero() || !still_holds;
         let times = if was_expired { times.expired(asked_at) } else { times };
         let kept = Kept {
             content,
-            fresh,
+            fresh: times.fresh_until.since(asked_at),
             load_cost: envelope.load_cost,
             validator: envelope.validator.map(Arc::from),
             cost: None,
