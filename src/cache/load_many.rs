@@ -1,4 +1,5 @@
-//! How many values come at once: their flights, one trip to the remote tier and one load for all that are missing.
+//! How many values come at once: their flights, the trips to the remote tier that they share, and one load for all that are
+//! missing.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
