@@ -1026,3 +1026,17 @@ async fn history_with_a_ledger_that_lies_is_found_to_serve_old_values() {
         assert!(!history(seed, 400, true).await.is_empty(), "seed {seed}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn value_that_was_loaded_by_force_is_everybodys_within_the_staleness() {
+    let fleet = Fleet::new();
+    let (one, two) = fleet.two().await;
+    one.load("old").await;
+    two.load("unused").await;
+    assert_eq!(two.remembers().as_deref(), Some("old"));
+    let new = |_| async { Ok::<_, io::Error>("new".to_owned()) };
+    one.cache.refresh(&key(), &[TAG], new).await.unwrap();
+    settle().await;
+    fleet.pass(STEP).await;
+    assert_eq!(two.load("unused").await, "new");
+}

@@ -641,3 +641,42 @@ async fn postgres_frees_the_lease_of_a_node_that_died() {
     let url = server.url();
     next_one_loads_when_the_holder_dies(move || PostgresStore::new(&url).unwrap()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_has_no_place_to_load_holds_no_lease() {
+    let pair = Pair::with(|builder| builder.max_loads(1)).await;
+    let (release, released) = oneshot::channel::<()>();
+    let cache = pair.one.clone();
+    let busy = tokio::spawn(async move {
+        let load = || async {
+            released.await.unwrap();
+            Ok::<_, io::Error>("busy".to_owned())
+        };
+        cache.get_or_load(&Key::public("busy"), load).await
+    });
+    settle().await;
+    let queued = ask(&pair.one, &[], "one");
+    settle().await;
+    assert_eq!(pair.one.stats().queued, 1);
+    let began = pair.clock.now();
+    assert_eq!(ask(&pair.two, &[], "two").await.unwrap().unwrap(), "two");
+    assert!(pair.clock.now().since(began) < SECOND);
+    // Who was queued finds that when it is its turn.
+    release.send(()).unwrap();
+    assert_eq!(queued.await.unwrap().unwrap(), "two");
+    assert_eq!(busy.await.unwrap().unwrap(), "busy");
+    assert_eq!(pair.loads(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_the_lease_of_another_node_holds_no_place() {
+    let pair = Pair::with(|builder| builder.max_loads(1)).await;
+    let running = Running::start(&pair.one, &[]).await;
+    let waiting = ask(&pair.two, &[], "two");
+    settle().await;
+    assert_eq!((pair.two.stats().awaited, pair.two.stats().loads), (1, 0));
+    let load = || async { Ok::<_, io::Error>("other".to_owned()) };
+    assert_eq!(pair.two.get_or_load(&Key::public("other"), load).await.unwrap(), "other");
+    assert_eq!(running.end(Ok("one")).await.unwrap(), "one");
+    assert_eq!(waiting.await.unwrap().unwrap(), "one");
+}

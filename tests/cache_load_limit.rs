@@ -15,8 +15,9 @@ use mcp_perf::{
     Error, ErrorKind,
     cache::{Cache, CacheBuilder, Key},
     clock::Clock,
+    testing::MemoryStore,
 };
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -139,6 +140,171 @@ async fn loader_that_asks_for_another_key_does_so_on_its_own_place() {
         }
     };
     assert_eq!(cache.get_or_load(&key(1), inner).await.unwrap(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn loader_that_asks_for_a_key_in_the_queue_does_not_wait_for_its_own_place() {
+    let many = |missing: Vec<Key<'static>>| async move {
+        Ok::<_, io::Error>(missing.into_iter().map(|key| (key, Ok::<_, io::Error>(2))))
+    };
+    for asks_for_many in [false, true] {
+        let (cache, source) = (limited().max_loads(1).build().unwrap(), Source::default());
+        let (go_on, may_go_on) = oneshot::channel::<()>();
+        let outer = tokio::spawn({
+            let (cache, inner, source) = (cache.clone(), cache.clone(), source.clone());
+            async move {
+                let load = move || async move {
+                    may_go_on.await.unwrap();
+                    if asks_for_many {
+                        return inner.get_or_load_many(&[key(3), key(2)], &[], many).await.pop().unwrap();
+                    }
+                    inner.get_or_load(&key(2), move || source.load(2)).await
+                };
+                cache.get_or_load(&key(1), load).await
+            }
+        });
+        settle().await;
+        let other = source.ask(&cache, 2);
+        settle().await;
+        assert_eq!(cache.stats().queued, 1);
+        let clock = Clock::tokio();
+        go_on.send(()).unwrap();
+        assert_eq!(outer.await.unwrap().unwrap(), 2);
+        assert_eq!(other.await.unwrap().unwrap(), 2);
+        assert!(clock.now().since(Default::default()) <= SECOND + MILLISECOND);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_that_a_loader_sets_off_keep_to_the_limit() {
+    let cache = limited().time_to_live(10 * SECOND).stale_while_revalidate(60 * SECOND).build().unwrap();
+    let source = Source::default();
+    for number in 0..50 {
+        cache.insert(&key(number), number).await.unwrap();
+    }
+    sleep(11 * SECOND).await;
+    let load = {
+        let (cache, source) = (cache.clone(), source.clone());
+        move || async move {
+            for number in 0..50 {
+                let source = source.clone();
+                cache.get_or_load(&key(number), move || source.load(number)).await?;
+            }
+            Ok::<_, Error>(100)
+        }
+    };
+    assert_eq!(cache.get_or_load(&key(100), load).await.unwrap(), 100);
+    sleep(30 * SECOND).await;
+    assert_eq!(source.most.load(Ordering::SeqCst), 2, "half of the places");
+}
+
+/// Only what is read from the remote tier tells that it is stale, and by then the load has begun to wait.
+#[tokio::test(start_paused = true)]
+async fn what_a_loader_is_answered_stale_keeps_to_the_limit_too() {
+    let store = MemoryStore::new(Clock::tokio());
+    let node =
+        || limited().time_to_live(10 * SECOND).stale_while_revalidate(60 * SECOND).remote(store.clone());
+    let (one, two) = (node().build().await.unwrap(), node().build().await.unwrap());
+    let source = Source::default();
+    for number in 0..50 {
+        one.insert(&key(number), number).await.unwrap();
+    }
+    sleep(11 * SECOND).await;
+    let load = {
+        let (two, source) = (two.clone(), source.clone());
+        move || async move {
+            for number in 0..50 {
+                let source = source.clone();
+                two.get_or_load(&key(number), move || source.load(number)).await?;
+            }
+            Ok::<_, Error>(100)
+        }
+    };
+    assert_eq!(two.get_or_load(&key(100), load).await.unwrap(), 100);
+    sleep(30 * SECOND).await;
+    assert_eq!((two.stats().loads, source.most.load(Ordering::SeqCst)), (51, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refresh_that_somebody_comes_to_wait_for_does_so_among_those_who_are_waited_for() {
+    let cache = limited().time_to_live(10 * SECOND).stale_while_revalidate(5 * SECOND).build().unwrap();
+    let source = Source::default();
+    for number in 0..50 {
+        cache.insert(&key(number), number).await.unwrap();
+    }
+    sleep(11 * SECOND).await;
+    for number in 0..50 {
+        source.ask(&cache, number).await.unwrap().unwrap();
+    }
+    sleep(5 * SECOND).await;
+    let clock = Clock::tokio();
+    source.ask(&cache, 49).await.unwrap().unwrap();
+    assert!(clock.now().since(Default::default()) <= SECOND + MILLISECOND, "behind all refreshes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn loader_waits_for_no_place_where_others_were_answered_with_what_is_over_since() {
+    let cache = limited().max_loads(1).time_to_live(10 * SECOND).stale_if_error(SECOND);
+    let cache = cache.soft_timeout(SECOND / 10).build().unwrap();
+    let source = Source::default();
+    cache.insert(&key(2), 0).await.unwrap();
+    sleep(21 * SECOND / 2).await;
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let outer = tokio::spawn({
+        let (cache, inner) = (cache.clone(), cache.clone());
+        async move {
+            let load = move || async move {
+                may_go_on.await.unwrap();
+                inner.get_or_load(&key(2), || async { Ok::<_, io::Error>(3) }).await
+            };
+            cache.get_or_load(&key(1), load).await
+        }
+    });
+    settle().await;
+    assert_eq!(source.ask(&cache, 2).await.unwrap().unwrap(), 0, "stale");
+    assert_eq!(cache.stats().queued, 1);
+    sleep(SECOND).await;
+    let clock = Clock::tokio();
+    go_on.send(()).unwrap();
+    assert_eq!(outer.await.unwrap().unwrap(), 2);
+    assert!(clock.now().since(Default::default()) <= SECOND + MILLISECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn loader_is_not_called_before_it_has_a_place() {
+    let (cache, source) = (limited().max_loads(1).build().unwrap(), Source::default());
+    let first = source.ask(&cache, 1);
+    settle().await;
+    let called = Arc::new(AtomicUsize::new(0));
+    let count = || {
+        let called = Arc::clone(&called);
+        move || called.fetch_add(1, Ordering::SeqCst)
+    };
+    let one = tokio::spawn({
+        let (cache, count) = (cache.clone(), count());
+        async move {
+            let load = move || {
+                count();
+                std::future::ready(Ok::<_, io::Error>(2))
+            };
+            cache.get_or_load(&key(2), load).await
+        }
+    });
+    let many = tokio::spawn({
+        let (cache, count) = (cache.clone(), count());
+        async move {
+            let load = move |missing: Vec<Key<'static>>| {
+                count();
+                let rows = missing.into_iter().map(|key| (key, Ok::<_, io::Error>(3)));
+                std::future::ready(Ok::<_, io::Error>(rows.collect::<Vec<_>>()))
+            };
+            cache.get_or_load_many(&[key(3)], &[], load).await.pop().unwrap()
+        }
+    });
+    settle().await;
+    assert_eq!((called.load(Ordering::SeqCst), cache.stats().queued), (0, 2));
+    assert_eq!(first.await.unwrap().unwrap(), 1);
+    assert_eq!((one.await.unwrap().unwrap(), many.await.unwrap().unwrap()), (2, 3));
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use std::{
 
 use mcp_perf::{
     Error, ErrorKind,
-    cache::{Cache, CacheBuilder, Key, Loaded, LocalState, Previous, RemoteState},
+    cache::{Cache, CacheBuilder, Key, Loaded, LocalState, MAX_TIME_TO_LIVE, Previous, RemoteState},
     clock::Clock,
     testing::MemoryStore,
 };
@@ -782,4 +782,236 @@ async fn explanation_tells_every_state() {
     assert!(why(&one).await.starts_with("in memory: removed since (by its tag `tag`)"));
     store.overwrite_all(b"garbage");
     assert!(why(&one).await.contains("bytes of somebody else in the remote tier"));
+}
+
+#[tokio::test]
+async fn answer_that_there_is_nothing_lives_no_longer_than_anything_may() {
+    for loads in [true, false] {
+        let clock = Clock::manual();
+        let cache: Texts = Cache::builder("test").clock(clock.clone()).build().unwrap();
+        let nothing = || Loaded::<String>::not_found().time_to_live(Duration::MAX);
+        match loads {
+            true => {
+                let load = move || async move { Ok::<_, io::Error>(nothing()) };
+                let error = cache.get_or_load(&key(), load).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::NotFound);
+            }
+            false => cache.insert(&key(), nothing()).await.unwrap(),
+        }
+        clock.advance(MAX_TIME_TO_LIVE);
+        assert_eq!(load(&cache, "there").await.unwrap(), "there");
+    }
+}
+
+#[tokio::test]
+async fn window_of_revalidation_does_not_grow_on_its_way_through_the_tiers() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    node(&clock, &store).await.insert(&key(), "old".to_owned()).await.unwrap();
+    clock.advance(110 * SECOND);
+    let one = node(&clock, &store).await;
+    assert_eq!(fail(&one).await.unwrap(), "old");
+    settle().await;
+    clock.advance(11 * SECOND);
+    let two = node(&clock, &store).await;
+    let slow = || async {
+        tokio::task::yield_now().await;
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(two.get_or_load(&key(), slow).await.unwrap(), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_value_is_not_served_past_its_end_while_a_slow_load_goes_on() {
+    let cache: Texts = Cache::builder("test")
+        .clock(Clock::tokio())
+        .time_to_live(10 * SECOND)
+        .stale_if_error(SECOND)
+        .soft_timeout(SECOND / 10)
+        .build()
+        .unwrap();
+    cache.insert(&key(), "old".to_owned()).await.unwrap();
+    tokio::time::sleep(21 * SECOND / 2).await;
+    let slow = || async {
+        tokio::time::sleep(20 * SECOND).await;
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(cache.get_or_load(&key(), slow).await.unwrap(), "old");
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(load(&cache, "unused").await.unwrap(), "new");
+}
+
+#[tokio::test]
+async fn stale_value_is_served_at_once_within_its_window_only_though_a_load_goes_on() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let one = node(&clock, &store).await;
+    one.insert(&key(), "old".to_owned()).await.unwrap();
+    clock.advance(117 * SECOND);
+    let two = node(&clock, &store).await;
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let slow = || async {
+        may_go_on.await.unwrap();
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(two.get_or_load(&key(), slow).await.unwrap(), "old");
+    clock.advance(2 * SECOND);
+    assert_eq!(load(&two, "unused").await.unwrap(), "old");
+    clock.advance(2 * SECOND);
+    let waiting = tokio::spawn(async move { load(&two, "unused").await });
+    settle().await;
+    go_on.send(()).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_value_that_was_removed_is_not_served_while_a_slow_load_goes_on() {
+    let clock = Clock::manual();
+    let cache = settings(&clock).soft_timeout(Duration::from_millis(20)).build().unwrap();
+    cache.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+    clock.advance(150 * SECOND);
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    // It does not name the tag, and so knows nothing of its removal.
+    let slow = || async {
+        may_go_on.await.unwrap();
+        Ok::<_, io::Error>("new".to_owned())
+    };
+    assert_eq!(cache.get_or_load(&key(), slow).await.unwrap(), "old");
+    cache.remove_by_tag("tag").await.unwrap();
+    let waiting = tokio::spawn(async move { load(&cache, "unused").await });
+    settle().await;
+    go_on.send(()).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), "new");
+}
+
+#[tokio::test]
+async fn expiry_ends_the_throttle_of_a_load_that_failed_before_it() {
+    for how in 0..3 {
+        let clock = Clock::manual();
+        let cache = settings(&clock).refresh_ahead().build().unwrap();
+        cache.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+        clock.advance(91 * SECOND);
+        assert_eq!(fail(&cache).await.unwrap(), "old");
+        settle().await;
+        for time in ["fresh", "stale"] {
+            match how {
+                0 => cache.expire(&key()).await.unwrap(),
+                1 => cache.expire_by_tag("tag").await.unwrap(),
+                _ => cache.expire_all().await.unwrap(),
+            }
+            let loads = cache.stats().loads;
+            assert_eq!(fail(&cache).await.unwrap(), "old", "expired by way {how} when {time}");
+            assert_eq!(cache.stats().loads, loads + 1, "expired by way {how} when {time}");
+            // And is left alone after that.
+            assert_eq!(fail(&cache).await.unwrap(), "old", "expired by way {how} when {time}");
+            assert_eq!(cache.stats().loads, loads + 1, "expired by way {how} when {time}");
+        }
+        clock.advance(30 * SECOND);
+        assert_eq!(load(&cache, "new").await.unwrap(), "new", "expired by way {how}");
+    }
+}
+
+#[tokio::test]
+async fn expiry_on_another_node_ends_the_throttle_of_a_load_that_failed_before_it() {
+    for (how, second) in [0, 1, 2].into_iter().flat_map(|how| [(how, 91), (how, 150)]) {
+        let clock = Clock::manual();
+        let store = MemoryStore::new(clock.clone());
+        let build = || settings(&clock).refresh_ahead().remote(store.clone()).build();
+        let (one, two) = (build().await.unwrap(), build().await.unwrap());
+        one.insert_tagged(&key(), &["tag"], "old".to_owned()).await.unwrap();
+        clock.advance(second * SECOND);
+        for _ in 0..2 {
+            // What is fresh the store confirms first, and the second loads ahead.
+            assert_eq!(fail(&two).await.unwrap(), "old");
+            settle().await;
+        }
+        assert_eq!(two.stats().load_failures, 1);
+        match how {
+            0 => one.expire(&key()).await.unwrap(),
+            1 => one.expire_by_tag("tag").await.unwrap(),
+            _ => one.expire_all().await.unwrap(),
+        }
+        for failures in [2, 2, 2] {
+            clock.advance(STALENESS);
+            assert_eq!(fail(&two).await.unwrap(), "old", "expired by way {how} at {second} s");
+            assert_eq!(two.stats().load_failures, failures, "expired by way {how} at {second} s");
+        }
+        clock.advance(30 * SECOND);
+        assert_eq!(load(&two, "new").await.unwrap(), "new", "expired by way {how} at {second} s");
+    }
+}
+
+#[tokio::test]
+async fn refresh_that_fails_is_an_error_and_leaves_the_value() {
+    let fails = |_| async { Err::<String, _>(io::Error::other("the source is down")) };
+    let nothing = |builder: CacheBuilder<String>| builder;
+    let says_no = |builder: CacheBuilder<String>| builder.stale_if_error(SECOND).serve_stale_if(|_| false);
+    for change in [nothing as fn(CacheBuilder<String>) -> CacheBuilder<String>, says_no] {
+        let cache = change(Cache::builder("test").clock(Clock::manual())).build().unwrap();
+        load(&cache, "old").await.unwrap();
+        assert_eq!(cache.refresh(&key(), &[], fails).await.unwrap_err().kind(), ErrorKind::Load);
+        assert_eq!(cache.get(&key()).await.as_deref(), Some("old"));
+        assert_eq!(cache.stats().stale_hits, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_value_stands_in_for_a_refresh_with_those_who_joined_it_and_not_with_who_wanted_it() {
+    let clock = Clock::manual();
+    let cache = settings(&clock).soft_timeout(SECOND).build().unwrap();
+    load(&cache, "old").await.unwrap();
+    clock.advance(150 * SECOND);
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let refreshing = tokio::spawn({
+        let cache = cache.clone();
+        async move {
+            let fails = |_| async {
+                may_go_on.await.unwrap();
+                Err::<String, _>(io::Error::other("the source is down"))
+            };
+            cache.refresh(&key(), &[], fails).await
+        }
+    });
+    settle().await;
+    assert_eq!(load(&cache, "unused").await.unwrap(), "old", "after the soft time-out");
+    go_on.send(()).unwrap();
+    assert_eq!(refreshing.await.unwrap().unwrap_err().kind(), ErrorKind::Load);
+    // As after every load that failed.
+    assert_eq!(load(&cache, "unused").await.unwrap(), "old");
+    clock.advance(30 * SECOND);
+    assert_eq!(load(&cache, "new").await.unwrap(), "new");
+}
+
+#[tokio::test]
+async fn refresh_leaves_nothing_that_its_loader_did_not_find_or_that_could_not_be_replaced() {
+    let none = || Loaded::<String>::not_found().time_to_live(Duration::ZERO);
+    let unstored = || Loaded::do_not_store("new".to_owned());
+    for answer in [none as fn() -> Loaded<String>, unstored] {
+        let clock = Clock::manual();
+        let store = MemoryStore::new(clock.clone());
+        let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+        load(&one, "old").await.unwrap();
+        settle().await;
+        let _ = one.refresh(&key(), &[], move |_| async move { Ok::<_, io::Error>(answer()) }).await;
+        settle().await;
+        assert_eq!((one.get(&key()).await, two.get(&key()).await), (None, None));
+    }
+    // What cannot be written is not to be read again, as after an insertion.
+    for fails_to_read in [false, true] {
+        let clock = Clock::manual();
+        let store = Stepped::new(MemoryStore::new(clock.clone()));
+        let cache = settings(&clock).remote(store.clone()).build().await.unwrap();
+        load(&cache, "old").await.unwrap();
+        settle().await;
+        if fails_to_read {
+            store.fail_reads(1);
+        }
+        store.fail_writes(1);
+        let new = |_| async { Ok::<_, io::Error>("new".to_owned()) };
+        assert_eq!(cache.refresh(&key(), &[], new).await.unwrap(), "new");
+        settle().await;
+        assert_eq!(cache.get(&key()).await.as_deref(), Some("new"));
+        clock.advance(STALENESS);
+        assert_eq!(cache.get(&key()).await, None, "{fails_to_read}");
+    }
 }

@@ -36,6 +36,7 @@ use support::{
 
 /// The bound on staleness of the caches here.
 const STALENESS: Duration = Duration::from_secs(5);
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 type Texts = Cache<String>;
@@ -183,6 +184,93 @@ async fn large_value_is_asked_about_in_one_trip_without_its_bytes() {
     assert_eq!(two.get(&key).await, Some(value), "without a loader, too");
     assert_eq!(nodes.counted.cost(), Cost { reads: 0, peeks: 1, names: 1, bytes: 0 });
     assert!(two.get_local(&key).is_some());
+}
+
+type Rows = Vec<(Key<'static>, Result<String, io::Error>)>;
+
+/// What is missing is loaded as `"loaded"`.
+async fn load_many(cache: &Texts, keys: &[Key<'_>]) -> Vec<String> {
+    let load = |missing: Vec<Key<'static>>| async move {
+        Ok::<Rows, io::Error>(missing.into_iter().map(|key| (key, Ok("loaded".to_owned()))).collect())
+    };
+    cache.get_or_load_many(keys, &[], load).await.into_iter().map(Result::unwrap).collect()
+}
+
+/// A hundred keys, each stored under a tag of its own, one of all, and none for the last.
+async fn store_tagged(cache: &Texts) -> Vec<Key<'static>> {
+    let keys: Vec<_> = (0..100).map(|index| Key::public(&format!("key {index}")).into_owned()).collect();
+    for (index, key) in keys.iter().enumerate() {
+        let own = format!("tag {index}");
+        let tags = [own.as_str(), "all"];
+        cache.insert_tagged(key, if index < 99 { &tags } else { &[] }, "value".to_owned()).await.unwrap();
+    }
+    keys
+}
+
+#[tokio::test]
+async fn many_keys_with_tags_that_the_caller_does_not_name_are_read_in_two_trips() {
+    let nodes = Two::new().await;
+    let keys = store_tagged(&nodes.one).await;
+    nodes.counted.cost();
+    assert!(load_many(&nodes.two, &keys).await.iter().all(|value| value == "value"));
+    assert_eq!(nodes.counted.cost().reads, 2);
+    // Each of them stands or falls with its own tags alone.
+    nodes.two.remove_by_tag("tag 7").await.unwrap();
+    let left = keys.iter().filter(|key| nodes.two.get_local(key).is_some()).count();
+    assert_eq!((left, nodes.two.get_local(&keys[7])), (99, None));
+    nodes.one.remove_by_tag("tag 8").await.unwrap();
+    nodes.pass();
+    let values = load_many(&nodes.two, &keys).await;
+    let loaded: Vec<_> = (0..100).filter(|index| values[*index] == "loaded").collect();
+    assert_eq!(loaded, [7, 8]);
+    nodes.one.remove_by_tag("all").await.unwrap();
+    nodes.pass();
+    let loaded = load_many(&nodes.two, &keys).await.into_iter().filter(|value| value == "loaded").count();
+    assert_eq!(loaded, 99);
+}
+
+/// Of a tag that is removed here while its stamp is on its way nobody can tell which stamp is the newer.
+#[tokio::test]
+async fn tag_that_is_removed_during_the_second_trip_costs_no_other_entry() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let stepped = Stepped::new(store.clone());
+    let one = builder(&clock).remote(store).build().await.unwrap();
+    let two = builder(&clock).remote(stepped.clone()).remote_timeout(MINUTE).build().await.unwrap();
+    let keys = store_tagged(&one).await;
+    let mut first = stepped.hold(Step::ReadAnswered);
+    let reading = tokio::spawn({
+        let (two, keys) = (two.clone(), keys.clone());
+        async move { load_many(&two, &keys).await }
+    });
+    first.reached().await;
+    let mut second = stepped.hold(Step::ReadAnswered);
+    first.go_on();
+    second.reached().await;
+    assert_eq!(two.get_local(&keys[99]).as_deref(), Some("value"), "it needs no second trip");
+    two.remove_by_tag("tag 7").await.unwrap();
+    second.go_on();
+    let values = reading.await.unwrap();
+    let loaded: Vec<_> = (0..100).filter(|index| values[*index] == "loaded").collect();
+    assert_eq!(loaded, [7]);
+}
+
+#[tokio::test]
+async fn entries_whose_second_trip_fails_are_loaded_and_no_others() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let stepped = Stepped::new(store.clone());
+    let one = builder(&clock).remote(store).build().await.unwrap();
+    let two = builder(&clock).remote(stepped.clone()).build().await.unwrap();
+    let keys = store_tagged(&one).await;
+    let mut first = stepped.hold(Step::ReadAnswered);
+    let reading = tokio::spawn(async move { load_many(&two, &keys).await });
+    first.reached().await;
+    stepped.fail_reads(1);
+    first.go_on();
+    let values = reading.await.unwrap();
+    let kept: Vec<_> = (0..100).filter(|index| values[*index] == "value").collect();
+    assert_eq!(kept, [99]);
 }
 
 #[tokio::test]

@@ -439,24 +439,190 @@ async fn value_that_was_just_written_behind_does_not_come_back_over_a_newer_one(
 }
 
 #[tokio::test(start_paused = true)]
-async fn sink_that_panics_loses_nothing() {
+async fn value_that_was_written_behind_is_not_stored_again_over_a_removal_since() {
+    let store = Stepped::new(MemoryStore::new(Clock::manual()));
+    let cache = Cache::builder("counts").remote(store.clone()).remote_timeout(60 * SECOND).build().await;
+    let cache: Cache<u64> = cache.unwrap();
     let source = Source::default();
-    let panics = Arc::new(AtomicUsize::new(1));
-    let behind = WriteBehind::new(counts(), {
-        let source = source.clone();
-        move |batch| {
-            let (source, panics) = (source.clone(), Arc::clone(&panics));
+    let behind = source.behind(cache.clone()).delay(SECOND);
+    let keys = ["a", "b"].map(Key::public);
+    for key in &keys {
+        behind.insert(key, &[], 1).await.unwrap();
+    }
+    // The source has both, and of one of them that is being told to the remote tier.
+    let mut held = store.hold(Step::BeforeWrite);
+    held.reached().await;
+    assert_eq!((source.get("a"), source.get("b")), (Some(1), Some(1)));
+    for key in &keys {
+        source.rows.lock().unwrap().insert(key.clone().into_owned(), 2); // somebody else writes
+        cache.remove(key).await.unwrap();
+    }
+    held.go_on();
+    settle().await;
+    for key in &keys {
+        let load = || async { Ok::<_, io::Error>(2) };
+        assert_eq!(cache.get_or_load(key, load).await.unwrap(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalidation_while_a_value_is_written_behind_leaves_its_key_to_be_loaded() {
+    for (is_remote, how) in [false, true].into_iter().flat_map(|remote| [0, 1, 2].map(|how| (remote, how))) {
+        let builder = Cache::<u64>::builder("counts");
+        let cache = match is_remote {
+            true => builder.remote(MemoryStore::new(Clock::manual())).build().await.unwrap(),
+            false => builder.build().unwrap(),
+        };
+        let (reached, has_reached) = oneshot::channel::<()>();
+        let (go_on, may_go_on) = oneshot::channel::<()>();
+        let once = Arc::new(Mutex::new(Some((reached, may_go_on))));
+        let behind = WriteBehind::new(cache.clone(), move |_| {
+            let once = once.lock().unwrap().take();
             async move {
-                let less = |left: usize| left.checked_sub(1);
-                assert!(panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err(), "a bug");
+                if let Some((reached, may_go_on)) = once {
+                    reached.send(()).unwrap();
+                    may_go_on.await.unwrap();
+                }
+                Ok::<_, io::Error>(())
+            }
+        });
+        let key = Key::public("key");
+        behind.insert(&key, &["tag"], 1).await.unwrap();
+        has_reached.await.unwrap();
+        match how {
+            0 => cache.remove(&key).await.unwrap(),
+            1 => cache.remove_by_tag("tag").await.unwrap(),
+            _ => cache.clear().await.unwrap(),
+        }
+        go_on.send(()).unwrap();
+        assert_eq!(behind.shutdown(SECOND).await, 0);
+        assert_eq!(cache.get(&key).await, None, "remote: {is_remote}, way {how}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn value_that_a_load_brought_from_before_a_write_behind_is_replaced() {
+    let cache = counts();
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let may_go_on = Arc::new(Mutex::new(Some(may_go_on)));
+    let behind = WriteBehind::new(cache.clone(), move |_| {
+        let may_go_on = may_go_on.lock().unwrap().take();
+        async move {
+            may_go_on.unwrap().await.unwrap();
+            Ok::<_, io::Error>(())
+        }
+    });
+    let key = Key::public("key");
+    behind.insert(&key, &[], 1).await.unwrap();
+    cache.remove(&key).await.unwrap();
+    // It is being written, and a load past the queue reads what was there before.
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(cache.get_or_load(&key, || async { Ok::<_, io::Error>(0) }).await.unwrap(), 0);
+    go_on.send(()).unwrap();
+    assert_eq!(behind.shutdown(SECOND).await, 0);
+    assert_ne!(cache.get(&key).await, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_that_were_written_behind_stay_in_both_tiers_whatever_happens_to_others() {
+    let store = MemoryStore::new(Clock::manual());
+    let node = async || Cache::<u64>::builder("counts").remote(store.clone()).build().await.unwrap();
+    let (one, two) = (node().await, node().await);
+    let source = Source::default();
+    let behind = WriteBehind::new(one.clone(), {
+        let (source, cache) = (source.clone(), one.clone());
+        move |batch| {
+            let (source, cache) = (source.clone(), cache.clone());
+            async move {
+                for number in 0..200 {
+                    cache.remove(&Key::public(&format!("other {number}"))).await.map_err(io::Error::other)?;
+                }
                 source.write(batch)
             }
         }
     });
-    behind.insert(&Key::public("a"), &[], 1).await.unwrap();
-    tokio::time::sleep(SECOND).await;
-    assert_eq!(behind.queued(), 1);
-    behind.insert(&Key::public("b"), &[], 2).await.unwrap();
+    let keys: Vec<_> = (0..100).map(|number| Key::public(&format!("key {number}")).into_owned()).collect();
+    let mut inserting = tokio::task::JoinSet::new();
+    for key in keys.clone() {
+        let behind = behind.clone();
+        inserting.spawn(async move { behind.insert(&key, &["tag"], 1).await });
+    }
+    inserting.join_all().await;
     assert_eq!(behind.shutdown(60 * SECOND).await, 0);
-    assert_eq!((source.get("a"), source.get("b")), (Some(1), Some(2)));
+    for key in &keys {
+        assert_eq!((one.get_local(key), two.get(key).await), (Some(1), Some(1)), "{key:?}");
+    }
+    two.remove_by_tag("tag").await.unwrap();
+    assert_eq!(two.get(&keys[0]).await, None);
+}
+
+/// A sink that panics the first time.
+fn panics_once(source: &Source) -> WriteBehind<u64> {
+    let (source, panics) = (source.clone(), Arc::new(AtomicUsize::new(1)));
+    WriteBehind::new(counts(), move |batch| {
+        let (source, panics) = (source.clone(), Arc::clone(&panics));
+        async move {
+            let less = |left: usize| left.checked_sub(1);
+            assert!(panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err(), "a bug");
+            source.write(batch)
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn sink_that_panics_loses_nothing() {
+    for how in ["nothing", "an insertion", "a shutdown"] {
+        let source = Source::default();
+        let behind = panics_once(&source);
+        behind.insert(&Key::public("a"), &[], 1).await.unwrap();
+        match how {
+            "nothing" => {}
+            "an insertion" => {
+                tokio::time::sleep(SECOND).await;
+                behind.insert(&Key::public("b"), &[], 2).await.unwrap();
+            }
+            _ => assert_eq!(behind.shutdown(60 * SECOND).await, 0),
+        }
+        tokio::time::sleep(60 * SECOND).await;
+        assert_eq!((behind.queued(), source.get("a")), (0, Some(1)), "and then {how}");
+    }
+}
+
+/// With time that passes when nothing else is to be done.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+#[test]
+fn writes_behind_go_on_in_the_next_runtime() {
+    for is_inserted in [false, true] {
+        let source = Source::default();
+        let behind = source.behind(counts());
+        runtime().block_on(async { behind.insert(&Key::public("a"), &[], 1).await.unwrap() });
+        runtime().block_on(async {
+            if is_inserted {
+                behind.insert(&Key::public("b"), &[], 2).await.unwrap();
+            }
+            assert_eq!(behind.shutdown(60 * SECOND).await, 0, "inserted: {is_inserted}");
+        });
+        assert_eq!(source.get("a"), Some(1));
+    }
+}
+
+#[test]
+fn batches_go_on_in_the_next_runtime() {
+    let loader = BatchLoader::new(local(), noting(&Arc::default()));
+    let (one, two) = (Key::public("a"), Key::public("b"));
+    let mut left = Box::pin(loader.get(&one));
+    // It is in the batch, and the runtime ends before that is loaded.
+    runtime().block_on(async {
+        let now = tokio::time::timeout(Duration::ZERO, &mut left);
+        now.await.unwrap_err();
+    });
+    runtime().block_on(async {
+        let next = tokio::time::timeout(60 * SECOND, loader.get(&two));
+        assert_eq!(next.await.expect("it does not hang").unwrap(), "value");
+        let left = tokio::time::timeout(60 * SECOND, left);
+        assert_eq!(left.await.expect("nor does this").unwrap_err().kind(), ErrorKind::Panicked);
+    });
 }

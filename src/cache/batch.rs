@@ -149,23 +149,10 @@ impl<V: Clone + Send + Sync + 'static> BatchLoader<V> {
             drop(gathered);
             tokio::spawn(Self(Arc::clone(&self.0)).load(keys, answers).in_current_span());
         } else if gathered.keys.len() == 1 {
-            let batch = gathered.batch;
+            let tick = Tick { loader: self.clone(), batch: gathered.batch };
             drop(gathered);
-            tokio::spawn(Self(Arc::clone(&self.0)).tick(batch).in_current_span());
+            tokio::spawn(tick.run().in_current_span());
         }
-    }
-
-    /// Lets every task that is ready run first.
-    async fn tick(self, batch: u64) {
-        tokio::task::yield_now().await;
-        let (keys, answers) = {
-            let mut gathered = lock(&self.0.gathered);
-            if gathered.batch != batch {
-                return;
-            }
-            gathered.take()
-        };
-        self.load(keys, answers).await;
     }
 
     async fn load(self, keys: Vec<Key<'static>>, answers: Vec<Answer<V>>) {
@@ -177,6 +164,34 @@ impl<V: Clone + Send + Sync + 'static> BatchLoader<V> {
             // Nobody there any more.
             let _ = answer.send(value);
         }
+    }
+}
+
+/// The end of the turn that a batch is gathered in. If the runtime ends first, so does the batch: its callers get an
+/// error, and the next key begins another.
+struct Tick<V: Clone + Send + Sync + 'static> {
+    loader: BatchLoader<V>,
+    batch: u64,
+}
+
+impl<V: Clone + Send + Sync + 'static> Tick<V> {
+    async fn run(self) {
+        // Every task that is ready runs first.
+        tokio::task::yield_now().await;
+        if let Some((keys, answers)) = self.take() {
+            self.loader.clone().load(keys, answers).await;
+        }
+    }
+
+    fn take(&self) -> Option<(Vec<Key<'static>>, Vec<Answer<V>>)> {
+        let mut gathered = lock(&self.loader.0.gathered);
+        (gathered.batch == self.batch).then(|| gathered.take())
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Drop for Tick<V> {
+    fn drop(&mut self) {
+        drop(self.take());
     }
 }
 

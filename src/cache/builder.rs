@@ -233,8 +233,9 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// ahead of time or behind a stale answer, have half of the places at most, so that they do not keep those waiting
     /// who ask for what is missing.
     ///
-    /// A loader that asks this cache for another key and waits for it does so on its own place. One that does so in a
-    /// task of its own (`tokio::spawn`) is not known to, and takes another; with all places taken by such, they wait
+    /// A loader that asks this cache for another key and waits for it does so on its own place, be that key in the queue
+    /// already or not. One that does so in a task of its own (`tokio::spawn`, or through a
+    /// [`BatchLoader`](super::BatchLoader)) is not known to, and takes another; with all places taken by such, they wait
     /// for each other until their time is up.
     ///
     /// ```
@@ -443,7 +444,8 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
     /// `lease` is how long the others wait for a process that died; a lease that is needed for longer is prolonged.
     /// A load that fails, or brings nothing to store, gives it back, and the next of those who wait loads. They wait
     /// for the [`load_timeout`](CacheBuilder::load_timeout) at most, their own load included. A value is loaded ahead
-    /// or behind a [stale answer](CacheBuilder::stale_while_revalidate) by one process alone, and nobody waits.
+    /// or behind a [stale answer](CacheBuilder::stale_while_revalidate) by one process alone, and nobody waits. A load
+    /// that [`max_loads`](CacheBuilder::max_loads) keeps waiting takes none before it may begin.
     ///
     /// Whatever invalidates a key ends its lease: the load that holds it stores nothing, and a new one begins. While
     /// the store is away every process loads for itself. [`refresh`](Cache::refresh) waits for nobody, and

@@ -18,7 +18,8 @@
 //!
 //! A load runs in a task of its own, so no caller's cancellation can take it down. Its [`Lead`] lands
 //! on drop: a panicking loader releases every waiter with an error. A flight that has a stale value and takes
-//! long may release its waiters with that ([`Lead::release`]), and goes on.
+//! long may release its waiters with that ([`Lead::release`]), and goes on. Who comes later gets it too, for as long as
+//! it may be served.
 
 use std::{
     collections::HashMap,
@@ -32,10 +33,13 @@ use tokio::sync::Notify;
 
 use super::{
     key::{AsKey, Key, StoredKey},
+    load_limit::{Waiter, Waiters},
+    local::Entry,
     tags::{Began, Epoch},
 };
 use crate::{
     Error, ErrorKind,
+    clock::{Clock, Instant},
     sync::{AtomicBool, Mutex, Ordering, lock},
 };
 
@@ -52,16 +56,41 @@ struct Stripe<V> {
     running: HashMap<StoredKey, Arc<Flight<V>>, foldhash::fast::RandomState>,
     /// Counts what was removed or stored here, for those who read without a flight.
     changes: u64,
+    /// The same by key, where that is watched.
+    watched: HashMap<StoredKey, Watched, foldhash::fast::RandomState>,
+}
+
+#[derive(Default)]
+struct Watched {
+    watches: usize,
+    changes: u64,
 }
 
 /// One running load.
 pub(crate) struct Flight<V> {
     began: Began,
     fenced: AtomicBool,
-    /// A stale value for those who should not wait for longer.
-    meanwhile: OnceLock<V>,
+    waiters: Waiters,
+    meanwhile: Mutex<Option<Meanwhile<V>>>,
     outcome: OnceLock<Result<V, Error>>,
+    /// What the outcome stands in for.
+    failure: OnceLock<Error>,
     landed: Notify,
+}
+
+/// A stale value for those who should not wait for longer.
+pub(crate) struct Meanwhile<V> {
+    pub(crate) entry: Entry<V>,
+    pub(crate) until: Instant,
+    /// Whether it may be served, as far as invalidations go.
+    pub(crate) holds: fn(&Entry<V>, &Epoch) -> bool,
+}
+
+impl<V: Clone> Meanwhile<V> {
+    fn value(&self, now: Instant, epoch: &Epoch) -> Option<V> {
+        let is_good = now < self.until && (self.holds)(&self.entry, epoch);
+        self.entry.content.as_ref().ok().filter(|_| is_good).cloned()
+    }
 }
 
 /// What a waiter was released with.
@@ -82,7 +111,7 @@ pub(crate) enum Boarding<T, V> {
 
 impl<V> Flights<V> {
     pub(crate) fn new() -> Self {
-        let stripe = || Stripe { running: HashMap::default(), changes: 0 };
+        let stripe = || Stripe { running: HashMap::default(), changes: 0, watched: HashMap::default() };
         Self {
             stripes: (0..STRIPES).map(|_| CachePadded::new(Mutex::new(stripe()))).collect(),
             hasher: foldhash::fast::RandomState::default(),
@@ -114,8 +143,10 @@ impl<V> Flights<V> {
         let flight = Arc::new(Flight {
             began,
             fenced: AtomicBool::new(false),
-            meanwhile: OnceLock::new(),
+            waiters: Waiters::new(),
+            meanwhile: Mutex::new(None),
             outcome: OnceLock::new(),
+            failure: OnceLock::new(),
             landed: Notify::new(),
         });
         let stored = StoredKey::from(key);
@@ -127,11 +158,19 @@ impl<V> Flights<V> {
     /// key from storing.
     pub(crate) fn fence<T>(&self, key: &Key<'_>, change: impl FnOnce() -> T) -> T {
         let mut stripe = lock(self.stripe(key));
-        if let Some(flight) = stripe.running.remove(key as &dyn AsKey) {
-            flight.fenced.store(true, Ordering::Release);
-        }
-        stripe.changes = stripe.changes.wrapping_add(1);
+        stripe.fence(key);
         change()
+    }
+
+    /// Watches whether a key is removed or stored, from now on.
+    pub(crate) fn watch(self: &Arc<Self>, key: &Key<'_>) -> Watch<V> {
+        let key = StoredKey::from(key);
+        let mut stripe = lock(self.stripe(&key.as_key()));
+        let watched = stripe.watched.entry(key.clone()).or_default();
+        watched.watches += 1;
+        let since = watched.changes;
+        drop(stripe);
+        Watch { flights: Arc::clone(self), key, since }
     }
 
     /// The state to note before reading a key without a flight.
@@ -164,18 +203,87 @@ impl<V> Flights<V> {
     }
 }
 
+impl<V> Stripe<V> {
+    fn fence(&mut self, key: &Key<'_>) {
+        if let Some(flight) = self.running.remove(key as &dyn AsKey) {
+            flight.fenced.store(true, Ordering::Release);
+        }
+        self.changed(key);
+    }
+
+    fn changed(&mut self, key: &Key<'_>) {
+        self.changes = self.changes.wrapping_add(1);
+        if let Some(watched) = self.watched.get_mut(key as &dyn AsKey) {
+            watched.changes = watched.changes.wrapping_add(1);
+        }
+    }
+}
+
+/// Notices what is removed or stored under one key. A [`glimpse`](Flights::glimpse) costs less, and takes a change of
+/// any other key of the stripe for one of this.
+pub(crate) struct Watch<V> {
+    flights: Arc<Flights<V>>,
+    key: StoredKey,
+    since: u64,
+}
+
+impl<V> Watch<V> {
+    /// As [`Flights::fence`], with a change that is told whether nothing was removed or stored since.
+    pub(crate) fn fence<T>(&self, change: impl FnOnce(bool) -> T) -> T {
+        let key = self.key.as_key();
+        let mut stripe = lock(self.flights.stripe(&key));
+        let is_unchanged = stripe.watched.get(&self.key).is_some_and(|watched| watched.changes == self.since);
+        stripe.fence(&key);
+        change(is_unchanged)
+    }
+}
+
+impl<V> Drop for Watch<V> {
+    fn drop(&mut self) {
+        let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
+        if let Some(watched) = stripe.watched.get_mut(&self.key) {
+            watched.watches -= 1;
+            if watched.watches == 0 {
+                stripe.watched.remove(&self.key);
+            }
+        }
+    }
+}
+
 impl<V: Clone + Send + Sync> Flight<V> {
+    /// Notes who is going to wait, unless there is a value for him meanwhile.
+    pub(super) fn expect(&self, waiter: Waiter) {
+        if lock(&self.meanwhile).is_none() {
+            self.waiters.add(waiter);
+        }
+    }
+
     /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
-    pub(crate) async fn outcome(&self) -> Outcome<V> {
+    pub(super) async fn outcome(&self, waiter: Waiter, clock: &Clock, epoch: &Epoch) -> Outcome<V> {
         loop {
             // Before the look: a landing between look and wait is then not missed.
             let landed = self.landed.notified();
             if let Some(outcome) = self.outcome.get() {
                 return Outcome::Landed(outcome.clone());
             }
-            if let Some(value) = self.meanwhile.get() {
-                return Outcome::Meanwhile(value.clone());
+            let meanwhile = |meanwhile: &Meanwhile<V>| meanwhile.value(clock.now(), epoch);
+            if let Some(value) = lock(&self.meanwhile).as_ref().and_then(meanwhile) {
+                return Outcome::Meanwhile(value);
             }
+            // Before every wait: a release answers those who waited, and forgets them.
+            self.waiters.add(waiter);
+            landed.await;
+        }
+    }
+
+    /// Waits for what the load itself comes to, whatever the others are given instead.
+    pub(super) async fn landing(&self, waiter: Waiter) -> Result<V, Error> {
+        loop {
+            let landed = self.landed.notified();
+            if let Some(outcome) = self.outcome.get() {
+                return self.failure.get().map_or_else(|| outcome.clone(), |error| Err(error.clone()));
+            }
+            self.waiters.add(waiter);
             landed.await;
         }
     }
@@ -198,15 +306,26 @@ impl<V> Lead<V> {
         self.key.as_key()
     }
 
-    /// Gives those who wait, and those who come until the landing, a stale value.
-    pub(crate) fn release(&self, value: V) {
-        let _ = self.flight.meanwhile.set(value);
+    /// Who waits for the flight.
+    pub(super) fn waiters(&self) -> &Waiters {
+        &self.flight.waiters
+    }
+
+    /// Gives those who wait, and those who come until the landing, a stale value for as long as it may be served.
+    pub(crate) fn release(&self, meanwhile: Meanwhile<V>) {
+        let _before = lock(&self.flight.meanwhile).replace(meanwhile);
+        self.flight.waiters.clear();
         self.flight.landed.notify_waiters();
+    }
+
+    /// Notes the failure of a load that something else is about to stand in for.
+    pub(crate) fn failed(&self, error: Error) {
+        let _ = self.flight.failure.set(error);
     }
 
     /// Whether those who waited have been given a stale value.
     pub(crate) fn has_released(&self) -> bool {
-        self.flight.meanwhile.get().is_some()
+        lock(&self.flight.meanwhile).is_some()
     }
 
     /// Ends the flight: `store` runs unless the flight was fenced or another took its place, then every waiter gets
@@ -244,7 +363,7 @@ impl<V> Lead<V> {
             stripe.running.get(&self.key).is_some_and(|latest| Arc::ptr_eq(latest, &self.flight));
         if !fenced && is_running {
             stripe.running.remove(&self.key);
-            stripe.changes = stripe.changes.wrapping_add(1);
+            stripe.changed(&self.key.as_key());
             store(self.key.clone());
         }
         Some(!fenced)
@@ -278,7 +397,6 @@ impl<V> Drop for Lead<V> {
 #[cfg(all(test, mcp_perf_loom))]
 mod model {
     use super::*;
-    use crate::clock::Instant;
 
     /// A value that was read before the invalidation, whichever comes first: landing or fence.
     #[test]

@@ -44,12 +44,14 @@ pub(crate) struct Times {
     /// When it starts one in any case.
     late_from: Instant,
     /// Until when it may be served though it is stale, without waiting.
-    revalidate_until: Instant,
+    pub(crate) revalidate_until: Instant,
     /// Until when it is served though it is stale, and without another attempt: the last one failed.
     pub(crate) throttled_until: Instant,
     pub(crate) dies_at: Instant,
     /// What the load took, in microseconds.
     pub(crate) load_cost: u32,
+    /// Whether it is stale because it was made to expire.
+    pub(crate) was_expired: bool,
 }
 
 /// How a value stands at some time.
@@ -81,10 +83,10 @@ impl Policy {
         life.mul_f64(1.0 - self.jitter * share)
     }
 
-    /// The life of the answer that there is no value.
-    pub(super) fn negative_life(&self) -> Duration {
+    /// The life of the answer that there is no value, which was asked to live for `wanted`: no longer than that.
+    pub(super) fn negative_life(&self, wanted: Option<Duration>) -> Duration {
         let default = (self.time_to_live / 10).min(Duration::from_secs(5));
-        self.negative_time_to_live.unwrap_or(default)
+        wanted.or(self.negative_time_to_live).unwrap_or(default).min(super::MAX_TIME_TO_LIVE)
     }
 
     /// For how long a value outlives its freshness.
@@ -100,19 +102,21 @@ impl Policy {
 
     /// The times of a value that is fresh for `fresh` from `from` on.
     pub(super) fn times(&self, from: Instant, fresh: Duration, load_cost: Duration) -> Times {
-        self.times_of_kept(from, fresh, fresh, fresh + self.afterlife(), load_cost)
+        self.times_of_kept(from, Duration::ZERO, fresh, fresh + self.afterlife(), load_cost)
     }
 
-    /// The times of a value that was fresh for `whole` once, of which `fresh` is left, and `life` in all.
+    /// The times of a value that is `age` old at `from`, is fresh for `whole` in all, and has `life` left.
     pub(super) fn times_of_kept(
         &self,
         from: Instant,
-        fresh: Duration,
+        age: Duration,
         whole: Duration,
         life: Duration,
         load_cost: Duration,
     ) -> Times {
-        let fresh_until = from.after(fresh);
+        let fresh_until = from.after(whole.saturating_sub(age));
+        // Of its time after that too some may be over.
+        let window = self.stale_while_revalidate.saturating_sub(age.saturating_sub(whole));
         let before_end =
             |nanos: u64| Instant::from_nanos(fresh_until.as_nanos().saturating_sub(nanos)).max(from);
         let late_from = before_end(nanos(whole) / LATE);
@@ -124,10 +128,11 @@ impl Policy {
                 false => fresh_until,
             },
             late_from,
-            revalidate_until: fresh_until.after(self.stale_while_revalidate).min(dies_at),
+            revalidate_until: fresh_until.after(window).min(dies_at),
             throttled_until: Instant::default(),
             dies_at,
             load_cost: u32::try_from(load_cost.as_micros()).unwrap_or(u32::MAX),
+            was_expired: false,
         }
     }
 }
@@ -147,6 +152,7 @@ impl Times {
             throttled_until: Instant::default(),
             dies_at: fresh_until,
             load_cost,
+            was_expired: false,
         }
     }
 
@@ -177,16 +183,8 @@ impl Times {
         }
     }
 
-    /// How a value stands that was made to expire before its time.
-    pub(crate) fn standing_of_expired(&self, now: Instant) -> Standing {
-        if now < self.throttled_until.min(self.dies_at) {
-            Standing::Throttled
-        } else {
-            self.standing_of_unconfirmed(now)
-        }
-    }
-
-    /// How a value stands of which nobody knows whether it was removed elsewhere.
+    /// How a value stands that was made to expire since, or of which nobody knows whether it was removed elsewhere.
+    /// That a load of it failed before then is no reason not to try.
     pub(crate) fn standing_of_unconfirmed(&self, now: Instant) -> Standing {
         let has_afterlife = self.fresh_until < self.dies_at;
         if now < self.dies_at && has_afterlife { Standing::Stale } else { Standing::Gone }
@@ -223,6 +221,7 @@ impl Times {
             // What was never to be stale is gone.
             dies_at: if self.fresh_until < self.dies_at { self.dies_at } else { earlier(self.dies_at) },
             load_cost: self.load_cost,
+            was_expired: true,
         }
     }
 }
@@ -278,7 +277,7 @@ mod tests {
             times,
             Policy { refresh_ahead: true, ..policy.clone() }.times(at(0), 100 * SECOND, SECOND).not_ahead()
         );
-        assert_eq!(times.expired(at(5)).standing_of_expired(at(5)), Standing::Gone);
+        assert_eq!(times.expired(at(5)).standing_of_unconfirmed(at(5)), Standing::Gone);
     }
 
     impl Times {
@@ -314,7 +313,7 @@ mod tests {
     #[test]
     fn value_that_was_made_to_expire_is_never_served_without_an_attempt() {
         let times = policy().times(at(0), 100 * SECOND, SECOND);
-        assert_eq!(times.standing_of_expired(at(10)), Standing::Stale);
+        assert_eq!(times.standing_of_unconfirmed(at(10)), Standing::Stale);
         let expired = times.expired(at(10));
         assert_eq!(standing(&expired, 10), Standing::Stale);
         assert_eq!(standing(&expired, 149), Standing::Stale);

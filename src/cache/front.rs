@@ -276,12 +276,15 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         }
     }
 
-    /// Loads the value anew, whatever there is, and stores it in both tiers. Until it is there others get what
-    /// there was.
+    /// Loads the value anew, whatever there is, and stores it in both tiers, in the place of what there was. Until it
+    /// is there others get that; with a [bus](super::RemoteCacheBuilder::bus) they are told then, as of an
+    /// [insertion](Self::insert).
     ///
     /// # Errors
     ///
-    /// As [`get_or_load`](Self::get_or_load).
+    /// As [`get_or_load`](Self::get_or_load), but nothing stands in for a load that fails or is slow, however fresh:
+    /// `Ok` is what the loader returned. What there was is kept for the others, as after any load ahead that fails. If
+    /// it answered [`Loaded::not_found`] or [`Loaded::do_not_store`], what there was is gone.
     ///
     /// # Cancel safety
     ///
@@ -296,8 +299,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         Box::pin(self.0.need(key, tags, Purpose::Force, loader)).await
     }
 
-    /// Returns the values of many keys, in their order: from memory; from the remote tier, in one trip; and what is
-    /// missing then from one call of `loader`.
+    /// Returns the values of many keys, in their order: from memory; from the remote tier, in one trip, and in another
+    /// for the stamps of whatever tags the entries there carry beside `tags`; and what is missing then from one call of
+    /// `loader`.
     ///
     /// The loader is given the keys that nobody else is loading, and answers with pairs, in any order: what it does
     /// not mention is [not found](Loaded::not_found), and an error of one key is no error of the others. What others
@@ -388,9 +392,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let policy = &self.0.settings.policy;
         let (content, fresh) = match what {
             What::Value(value) => (Ok(value), policy.life(time_to_live, key, captured.at)),
-            What::NotFound => {
-                (Err(Error::not_found()), time_to_live.unwrap_or_else(|| policy.negative_life()))
-            }
+            What::NotFound => (Err(Error::not_found()), policy.negative_life(time_to_live)),
             What::NotModified => {
                 return Err(Error::new(ErrorKind::Refused, "`not_modified` is no value to insert"));
             }

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::{
     freshness::Standing,
-    key::Key,
+    key::{Key, StoredKey},
     lease::Held,
     load::{Flying, Purpose},
     loaded::{Loaded, What},
-    local::Local,
+    local::{Entry, Local},
+    message::Item,
     store::Fence,
-    tags::Seen,
+    tags::{Invalidation, Seen},
     tiers::{Captured, Kept, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant};
@@ -21,8 +22,10 @@ pub(super) struct Shared<V: Clone + Send + Sync + 'static> {
     kept: Kept<V>,
     loaded_at: Instant,
     captured: Captured,
-    fence: Fence,
+    /// `None` if nothing is to be compared with it any more: what is there is to go.
+    fence: Option<Fence>,
     lease: Option<Held<V>>,
+    is_forced: bool,
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
@@ -45,9 +48,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let policy = &self.settings.policy;
         let (content, fresh) = match what {
             What::Value(value) => (Ok(value), policy.life(time_to_live, &key, now)),
-            What::NotFound => {
-                (Err(Error::not_found()), time_to_live.unwrap_or_else(|| policy.negative_life()))
-            }
+            What::NotFound => (Err(Error::not_found()), policy.negative_life(time_to_live)),
             What::NotModified => {
                 match flying.previous.as_ref().map(|entry| (&entry.content, entry.validator())) {
                     Some((Ok(value), known)) => {
@@ -62,38 +63,48 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 }
             }
         };
-        if !store || fresh.is_zero() {
+        let is_forced = flying.purpose == Purpose::Force;
+        let fresh = if store { fresh } else { Duration::ZERO };
+        if fresh.is_zero() && !is_forced {
             flying.lead.land(content, |_| ());
             return None;
         }
         let kept = Kept { content: content.clone(), fresh, load_cost, validator, cost };
         let heard_at = if self.remote.is_some() { flying.began_at } else { now };
         let entry = self.entry(&key, &kept, now, heard_at, flying.captured.seen());
-        if !flying.lead.land(content, |key| self.local.insert(key, entry)) {
+        let store = |key: StoredKey| match fresh.is_zero() {
+            true => self.local.remove(&key.as_key()),
+            false => self.local.insert(key, entry),
+        };
+        if !flying.lead.land(content, store) {
             self.events.fenced.add();
             return None;
         }
-        let fence = flying.fence?;
+        let remote = self.remote.as_ref()?;
         // A loader that blocks its thread may run for longer than its time-out: the store need not
         // remember a removal for that long, so its fence proves nothing any more.
-        let remote = self.remote.as_ref()?;
-        if self.clock.now().since(flying.began_at) + remote.timeout >= remote.hold {
+        let is_too_late = self.clock.now().since(flying.began_at) + remote.timeout >= remote.hold;
+        if is_too_late {
             self.events.fenced.add();
-            return None;
         }
-        Some(Shared { key, kept, loaded_at: now, captured: flying.captured, fence, lease: flying.lease })
+        let fence = flying.fence.filter(|_| !is_too_late);
+        let (captured, lease) = (flying.captured, flying.lease);
+        let shared = Shared { key, kept, loaded_at: now, captured, fence, lease, is_forced };
+        (is_forced || fence.is_some()).then_some(shared)
     }
 
-    /// Lands with a stale value if there is one that may stand in for the failure, else with the error.
+    /// Lands with what there was, if that may stand in for the failure, else with the error.
     pub(super) fn fail(&self, mut flying: Flying<V>, error: Error, now: Instant) {
         let throttle = self.settings.policy.throttle();
         let may_stand_in = self.settings.serve_stale_if.as_ref().is_none_or(|may| may(&error));
         if may_stand_in && self.fallback(&flying).is_some() {
             tracing::debug!(cache = %self.settings.name, "a stale value stands in for a load that failed: {error}");
-            // Who was answered before has been counted, and for what is loaded ahead there is nobody to answer.
-            if flying.purpose != Purpose::Refresh && !flying.lead.has_released() {
+            // Who was answered before has been counted, for what is loaded ahead there is nobody to answer, and who
+            // forced the load is told that it failed.
+            if flying.purpose == Purpose::Need && !flying.lead.has_released() {
                 self.events.stale_hits.add();
             }
+            flying.lead.failed(error.clone());
             if let Some(entry) = flying.previous.take() {
                 let times = entry.times().after_failure(now, throttle);
                 flying.previous = Some(self.again(entry, times));
@@ -114,7 +125,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         let entry = self.entry(&flying.lead.key(), &kept, now, heard_at, flying.captured.seen());
         // A value that is good for some time yet is worth more than the news that there is no newer one.
-        let keeps = flying.previous.as_ref().is_some_and(|entry| self.standing(entry, now) == Standing::Due);
+        let is_good = |entry: &Entry<V>| matches!(self.standing(entry, now), Standing::Fresh | Standing::Due);
+        let keeps = flying.previous.as_ref().is_some_and(is_good);
         flying.lead.land(Err(error), |key| {
             if !throttle.is_zero() && !keeps {
                 self.local.insert(key, entry);
@@ -126,10 +138,23 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 impl<V: Clone + Send + Sync + 'static> Shared<V> {
     pub(super) async fn with(self, tiers: &Tiers<V>) {
         let Some(remote) = &tiers.remote else { return };
-        let Self { key, kept, loaded_at, captured, fence, lease } = self;
-        let fence = lease.as_ref().and_then(Held::fence).unwrap_or(fence);
-        let is_settled = tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await;
-        if let Some(lease) = lease.filter(|_| is_settled) {
+        let Self { key, kept, loaded_at, captured, fence, lease, is_forced } = self;
+        let fence = lease.as_ref().and_then(Held::fence).or(fence);
+        // Others may remember, and the remote tier may have, what was good until now.
+        let item = Item::Key(key.clone(), Invalidation::Expire);
+        let told = if is_forced { remote.announce(&item).await } else { None };
+        let written = match fence {
+            Some(fence) => tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await,
+            None => None,
+        };
+        if is_forced {
+            if written.is_none() {
+                // What fails is owed.
+                let _ = remote.remove(&key).await;
+            }
+            let _ = remote.done(told, &item, Ok(())).await;
+        }
+        if let Some(lease) = lease.filter(|_| written.is_some()) {
             lease.forget();
         }
     }

@@ -7,6 +7,9 @@
 //! is nothing to keep in step with the key, and no lock to forget. A value that was there before stays in the lease,
 //! and is served where it would have been.
 //!
+//! Who may not load yet, because too many other loads of his process run, takes no lease: others may have room. Nor does
+//! he keep one of those places who waits for somebody else's lease.
+//!
 //! A lease is prolonged while the load runs, so it need not be as long as that: it is as long as a process that died
 //! may keep the others waiting. A load that brings nothing to store gives it back. It saves loads and excludes
 //! nothing: with the remote tier away, or after a lease that was lost, two processes may load one key, and the fences
@@ -16,16 +19,21 @@
 //! memcached (Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, section 3.2.1). Those who wait are not woken:
 //! a load invalidates nothing, so the bus does not tell of it, and a message for each would cost more than the looks.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{slice, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{runtime::Handle, sync::Notify, time::sleep};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    time::{sleep, timeout_at},
+};
 use tracing::Instrument;
 
 use super::{
     envelope::{Envelope, Lease, Payload},
     key::Key,
-    load::{Flying, Purpose},
+    load::{Flying, Patience, Purpose},
+    load_limit::Place,
     look::Before,
     remote::Remote,
     store::{Fence, Written},
@@ -62,55 +70,68 @@ struct Theirs {
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
-    /// Takes the lease of the key for a load, or waits for the value of who has it; `None` if that was the end of the
-    /// flight.
-    pub(super) async fn agree(self: &Arc<Self>, mut flying: Flying<V>) -> Option<Flying<V>> {
-        let Some(remote) = &self.remote else { return Some(flying) };
-        let Some(lease) = remote.lease else { return Some(flying) };
-        let theirs = Theirs::in_the_way_of(&flying, None, self.clock.now(), lease);
-        if theirs.is_none() && self.claim(remote, lease, &mut flying).await {
-            return Some(flying);
+    /// The right to load: a place, and then the lease of the key. Or the value of who has the lease; `None` if that,
+    /// or the end of the time for it, was the end of the flight.
+    pub(super) async fn agree<'a>(
+        self: &'a Arc<Self>,
+        flying: Flying<V>,
+        patience: Patience,
+    ) -> Option<(Flying<V>, Option<Place<'a>>)> {
+        match self.remote.as_ref().and_then(|remote| Some((remote, remote.lease?))) {
+            Some((remote, lease)) => Box::pin(self.take_turns(remote, lease, flying, patience)).await,
+            None => self.place_for(flying, patience).await,
         }
-        self.events.awaited.add();
-        Box::pin(self.wait(remote, lease, flying, theirs)).await
     }
 
     /// Looks again and again, for as long as a load may take: first for a value, then for the lease.
-    async fn wait(
-        self: &Arc<Self>,
+    async fn take_turns<'a>(
+        self: &'a Arc<Self>,
         remote: &Remote<V>,
         lease: Duration,
         mut flying: Flying<V>,
-        mut theirs: Option<Theirs>,
-    ) -> Option<Flying<V>> {
-        let began = self.clock.now();
-        let mut deadline = pin!(sleep(self.settings.load_timeout));
-        let mut patience = pin!(sleep(self.settings.soft_timeout.unwrap_or(Duration::MAX)));
-        let mut is_patient = true;
+        patience: Patience,
+    ) -> Option<(Flying<V>, Option<Place<'a>>)> {
+        let mut theirs = Theirs::in_the_way_of(&flying, None, self.clock.now(), lease);
         let mut paused = Duration::ZERO;
         loop {
+            if theirs.is_none() {
+                // A lease is for a load that runs, and a place for one that may.
+                let (placed, place) = self.place_for(flying, patience).await?;
+                flying = placed;
+                if self.claim(remote, lease, &mut flying).await {
+                    return Some((flying, place));
+                }
+            }
+            if paused.is_zero() {
+                self.events.awaited.add();
+            }
             let pause = (paused / 2).clamp(PAUSES[0], PAUSES[1]);
-            tokio::select! {
-                biased;
-                () = &mut deadline => {
-                    let problem = "the value was not there in time, and another process was loading it";
-                    self.fail(flying, Error::new(ErrorKind::TimedOut, problem), self.clock.now());
-                    return None;
-                }
-                () = &mut patience, if is_patient => {
-                    is_patient = false;
-                    self.release(&flying);
-                }
-                // A quarter more or less, or all who wait would look at once.
-                () = sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)) => paused += pause,
+            paused += pause;
+            // A quarter more or less, or all who wait would look at once.
+            let pause = sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0));
+            let pause = timeout_at(patience.end, pause);
+            if self.attend(slice::from_ref(&flying), patience, pause).await.is_err() {
+                let problem = "the value was not there in time, and another process was loading it";
+                self.fail(flying, Error::new(ErrorKind::TimedOut, problem), self.clock.now());
+                return None;
             }
             flying = self.look_again(remote, flying, theirs.as_ref()).await?;
             self.release_at_once(&flying);
-            let now = self.clock.now();
-            flying.waited = now.since(began);
-            theirs = Theirs::in_the_way_of(&flying, theirs, now, lease);
-            if theirs.is_none() && self.claim(remote, lease, &mut flying).await {
-                return Some(flying);
+            theirs = Theirs::in_the_way_of(&flying, theirs, self.clock.now(), lease);
+        }
+    }
+
+    /// A place for a load; `None` if it did not come in time, which was the end of the flight.
+    async fn place_for(
+        &self,
+        flying: Flying<V>,
+        patience: Patience,
+    ) -> Option<(Flying<V>, Option<Place<'_>>)> {
+        match self.place(slice::from_ref(&flying), patience).await {
+            Ok(place) => Some((flying, place)),
+            Err(error) => {
+                self.fail(flying, error, self.clock.now());
+                None
             }
         }
     }

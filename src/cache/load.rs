@@ -1,18 +1,16 @@
 //! How a missing value comes: a flight, from boarding to landing. Those of many keys at once are in `load_many`.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{future::poll_fn, pin::pin, slice, sync::Arc, task::Poll, time::Duration};
 
+use tokio::time::{sleep, sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::{
-    flight::{Boarding, Flight, Lead, Outcome},
+    flight::{Boarding, Flight, Lead, Meanwhile, Outcome},
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
-    load_limit::Place,
+    load_limit::{Place, Waiter},
     loaded::{Loaded, Previous},
     local::{Entry, Local},
     look::{Before, Looked},
@@ -52,11 +50,17 @@ pub(super) struct Flying<V: Clone + Send + Sync + 'static> {
     pub(super) before: Option<Before>,
     /// Our lease.
     pub(super) lease: Option<Held<V>>,
-    /// How much of the time for the load was spent waiting for that of another process.
-    pub(super) waited: Duration,
     /// What there was in memory or, once that was asked, in the remote tier: told to the loader, and fallen back
     /// on if it fails.
     pub(super) previous: Option<Entry<V>>,
+}
+
+/// Until when a load may take, whatever it has to wait for before it begins.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    /// From when on those wait no longer who have a value to be served instead.
+    soft: Option<tokio::time::Instant>,
+    pub(super) end: tokio::time::Instant,
 }
 
 tokio::task_local! {
@@ -98,7 +102,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 flight
             }
         };
-        self.await_outcome(&flight).await
+        match purpose {
+            Purpose::Force => flight.landing(self.waiter(purpose)).await,
+            _ => self.await_outcome(&flight).await,
+        }
     }
 
     /// Starts a flight that nobody waits for, unless there is one.
@@ -119,8 +126,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    pub(super) async fn await_outcome(&self, flight: &Flight<V>) -> Result<V, Error> {
-        match flight.outcome().await {
+    pub(super) async fn await_outcome(self: &Arc<Self>, flight: &Flight<V>) -> Result<V, Error> {
+        match flight.outcome(self.waiter(Purpose::Need), &self.clock, &self.epoch).await {
             Outcome::Landed(outcome) => outcome,
             Outcome::Meanwhile(value) => {
                 self.events.stale_hits.add();
@@ -136,26 +143,31 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             (Purpose::Refresh, Remembered::Due(_) | Remembered::Revalidate(_)) | (Purpose::Force, _) => None,
             (_, remembered) => Some(remembered),
         };
-        if purpose == Purpose::Force {
-            // Whoever loads now may have read before this was asked for.
-            self.flights.fence(key, || ());
-        }
-        match self.flights.board(key, &self.epoch, began, self.max_local_life, found) {
+        let waiter = self.waiter(purpose);
+        // Whoever loads now may have read before a forced load was asked for.
+        let too_long = match purpose {
+            Purpose::Force => self.flights.fence(key, || Duration::ZERO),
+            _ => self.max_local_life,
+        };
+        match self.flights.board(key, &self.epoch, began, too_long, found) {
             Boarding::Found(remembered) => Boarded::Found(remembered),
             Boarding::Join(flight) => {
                 if counts {
                     self.events.misses.add();
                     self.events.joined.add();
                 }
+                flight.expect(waiter);
                 Boarded::Join(flight)
             }
             Boarding::Lead(lead) => {
                 if counts {
                     self.events.misses.add();
                 }
+                lead.waiters().add(waiter);
                 let began_at = self.clock.now();
                 let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
-                let previous = self.local.get(key).filter(left);
+                let renewed = |entry: Entry<V>| entry.renewed(&self.epoch, began_at);
+                let previous = self.local.get(key).and_then(renewed).filter(left);
                 // Under a lease the bytes of what there was are wanted.
                 let shares_loads = self.remote.as_ref().is_some_and(|remote| remote.lease.is_some());
                 let known = match purpose {
@@ -163,7 +175,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     _ => self.known(key, &captured).map(Box::new),
                 };
                 let (fence, before, lease) = (None, None, None);
-                let (leased, waited) = (Duration::ZERO, Duration::ZERO);
                 Boarded::Lead(Box::new(Flying {
                     lead,
                     captured,
@@ -171,10 +182,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     purpose,
                     began_at,
                     fence,
-                    leased,
+                    leased: Duration::ZERO,
                     before,
                     lease,
-                    waited,
                     previous,
                 }))
             }
@@ -188,14 +198,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<BoxError> + 'static,
     {
-        let is_nested = self.is_inside_a_load();
         let inside = self.chain(&flying.lead.key());
-        let load = Arc::clone(self).fly(flying, is_nested, loader);
+        let load = Arc::clone(self).fly(flying, loader);
         tokio::spawn(LOADING.scope(inside, load).in_current_span());
     }
 
     /// The load: remote tier, then loader, then memory, then the waiters, then the remote tier.
-    async fn fly<F, R, L, E>(self: Arc<Self>, flying: Flying<V>, is_nested: bool, loader: F)
+    async fn fly<F, R, L, E>(self: Arc<Self>, flying: Flying<V>, loader: F)
     where
         F: FnOnce(Option<Previous<V>>) -> R + Send + 'static,
         R: Future<Output = Result<L, E>> + Send + 'static,
@@ -204,11 +213,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     {
         let Some(flying) = self.look(flying).await else { return };
         self.release_at_once(&flying);
-        let Some(mut flying) = self.agree(flying).await else { return };
+        let patience = self.patience();
+        let Some((mut flying, place)) = self.agree(flying, patience).await else { return };
         let mut lease = flying.lease.take();
-        let load = loader(flying.previous());
-        let load = async { load.await.map(Into::into).map_err(loader_failed) };
-        let load = self.run(load, std::slice::from_ref(&flying), is_nested);
+        let load = async { loader(flying.previous()).await.map(Into::into).map_err(loader_failed) };
+        let load = self.run(load, slice::from_ref(&flying), patience, place);
         let (loaded, cost) = Held::keep(&mut lease, load).await;
         flying.lease = lease;
         if let Some(shared) = self.settle(flying, loaded, cost) {
@@ -277,11 +286,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 previous.is_none_or(|previous| previous.times().fresh_until < entry.times().fresh_until)
             }
             (_, _) => {
-                // That the attempt before this one failed, a moment ago, is known in memory alone.
+                // That the attempt before this one failed, a moment ago, is known in memory alone. If the entry was made
+                // to expire since, that is no news of it.
                 if let (Some(previous), Some(entry)) = (previous, &mut flying.previous) {
-                    let mut times = entry.times();
-                    times.throttled_until = previous.times().throttled_until;
-                    entry.set_times(times);
+                    let (before, mut times) = (previous.times(), entry.times());
+                    if previous.still_holds(&self.epoch) && (before.was_expired || !times.was_expired) {
+                        times.throttled_until = before.throttled_until;
+                        entry.set_times(times);
+                    }
                 }
                 return self.spare(flying);
             }
@@ -338,51 +350,31 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let now = self.clock.now();
         if flying.purpose == Purpose::Need
             && let Some(entry) = &flying.previous
-            && let Ok(value) = &entry.content
+            && entry.content.is_ok()
             && Standing::Revalidate
                 == match flying.fence {
                     Some(_) => self.standing_of_heard(entry, now),
                     None => self.standing(entry, now),
                 }
         {
-            flying.lead.release(value.clone());
+            let until = entry.times().revalidate_until;
+            // What was made to expire is waited for.
+            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::still_holds });
         }
     }
 
-    /// Runs a loader, and lets those wait no longer who have a stale value when it becomes slow.
+    /// Runs a loader on its place, if it needs one.
     pub(super) async fn run<L>(
         &self,
         load: impl Future<Output = Result<L, Error>>,
         flights: &[Flying<V>],
-        is_nested: bool,
+        patience: Patience,
+        _place: Option<Place<'_>>,
     ) -> (Result<L, Error>, Duration) {
-        let began = OnceLock::new();
-        let load = async {
-            let _place = self.place(flights, is_nested).await;
-            self.events.loads.add();
-            let _ = began.set(self.clock.now());
-            load.await
-        };
-        let load = tokio::time::timeout(self.patience(flights), load);
-        let loaded = match self.settings.soft_timeout {
-            Some(soft) if flights.iter().any(|flying| flying.fallback().is_some()) => {
-                let mut load = std::pin::pin!(load);
-                tokio::select! {
-                    biased;
-                    loaded = &mut load => loaded,
-                    () = tokio::time::sleep(soft) => {
-                        flights.iter().for_each(|flying| self.release(flying));
-                        load.await
-                    }
-                }
-            }
-            _ => load.await,
-        };
-        let Some(began) = began.get() else {
-            let problem = "the load did not begin within the load timeout: `max_loads` others are running";
-            return (Err(Error::new(ErrorKind::TimedOut, problem)), Duration::ZERO);
-        };
-        let cost = self.clock.now().since(*began);
+        self.events.loads.add();
+        let began = self.clock.now();
+        let loaded = self.attend(flights, patience, timeout_at(patience.end, load)).await;
+        let cost = self.clock.now().since(began);
         let error = match loaded {
             Ok(Ok(loaded)) => return (Ok(loaded), cost),
             Ok(Err(error)) => error,
@@ -396,38 +388,76 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// For how long a load may take that is about to begin.
-    fn patience(&self, flights: &[Flying<V>]) -> Duration {
-        let waited = flights.first().map_or(Duration::ZERO, |flying| flying.waited);
-        self.settings.load_timeout.saturating_sub(waited)
+    pub(super) fn patience(&self) -> Patience {
+        let from_now = |time| sleep(time).deadline();
+        let settings = &self.settings;
+        Patience { soft: settings.soft_timeout.map(from_now), end: from_now(settings.load_timeout) }
     }
 
-    /// The right to load, where there is a limit to loads. A load that another one waits for has it already: to let it
-    /// wait for a place would be to let the two wait for each other.
-    async fn place(&self, flights: &[Flying<V>], is_nested: bool) -> Option<Place<'_>> {
-        let limit = self.load_limit.as_ref().filter(|_| !is_nested)?;
-        let waits = |flying: &Flying<V>| flying.purpose != Purpose::Refresh && !flying.lead.has_released();
-        let place = limit.place(!flights.iter().any(waits));
-        // When loads that came together are given up together, none of those in the queue is to begin for a moment.
-        let patience = self.patience(flights);
+    /// Does a part of a load, and lets those wait no longer who have a stale value when the load becomes slow.
+    pub(super) async fn attend<T>(
+        &self,
+        flights: &[Flying<V>],
+        patience: Patience,
+        part: impl Future<Output = T>,
+    ) -> T {
+        let can_release = flights.iter().any(|flying| flying.fallback().is_some());
+        let Some(soft) = patience.soft.filter(|_| can_release) else { return part.await };
+        let mut part = pin!(part);
         tokio::select! {
             biased;
-            () = tokio::time::sleep(patience) => std::future::pending().await,
-            place = place => Some(place),
+            done = &mut part => return done,
+            () = sleep_until(soft) => flights.iter().for_each(|flying| self.release(flying)),
         }
+        part.await
+    }
+
+    /// The right to load, where there is a limit to loads. A load that a loader of this cache waits for has it already:
+    /// to let it wait for a place would be to let the two wait for each other.
+    pub(super) async fn place(
+        &self,
+        flights: &[Flying<V>],
+        patience: Patience,
+    ) -> Result<Option<Place<'_>>, Error> {
+        let Some(limit) = &self.load_limit else { return Ok(None) };
+        let awaited_by = |waiter| {
+            poll_fn(move |context| {
+                // All of them are told whom to wake.
+                let is_awaited = |flying: &Flying<V>| flying.lead.waiters().poll(waiter, context).is_ready();
+                match flights.iter().filter(|flying| is_awaited(flying)).count() {
+                    0 => Poll::Pending,
+                    _ => Poll::Ready(()),
+                }
+            })
+        };
+        let place = async {
+            tokio::select! {
+                biased;
+                // When loads that came together are given up together, none of those in the queue is to begin for a
+                // moment.
+                () = sleep_until(patience.end) => {
+                    let problem =
+                        "the load did not begin within the load timeout: `max_loads` others are running";
+                    Err(Error::new(ErrorKind::TimedOut, problem))
+                }
+                () = awaited_by(Waiter::Loader) => Ok(None),
+                place = limit.place(awaited_by(Waiter::Caller)) => Ok(Some(place)),
+            }
+        };
+        self.attend(flights, patience, place).await
     }
 
     /// Lets those wait no longer who have a value to be served instead.
     pub(super) fn release(&self, flying: &Flying<V>) {
-        if let Some(value) = self.fallback(flying) {
-            flying.lead.release(value);
+        if let Some(entry) = self.fallback(flying) {
+            let until = entry.times().dies_at;
+            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::is_left });
         }
     }
 
-    /// The value to serve instead of a new one.
-    pub(super) fn fallback(&self, flying: &Flying<V>) -> Option<V> {
-        let entry = flying.previous.as_ref()?;
-        let stands = self.standing(entry, self.clock.now()) != Standing::Gone;
-        flying.fallback().filter(|_| stands).cloned()
+    /// What to serve instead of a new value.
+    pub(super) fn fallback<'a>(&self, flying: &'a Flying<V>) -> Option<&'a Entry<V>> {
+        flying.fallback().filter(|entry| self.standing(entry, self.clock.now()) != Standing::Gone)
     }
 
     pub(super) fn id(self: &Arc<Self>) -> usize {
@@ -438,9 +468,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(key), outer: outer() }))
     }
 
-    /// Whether a loader of this cache asks.
-    pub(super) fn is_inside_a_load(self: &Arc<Self>) -> bool {
-        std::iter::successors(outer(), |chain| chain.outer.clone()).any(|chain| chain.cache == self.id())
+    /// Who asks, as far as that matters to the limit of loads.
+    fn waiter(self: &Arc<Self>, purpose: Purpose) -> Waiter {
+        let is_ours = |chain: Arc<Chain>| chain.cache == self.id();
+        match purpose {
+            Purpose::Refresh => Waiter::Nobody,
+            Purpose::Need | Purpose::Force if self.load_limit.is_none() => Waiter::Caller,
+            Purpose::Need | Purpose::Force => {
+                let mut outer = std::iter::successors(outer(), |chain| chain.outer.clone());
+                if outer.any(is_ours) { Waiter::Loader } else { Waiter::Caller }
+            }
+        }
     }
 
     /// A loader that waits for its own load would wait for ever.
@@ -479,8 +517,8 @@ pub(super) enum Boarded<V: Clone + Send + Sync + 'static> {
 }
 
 impl<V: Clone + Send + Sync + 'static> Flying<V> {
-    fn fallback(&self) -> Option<&V> {
-        self.previous.as_ref()?.content.as_ref().ok()
+    fn fallback(&self) -> Option<&Entry<V>> {
+        self.previous.as_ref().filter(|entry| entry.content.is_ok())
     }
 
     fn previous(&self) -> Option<Previous<V>> {

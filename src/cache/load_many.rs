@@ -1,6 +1,7 @@
-//! How many values come at once: their flights, one trip to the remote tier and one load for all that are missing.
+//! How many values come at once: their flights, the trips to the remote tier that they share, and one load for all that are
+//! missing.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tracing::Instrument;
 
@@ -61,11 +62,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             });
         }
         if !leads.is_empty() {
-            let is_nested = self.is_inside_a_load();
             let inside = leads.iter().fold(outer(), |outer, flying| {
                 Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(&flying.lead.key()), outer }))
             });
-            let load = Arc::clone(self).fly_many(leads, is_nested, loader);
+            let load = Arc::clone(self).fly_many(leads, loader);
             tokio::spawn(LOADING.scope(inside, load).in_current_span());
         }
         let mut values = Vec::with_capacity(keys.len());
@@ -78,7 +78,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         values
     }
 
-    async fn fly_many<F, R, I, L, E>(self: Arc<Self>, leads: Vec<Flying<V>>, is_nested: bool, loader: F)
+    async fn fly_many<F, R, I, L, E>(self: Arc<Self>, leads: Vec<Flying<V>>, loader: F)
     where
         F: FnOnce(Vec<Key<'static>>) -> R + Send + 'static,
         R: Future<Output = Result<I, E>> + Send + 'static,
@@ -94,9 +94,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         for flying in &missing {
             self.release_at_once(flying);
         }
-        let load = loader(missing.iter().map(|flying| flying.lead.key().into_owned()).collect());
-        let load = async { load.await.map_err(loader_failed) };
-        let (loaded, cost) = self.run(load, &missing, is_nested).await;
+        let keys = missing.iter().map(|flying| flying.lead.key().into_owned()).collect();
+        let load = async { loader(keys).await.map_err(loader_failed) };
+        let patience = self.patience();
+        let (loaded, cost) = match self.place(&missing, patience).await {
+            Ok(place) => self.run(load, &missing, patience, place).await,
+            Err(error) => (Err(error), Duration::ZERO),
+        };
         let mut shares = Vec::new();
         match loaded {
             Ok(loaded) => {
@@ -153,9 +157,37 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Ok(reads) = read else {
             return leads.into_iter().filter_map(|flying| self.unheard(flying)).collect();
         };
-        let mut missing = Vec::new();
-        for (flying, read) in leads.into_iter().zip(reads) {
-            missing.extend(self.heard(flying, read, asked_at).await);
+        let (mut missing, mut tagged, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for (mut flying, read) in leads.into_iter().zip(&reads) {
+            let Flying { lead, captured, .. } = &mut flying;
+            let found = self.found(remote, &lead.key(), captured, read);
+            let known = names.len();
+            names.extend(found.iter().flat_map(|found| found.unnamed(captured)));
+            if names.len() > known {
+                tagged.push((flying, read.slot.fence, found));
+                continue;
+            }
+            let found = found.map(|found| (found, Vec::new()));
+            let looked = self.judge(remote, &lead.key(), captured, read.slot.fence, found, asked_at).await;
+            missing.extend(self.looked(flying, looked));
+        }
+        if tagged.is_empty() {
+            return missing;
+        }
+        // One trip for the tags of all of them that the caller does not name.
+        names.sort_unstable();
+        names.dedup();
+        let stamped = self.stamped(remote, &names).await;
+        for (flying, fence, found) in tagged {
+            let (key, captured) = (flying.lead.key(), &flying.captured);
+            let own = |name: &str| stamped.as_ref()?.get(names.binary_search(&name).ok()?).cloned();
+            let found = found.and_then(|found| {
+                let others = found.unnamed(captured).map(own).collect::<Option<_>>()?;
+                Some((found, others))
+            });
+            let looked = self.judge(remote, &key, captured, fence, found, asked_at).await;
+            drop(key);
+            missing.extend(self.looked(flying, looked));
         }
         missing
     }

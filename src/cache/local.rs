@@ -116,6 +116,20 @@ impl<V> Entry<V> {
         self.rare = Rare { times: rare_times(times), ..self.copy_of_rare() }.if_any();
     }
 
+    /// What is left of it as an entry of now: stale, if it was made to expire since it was read.
+    pub(crate) fn renewed(mut self, epoch: &Epoch, now: Instant) -> Option<Self> {
+        if self.still_holds(epoch) {
+            return Some(self);
+        }
+        let Seen { epoch, tags } = self.seen().renewed(epoch)?;
+        let times = self.times().expired(now);
+        (self.epoch, self.calm_until) = (epoch, self.calm_until.min(times.ahead_from));
+        self.set_times(times);
+        // What lies in the remote tier is an entry of then.
+        self.rare = Rare { tags, read_from: None, ..self.copy_of_rare() }.if_any();
+        Some(self)
+    }
+
     fn copy_of_rare(&self) -> Rare {
         let Some(rare) = &self.rare else { return Rare::default() };
         Rare {

@@ -38,6 +38,12 @@ pub(super) struct Before {
     pub(super) tags: Vec<(Arc<str>, Stamp)>,
 }
 
+/// An entry as it lies in the remote tier.
+pub(super) struct Sealed<'a> {
+    stored: &'a Stored,
+    envelope: Envelope<'a>,
+}
+
 /// What the bytes of an entry came to.
 struct Opened<V> {
     entry: Option<Entry<V>>,
@@ -74,10 +80,55 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         read: Read,
         asked_at: Instant,
     ) -> Looked<V> {
+        let found = self.found(remote, key, captured, &read);
+        let others = match found.as_ref().map(|found| found.unnamed(captured).collect::<Vec<_>>()) {
+            Some(names) if !names.is_empty() => self.stamped(remote, &names).await,
+            _ => Some(Vec::new()),
+        };
+        let found = found.zip(others);
+        self.judge(remote, key, captured, read.slot.fence, found, asked_at).await
+    }
+
+    /// Brings `captured` up to date with an answer, and returns the entry that came with it, if it can be read.
+    pub(super) fn found<'a>(
+        &self,
+        remote: &Remote<V>,
+        key: &Key<'_>,
+        captured: &mut Captured,
+        read: &'a Read,
+    ) -> Option<Sealed<'a>> {
         let agrees = self.observe(captured, read.epoch, &read.tags);
-        let stored = read.slot.entry.filter(|_| agrees);
-        let opened = match &stored {
-            Some(stored) => self.open(remote, key, captured, stored, read.slot.fence, asked_at).await,
+        let stored = read.slot.entry.as_ref().filter(|_| agrees)?;
+        let envelope = Envelope::open(&stored.bytes, key);
+        if envelope.is_none() {
+            self.unreadable(remote);
+        }
+        Some(Sealed { stored, envelope: envelope? })
+    }
+
+    /// The state of tags that entries carry and the caller did not name, for which it takes a second trip; `None` if
+    /// they cannot be told.
+    pub(super) async fn stamped(&self, remote: &Remote<V>, tags: &[&str]) -> Option<Vec<CapturedTag>> {
+        let mut captured = self.capture(tags);
+        let stamps = remote.stamps(tags).await.ok()?;
+        let (&epoch, stamps) = stamps.split_first()?;
+        // A tag of which nobody knows whether this is its stamp has none, and so has no entry that carries it.
+        self.observe(&mut captured, epoch, stamps);
+        captured.epoch.1.map(|_| captured.tags)
+    }
+
+    /// What an entry comes to, found with those of its tags that the caller did not name.
+    pub(super) async fn judge(
+        &self,
+        remote: &Remote<V>,
+        key: &Key<'_>,
+        captured: &Captured,
+        fence: Fence,
+        found: Option<(Sealed<'_>, Vec<CapturedTag>)>,
+        asked_at: Instant,
+    ) -> Looked<V> {
+        let opened = match found {
+            Some(found) => self.open(remote, key, captured, fence, found, asked_at).await,
             None => None,
         };
         let nothing = Opened { entry: None, lease: Duration::ZERO, before: None };
@@ -86,7 +137,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             Some(_) => self.events.remote_hits.add(),
             None => self.events.remote_misses.add(),
         }
-        Looked { entry, fence: read.slot.fence, lease, before }
+        Looked { entry, fence, lease, before }
+    }
+
+    fn unreadable(&self, remote: &Remote<V>) {
+        self.events.remote_unreadable.add();
+        remote.format.tell_unreadable();
     }
 
     /// What is in the bytes: an entry, if it may be served or at least be fallen back on, and whether somebody is
@@ -96,32 +152,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         remote: &Remote<V>,
         key: &Key<'_>,
         captured: &Captured,
-        stored: &Stored,
         fence: Fence,
+        (Sealed { stored, envelope }, others): (Sealed<'_>, Vec<CapturedTag>),
         asked_at: Instant,
     ) -> Option<Opened<V>> {
-        let unreadable = || {
-            self.events.remote_unreadable.add();
-            remote.format.tell_unreadable();
-        };
-        let Some(envelope) = Envelope::open(&stored.bytes, key) else {
-            unreadable();
-            return None;
-        };
-        let asked_for = |tag: &str| captured.tags.iter().find(|captured| &*captured.name == tag);
-        let more: Vec<&str> =
-            envelope.tags.iter().map(|(tag, _)| *tag).filter(|tag| asked_for(tag).is_none()).collect();
-        let mut others = self.capture(&more);
-        if !more.is_empty() {
-            // Loaded under tags that this caller does not name: a second trip, for their stamps.
-            let stamps = remote.stamps(&more).await.ok()?;
-            let (&epoch, tags) = stamps.split_first()?;
-            if !self.observe(&mut others, epoch, tags) {
-                return None;
-            }
-        }
-        let named =
-            |tag: &str| asked_for(tag).or_else(|| others.tags.iter().find(|captured| &*captured.name == tag));
+        let tags = || captured.tags.iter().chain(&others);
+        let named = |tag: &str| tags().find(|captured| &*captured.name == tag);
         let carried = envelope.tags.iter().map(|(tag, stamp)| (named(tag).and_then(|now| now.stamp), stamp));
         let carried = std::iter::once((captured.epoch.1, &envelope.epoch)).chain(carried);
         let (mut is_left, mut still_holds) = (true, true);
@@ -139,13 +175,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if remaining.is_zero() {
             return nothing;
         }
-        let fresh = envelope.fresh.saturating_sub(envelope.life - remaining);
+        let age = envelope.life - remaining;
         let content = match envelope.negative {
             true => Err(Error::not_found()),
             false => match remote.format.decode(&stored.bytes, &envelope.payload).await {
                 Some(value) => Ok(value),
                 None => {
-                    unreadable();
+                    self.unreadable(remote);
                     return nothing;
                 }
             },
@@ -153,21 +189,20 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let times = match &content {
             Ok(_) => {
                 let (whole, cost) = (envelope.fresh, envelope.load_cost);
-                self.settings.policy.times_of_kept(asked_at, fresh, whole, remaining, cost)
+                self.settings.policy.times_of_kept(asked_at, age, whole, remaining, cost)
             }
-            Err(_) => Times::mortal(asked_at, fresh.min(remaining)),
+            Err(_) => Times::mortal(asked_at, envelope.fresh.saturating_sub(age).min(remaining)),
         };
         // Nothing is written that is not fresh, except by `expire`.
         let was_expired = envelope.fresh.is_zero() || !still_holds;
         let times = if was_expired { times.expired(asked_at) } else { times };
         let kept = Kept {
             content,
-            fresh,
+            fresh: times.fresh_until.since(asked_at),
             load_cost: envelope.load_cost,
             validator: envelope.validator.map(Arc::from),
             cost: None,
         };
-        let tags = || captured.tags.iter().chain(&others.tags);
         let seen = Seen::new(captured.epoch.0, tags().map(CapturedTag::seen).collect());
         // One under a lease is about to change.
         let read_from = (recheck::pays(stored.bytes.len()) && lease.is_zero()).then_some(fence);
@@ -179,5 +214,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             _ => None,
         };
         Some(Opened { entry: Some(entry), lease, before })
+    }
+}
+
+impl<'a> Sealed<'a> {
+    /// The tags that it carries, without those that are captured.
+    pub(super) fn unnamed(&self, captured: &Captured) -> impl Iterator<Item = &'a str> {
+        let is_named = |name: &str| captured.tags.iter().any(|tag| &*tag.name == name);
+        self.envelope.tags.iter().map(|(name, _)| *name).filter(move |name| !is_named(name))
     }
 }

@@ -243,6 +243,14 @@ impl Seen {
     pub(crate) fn is_left(&self, epoch: &Epoch) -> bool {
         self.epoch.is_left(epoch) && self.tags.are_left()
     }
+
+    /// The states of now, unless something was removed since.
+    pub(crate) fn renewed(&self, epoch: &Epoch) -> Option<Self> {
+        // Before the look whether anything was removed, so that what is removed in between is not left by either.
+        let tags = self.tags.iter().map(|(cell, _)| (Arc::clone(cell), cell.version())).collect();
+        let now = Self::new(epoch.version(), tags);
+        self.is_left(epoch).then_some(now)
+    }
 }
 
 impl SeenTags {

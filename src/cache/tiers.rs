@@ -10,8 +10,8 @@
 //! 6. write to the remote tier if the fence of step 3 still holds there; if not, another process
 //!    invalidated meanwhile, and what step 5 stored is dropped.
 //!
-//! Where processes share loads, a lease is taken between 3 and 4, and its fence takes the place of that of step 3:
-//! see `lease`.
+//! Where there is a limit to loads, a place is waited for between 3 and 4. Where processes share loads, a lease is taken
+//! then, and its fence takes the place of that of step 3: see `lease`.
 //!
 //! This file has the state and the steps that touch a tier, `look` what is read there; `load` and `landing` string them
 //! together.
@@ -189,7 +189,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         } else if entry.still_holds(&self.epoch) {
             entry.times().standing(now, || 1.0 - fastrand::f64())
         } else {
-            entry.times().standing_of_expired(now)
+            entry.times().standing_of_unconfirmed(now)
         }
     }
 
@@ -351,8 +351,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         agrees
     }
 
-    /// Offers a loaded value to the other processes, unless one of them invalidated it meanwhile. Returns whether
-    /// what the fence saw is certain to be there no longer.
+    /// Offers a loaded value to the other processes, unless one of them invalidated it meanwhile. `None` unless what
+    /// the fence saw is certain to be there no longer.
     pub(super) async fn share(
         &self,
         remote: &Remote<V>,
@@ -361,28 +361,28 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         loaded_at: Instant,
         captured: &Captured,
         fence: Fence,
-    ) -> bool {
+    ) -> Option<Written> {
         if captured.stamps().is_none() {
             // A removal of our own came before the load, and is on its way to the remote tier.
             self.events.fenced.add();
-            return false;
+            return None;
         }
         let (bytes, life) = match self.seal(remote, key, kept, loaded_at, captured).await {
             Ok(Some(sealed)) => sealed,
-            Ok(None) => return false,
+            Ok(None) => return None,
             // Told by the format, and once.
-            Err(error) if error.kind() == ErrorKind::Codec => return false,
+            Err(error) if error.kind() == ErrorKind::Codec => return None,
             Err(error) => {
                 remote.tell_unfit(&error);
-                return false;
+                return None;
             }
         };
-        let written = remote.put(key, bytes, life, Some(fence)).await;
-        if let Ok(Written::Refused) = written {
+        let written = remote.put(key, bytes, life, Some(fence)).await.ok();
+        if written == Some(Written::Refused) {
             self.events.fenced.add();
             self.flights.fence(key, || self.local.remove(key));
         }
-        written.is_ok()
+        written
     }
 
     /// Stores a value in both tiers, the remote one first.

@@ -4,11 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Cache, Key, Loaded,
+    flight::Watch,
     front::detached,
     loaded::What,
     local::Local,
     message::Item,
-    store::Written,
+    remote::Remote,
+    store::{Fence, Written},
     tags::Invalidation,
     tiers::{Captured, Kept, Tiers},
 };
@@ -75,8 +77,16 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 }
 
-pub(super) fn failed(error: BoxError) -> Error {
+fn failed(error: BoxError) -> Error {
     Error::with_source(ErrorKind::Load, "the write failed", error)
+}
+
+/// How a key stood before its source was written: whatever happens to it from then on may be newer than the write.
+pub(super) struct Unwritten<V> {
+    pub(super) watch: Watch<V>,
+    pub(super) captured: Captured,
+    /// `None` where the remote tier did not tell.
+    pub(super) fence: Option<Fence>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
@@ -87,50 +97,91 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         mut captured: Captured,
         write: impl Future<Output = Result<(), Error>>,
     ) -> Result<(), Error> {
-        let glimpse = self.flights.glimpse(key);
-        // Before the write: whatever others do to the key from here on may be newer than it.
-        let fence = match &self.remote {
-            Some(remote) => self.look_in(remote, key, &mut captured).await.map(|looked| looked.fence),
-            None => None,
-        };
+        let watch = self.flights.watch(key);
+        let fence = self.fences(std::slice::from_ref(key), &mut captured).await.pop().flatten();
         let written =
             tokio::time::timeout(self.settings.load_timeout, write).await.unwrap_or_else(|elapsed| {
                 let problem = "the write took longer than the load timeout";
                 Err(Error::with_source(ErrorKind::TimedOut, problem, elapsed))
             });
-        let mut is_ours = written.is_ok() && !kept.fresh.is_zero();
+        let kept = Some(kept).filter(|kept| written.is_ok() && !kept.fresh.is_zero());
+        self.store_written(key, kept, Unwritten { watch, captured, fence }).await;
+        written
+    }
+
+    /// Asks the remote tier for the fences of keys, and brings `captured` up to date with the stamps there.
+    pub(super) async fn fences(&self, keys: &[Key<'_>], captured: &mut Captured) -> Vec<Option<Fence>> {
+        let unknown = || vec![None; keys.len()];
+        let Some(remote) = &self.remote else { return unknown() };
+        let peeked = remote.peek_many(keys, &captured.names()).await;
+        let looked = match peeked {
+            Err(error) if error.kind() == ErrorKind::Refused => {
+                remote.read_many(keys, &captured.names()).await
+            }
+            peeked => peeked,
+        };
+        let Ok(reads) = looked else { return unknown() };
+        // All of them came with the same stamps.
+        match reads.first().is_some_and(|read| self.observe(captured, read.epoch, &read.tags)) {
+            true => reads.into_iter().map(|read| Some(read.slot.fence)).collect(),
+            false => unknown(),
+        }
+    }
+
+    /// Stores what the source has taken, in both tiers. If there is nothing that it is known to have taken, or if
+    /// somebody else wrote or removed the key meanwhile, the key is left empty.
+    pub(super) async fn store_written(
+        &self,
+        key: &Key<'_>,
+        kept: Option<&Kept<V>>,
+        Unwritten { watch, captured, fence }: Unwritten<V>,
+    ) {
+        let mut kept = kept;
         if let Some(remote) = &self.remote {
-            let sealed = match fence {
-                Some(fence) if is_ours => {
-                    let sealed = self.seal(remote, key, kept, captured.at, &captured).await;
-                    sealed.ok().flatten().map(|(bytes, life)| (bytes, life, fence))
-                }
+            let stored = match (kept, fence) {
+                (Some(kept), Some(fence)) => self.put_written(remote, key, kept, &captured, fence).await,
                 _ => None,
             };
-            let stored = match sealed {
-                Some((bytes, life, fence)) => {
-                    let item = Item::Key(key.clone(), Invalidation::Remove);
-                    let told = remote.announce(&item).await;
-                    let stored = remote.put(key, bytes, life, Some(fence)).await.ok();
-                    let is_told = remote.done(told, &item, Ok(())).await.is_ok();
-                    stored.filter(|_| is_told)
-                }
-                None => None,
-            };
-            is_ours &= matches!(stored, Some(Written::Stored(_)));
-            if !is_ours {
+            if stored == Some(Written::Refused) {
+                kept = None;
+            }
+            if !matches!(stored, Some(Written::Stored(_))) {
                 // What fails is owed.
                 let _ = remote.remove(key).await;
             }
         }
-        if is_ours && self.flights.glimpse(key) == glimpse {
-            self.keep(key, kept, &captured);
-        } else {
-            self.flights.fence(key, || self.local.remove(key));
-            if let Some(remote) = self.remote.as_ref().filter(|_| is_ours) {
-                let _ = remote.remove(key).await;
+        let entry = kept.map(|kept| self.entry(key, kept, captured.at, captured.at, captured.seen()));
+        let is_kept = watch.fence(|is_unchanged| {
+            match entry.filter(|_| is_unchanged) {
+                Some(entry) => self.local.insert(key.into(), entry),
+                None => self.local.remove(key),
             }
+            is_unchanged
+        });
+        if !is_kept && let Some(remote) = self.remote.as_ref().filter(|_| kept.is_some()) {
+            let _ = remote.remove(key).await;
         }
-        written
+    }
+
+    /// Returns what it came to in the remote tier; `None` if nobody knows, or not all others will hear of it.
+    async fn put_written(
+        &self,
+        remote: &Remote<V>,
+        key: &Key<'_>,
+        kept: &Kept<V>,
+        captured: &Captured,
+        fence: Fence,
+    ) -> Option<Written> {
+        let (bytes, life) = self.seal(remote, key, kept, captured.at, captured).await.ok().flatten()?;
+        let item = Item::Key(key.clone(), Invalidation::Remove);
+        let told = remote.announce(&item).await;
+        // The store need not remember a removal for longer than that.
+        let is_held = self.clock.now().since(captured.at) + remote.timeout < remote.hold;
+        let stored = match is_held {
+            true => remote.put(key, bytes, life, Some(fence)).await.ok(),
+            false => None,
+        };
+        let is_told = remote.done(told, &item, Ok(())).await.is_ok();
+        stored.filter(|_| is_told)
     }
 }

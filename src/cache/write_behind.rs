@@ -1,7 +1,7 @@
 //! Write-behind: to the cache now, and to the source soon, by a bounded queue that keeps the last value of a key.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     future::Future,
     num::NonZeroUsize,
@@ -10,14 +10,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tracing::Instrument;
 
 use super::{
     Cache, Key, Loaded,
     front::detached,
     key::{AsKey, StoredKey},
-    write::failed,
+    tiers::{Captured, CapturedTag, Kept},
+    write::Unwritten,
 };
 use crate::{
     Error, ErrorKind,
@@ -31,12 +32,15 @@ type Sink<V> = dyn Fn(Batch<V>) -> Pin<Box<dyn Future<Output = Result<(), BoxErr
 /// A cache whose writes reach their source a little later, together: write-behind.
 ///
 /// A write is in the cache at once and in a bounded queue; of several writes to one key only the last is carried out.
-/// A batch that fails is tried again key by key, each with a pause that doubles, so that one value that the source
-/// will not take does not hold up the others. Cheap to clone; clones are the same queue.
+/// A batch that fails, or whose sink panics, is tried again key by key, each with a pause that doubles, so that one value
+/// that the source will not take does not hold up the others. Cheap to clone; clones are the same queue.
 ///
 /// **What is queued is lost in a crash**, and with the last clone without a [`shutdown`](Self::shutdown) before it
-/// the queue is still written, as long as the runtime lives. Other processes see a write in the remote tier before the
-/// source has it. Removals have no queue: call [`Cache::remove`], which does not wait for the queue either.
+/// the queue is still written, as long as the runtime lives; after that, the next write or the shutdown in another one
+/// goes on with it. Other processes see a write in the remote tier before the source has it. Removals have no queue:
+/// call [`Cache::remove`], which does not wait for the queue either. Where a key is invalidated, or written by somebody
+/// else, while its value is on its way to the source, nobody knows what the source took last: the key is left empty, and
+/// the next to ask loads what is there.
 ///
 /// ```
 /// use mcp_perf::cache::{Cache, Key, WriteBehind};
@@ -93,6 +97,14 @@ struct Pending<V> {
     not_before: Option<Instant>,
     /// Whether the cache has it.
     is_stored: bool,
+}
+
+/// What is being written.
+struct Taken<V> {
+    key: StoredKey,
+    value: V,
+    tags: Arc<[String]>,
+    number: u64,
 }
 
 /// Enough that writers of different keys seldom wait for each other.
@@ -194,10 +206,8 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             if !queue.push(key, value, tags, self.0.capacity) {
                 return Err(Error::new(ErrorKind::Unavailable, "the queue of writes is full"));
             }
-            if !std::mem::replace(&mut queue.is_running, true) {
-                tokio::spawn(write_all(Arc::clone(&self.0)).in_current_span());
-            }
         }
+        self.0.run();
         let (behind, key) = (Arc::clone(&self.0), key.clone().into_owned());
         detached(async move {
             behind.store_last(&key, |pending| !pending.is_stored).await;
@@ -243,6 +253,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
     pub async fn shutdown(&self, deadline: Duration) -> usize {
         lock(&self.0.queue).is_closed = true;
         self.0.hurry.notify_one();
+        self.0.run();
         let drained = async {
             loop {
                 let changed = self.0.changed.notified();
@@ -293,8 +304,8 @@ impl<V: Clone> Queue<V> {
             || self.pending.values().any(|pending| pending.failures > 0)
     }
 
-    /// The next batch, and the numbers of its values; whoever failed before goes alone.
-    fn take(&mut self, most: usize, now: Instant) -> Vec<(StoredKey, V, u64)> {
+    /// The next batch; whoever failed before goes alone.
+    fn take(&mut self, most: usize, now: Instant) -> Vec<Taken<V>> {
         let mut batch = Vec::new();
         for _ in 0..self.order.len() {
             let Some(key) = self.order.pop_front() else { break };
@@ -305,7 +316,8 @@ impl<V: Clone> Queue<V> {
                 continue;
             }
             pending.number += 1;
-            batch.push((key, pending.value.clone(), pending.number));
+            let (value, tags) = (pending.value.clone(), Arc::clone(&pending.tags));
+            batch.push(Taken { key, value, tags, number: pending.number });
             if goes_alone || batch.len() >= most {
                 break;
             }
@@ -317,16 +329,16 @@ impl<V: Clone> Queue<V> {
     /// it is [settled](Self::settled).
     fn done(
         &mut self,
-        batch: Vec<(StoredKey, V, u64)>,
+        batch: Vec<(Taken<V>, Unwritten<V>)>,
         is_written: bool,
         now: Instant,
-    ) -> Vec<(StoredKey, u64)> {
+    ) -> Vec<(Taken<V>, Unwritten<V>)> {
         let mut written = Vec::new();
-        for (key, _, number) in batch {
-            let Some(pending) = self.pending.get_mut(&key) else { continue };
-            let is_last = pending.number == number;
+        for (taken, before) in batch {
+            let Some(pending) = self.pending.get_mut(&taken.key) else { continue };
+            let is_last = pending.number == taken.number;
             if is_written && is_last {
-                written.push((key, number));
+                written.push((taken, before));
             } else if is_written {
                 pending.failures = 0;
             } else {
@@ -336,7 +348,7 @@ impl<V: Clone> Queue<V> {
                 pending.not_before = Some(now + pause);
                 if is_last {
                     pending.number += 1;
-                    self.order.push_back(key);
+                    self.order.push_back(taken.key);
                 }
             }
         }
@@ -354,9 +366,8 @@ impl<V: Clone> Queue<V> {
 }
 
 /// Writes until nothing is left.
-async fn write_all<V: Clone + Send + Sync + 'static>(behind: Arc<Behind<V>>) {
-    // Should the sink panic, the next insertion starts anew.
-    let _running = Running(&behind);
+async fn write_all<V: Clone + Send + Sync + 'static>(mut running: Running<V>) {
+    let behind = Arc::clone(&running.behind);
     let mut failures: u32 = 0;
     loop {
         let pause = match failures {
@@ -374,6 +385,7 @@ async fn write_all<V: Clone + Send + Sync + 'static>(behind: Arc<Behind<V>>) {
             let is_over = queue.pending.is_empty();
             if is_over {
                 queue.is_running = false;
+                running.is_over = true;
             }
             (batch, is_over)
         };
@@ -386,27 +398,28 @@ async fn write_all<V: Clone + Send + Sync + 'static>(behind: Arc<Behind<V>>) {
             tokio::time::sleep(FIRST_PAUSE / 4).await;
             continue;
         }
-        let values = batch.iter().map(|(key, value, _)| (key.as_key().into_owned(), value.clone())).collect();
-        let write = tokio::time::timeout(behind.cache.0.settings.load_timeout, (behind.sink)(values));
-        let error = match write.await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(failed(error)),
-            Err(elapsed) => Some(failed(elapsed.into())),
-        };
-        match error {
-            None if failures > 0 => tracing::info!(cache = behind.cache.name(), "writing behind goes on"),
-            Some(_) if failures == 0 => {
+        let batch = behind.before(batch).await;
+        let values = batch.iter().map(|(taken, _)| (taken.key.as_key().into_owned(), taken.value.clone()));
+        let values = values.collect();
+        let is_written = behind.write(values).await;
+        match is_written {
+            true if failures > 0 => tracing::info!(cache = behind.cache.name(), "writing behind goes on"),
+            false if failures == 0 => {
                 let (cache, keys) = (behind.cache.name(), batch.len());
                 tracing::warn!(cache, keys, "writing behind failed, and is tried again");
             }
             _ => {}
         }
-        failures = if error.is_some() { failures.saturating_add(1) } else { 0 };
-        let written = lock(&behind.queue).done(batch, error.is_none(), runtime_now());
-        for (key, number) in written {
-            behind.settle(&key.as_key()).await;
-            lock(&behind.queue).settled(&key, number);
+        failures = if is_written { 0 } else { failures.saturating_add(1) };
+        let written = lock(&behind.queue).done(batch, is_written, runtime_now());
+        // At once: what is put off may be invalidated meanwhile, and a store that gathers calls makes few trips of
+        // them.
+        let mut settling = JoinSet::new();
+        for (taken, before) in written {
+            let behind = Arc::clone(&behind);
+            settling.spawn(async move { behind.settle(taken, before).await }.in_current_span());
         }
+        settling.join_all().await;
         behind.changed.notify_waiters();
     }
 }
@@ -422,41 +435,108 @@ fn pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
 }
 
-struct Running<'a, V: Clone + Send + Sync + 'static>(&'a Behind<V>);
+/// The one task that writes.
+struct Running<V: Clone + Send + Sync + 'static> {
+    behind: Arc<Behind<V>>,
+    /// Whether it ended by itself, and not with its runtime.
+    is_over: bool,
+}
 
-impl<V: Clone + Send + Sync + 'static> Drop for Running<'_, V> {
+impl<V: Clone + Send + Sync + 'static> Drop for Running<V> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut queue = lock(&self.0.queue);
-            queue.is_running = false;
-            // What was being written is to be written again.
-            let Queue { pending, order, .. } = &mut *queue;
-            for (key, pending) in pending.iter_mut().filter(|(_, pending)| pending.number % 2 == 1) {
-                pending.number += 1;
-                pending.failures = pending.failures.max(1);
-                order.push_back(key.clone());
-            }
+        if self.is_over {
+            return;
+        }
+        let mut queue = lock(&self.behind.queue);
+        queue.is_running = false;
+        // What was being written is to be written again.
+        let Queue { pending, order, .. } = &mut *queue;
+        for (key, pending) in pending.iter_mut().filter(|(_, pending)| pending.number % 2 == 1) {
+            pending.number += 1;
+            pending.failures = pending.failures.max(1);
+            order.push_back(key.clone());
         }
     }
 }
 
 impl<V: Clone + Send + Sync + 'static> Behind<V> {
-    /// A load that began before the source had the value may have read the one before it, here or elsewhere.
-    async fn settle(&self, key: &Key<'_>) {
-        let tiers = &self.cache.0;
-        let was_loading = tiers.flights.is_running(key);
-        tiers.flights.fence(key, || ());
-        if tiers.remote.is_some() || was_loading {
-            self.store_last(key, |_| true).await;
+    /// Starts the task that writes, unless it is running or has nothing to do.
+    fn run(self: &Arc<Self>) {
+        {
+            let mut queue = lock(&self.queue);
+            if queue.pending.is_empty() || std::mem::replace(&mut queue.is_running, true) {
+                return;
+            }
         }
+        let running = Running { behind: Arc::clone(self), is_over: false };
+        tokio::spawn(write_all(running).in_current_span());
+    }
+
+    /// Returns whether the source took it.
+    async fn write(&self, values: Batch<V>) -> bool {
+        let sink = Arc::clone(&self.sink);
+        let write = async move { sink(values).await };
+        let write = tokio::time::timeout(self.cache.0.settings.load_timeout, write);
+        // In a task of its own, so that a panic ends no other.
+        let mut writing = JoinSet::new();
+        writing.spawn(write.in_current_span());
+        matches!(writing.join_next().await, Some(Ok(Ok(Ok(())))))
+    }
+
+    /// Notes how the keys of a batch stand, when the cache has their values and the source does not.
+    async fn before(self: &Arc<Self>, batch: Vec<Taken<V>>) -> Vec<(Taken<V>, Unwritten<V>)> {
+        let mut storing = JoinSet::new();
+        for taken in &batch {
+            let (behind, key) = (Arc::clone(self), taken.key.clone());
+            let store = async move { behind.store_last(&key.as_key(), |pending| !pending.is_stored).await };
+            storing.spawn(store.in_current_span());
+        }
+        storing.join_all().await;
+        let tiers = &self.cache.0;
+        let keys: Vec<Key<'_>> = batch.iter().map(|taken| taken.key.as_key()).collect();
+        let watches: Vec<_> = keys.iter().map(|key| tiers.flights.watch(key)).collect();
+        let tags: Vec<_> = batch.iter().map(|taken| Arc::clone(&taken.tags)).collect();
+        let names: HashSet<&str> = tags.iter().flat_map(|tags| &**tags).map(String::as_str).collect();
+        let mut captured = tiers.capture(&Vec::from_iter(names));
+        let fences = tiers.fences(&keys, &mut captured).await;
+        drop(keys);
+        let by_name: HashMap<&str, &CapturedTag> =
+            captured.tags.iter().map(|tag| (&*tag.name, tag)).collect();
+        let unwritten = |((taken, watch), fence): ((Taken<V>, _), _)| {
+            let tags = taken.tags.iter().filter_map(|tag| by_name.get(&**tag).copied().cloned()).collect();
+            (taken, Unwritten { watch, captured: Captured { tags, ..captured }, fence })
+        };
+        batch.into_iter().zip(watches).zip(fences).map(unwritten).collect()
+    }
+
+    /// Puts what was written into the cache once more: a load that began before may have read what the source had
+    /// before, here or elsewhere.
+    async fn settle(&self, taken: Taken<V>, before: Unwritten<V>) {
+        let Taken { key: stored, value, number, .. } = taken;
+        let key = stored.as_key();
+        let _storing = self.storing(&key).lock().await;
+        let is_last = lock(&self.queue).pending.get(&stored).is_some_and(|last| last.number == number);
+        // If not, the cache is being given the last.
+        if is_last {
+            let tiers = &self.cache.0;
+            let fresh = tiers.settings.policy.life(None, &key, before.captured.at);
+            let kept =
+                Kept { content: Ok(value), fresh, load_cost: Duration::ZERO, validator: None, cost: None };
+            tiers.store_written(&key, Some(&kept), before).await;
+        }
+        lock(&self.queue).settled(&stored, number);
+    }
+
+    fn storing(&self, key: &Key<'_>) -> &tokio::sync::Mutex<()> {
+        #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
+        let stripe = xxhash_rust::xxh3::xxh3_64(key.bytes()) as usize % STORING;
+        &self.storing[stripe]
     }
 
     /// Puts the last value of a key into the cache, if it is pending still and `wanted`.
     async fn store_last(&self, key: &Key<'_>, wanted: impl FnOnce(&Pending<V>) -> bool) {
-        #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
-        let stripe = xxhash_rust::xxh3::xxh3_64(key.bytes()) as usize % STORING;
         // Whoever queues a newer value from here on comes for it after this.
-        let _storing = self.storing[stripe].lock().await;
+        let _storing = self.storing(key).lock().await;
         let (value, tags) = {
             let mut queue = lock(&self.queue);
             let Some(pending) = queue.pending.get_mut(key as &dyn AsKey).filter(|pending| wanted(pending))
