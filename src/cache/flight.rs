@@ -424,6 +424,22 @@ mod model {
         });
     }
 
+    /// A value that was written to its source while the key was removed, whichever comes first.
+    #[test]
+    fn no_interleaving_stores_what_was_written_over_a_removal_since() {
+        loom::model(|| {
+            let (flights, local) = (Arc::new(Flights::<u32>::new()), Arc::new(Mutex::new(Some(0))));
+            let watch = flights.watch(&Key::public("key"));
+            let writer = loom::thread::spawn({
+                let local = Arc::clone(&local);
+                move || watch.fence(|is_unchanged| *lock(&local) = is_unchanged.then_some(1))
+            });
+            flights.fence(&Key::public("key"), || *lock(&local) = None);
+            writer.join().unwrap();
+            assert_eq!(*lock(&local), None);
+        });
+    }
+
     /// Two who miss at once: one leads, the other joins or finds.
     #[test]
     fn no_interleaving_runs_two_loads_of_one_key() {
