@@ -58,7 +58,8 @@ const GIVE_BACK: &str = "select pg_advisory_unlock($1, block) from unnest($2::in
 const OBSERVE: &str = "select current_setting('max_connections')::int8, \
     current_setting('superuser_reserved_connections')::int8 \
         + coalesce(current_setting('reserved_connections', true)::int8, 0), \
-    count(*), count(*) filter (where of_fleet), count(distinct application_name) filter (where of_fleet) \
+    count(*), count(*) filter (where of_fleet), count(distinct application_name) filter (where of_fleet), \
+    count(*) filter (where of_fleet and application_name = current_setting('application_name')) \
     from (select application_name, starts_with(application_name, $1) as of_fleet from pg_stat_activity \
     where backend_type = 'client backend') as backends";
 
@@ -116,6 +117,8 @@ pub struct Observed {
     pub of_fleet: u32,
     /// How many names there are among those, which are its processes.
     pub processes: u32,
+    /// How many have the name of the one that asks.
+    pub own: u32,
 }
 
 /// What is known of the lease without asking.
@@ -384,6 +387,7 @@ pub(super) async fn observe(connection: &PostgresConnection, fleet: &str) -> Res
         open: number(2),
         of_fleet: number(3),
         processes: number(4),
+        own: number(5),
     })
 }
 
@@ -441,7 +445,8 @@ mod tests {
 
     #[test]
     fn fair_share_leaves_what_is_others_and_a_tenth() {
-        let observed = Observed { max_connections: 100, reserved: 3, open: 27, of_fleet: 10, processes: 4 };
+        let observed =
+            Observed { max_connections: 100, reserved: 3, open: 27, of_fleet: 10, processes: 4, own: 3 };
         assert_eq!(observed.fair_share(), 18); // 100 - 3 - 17 = 80, of which 72
         assert_eq!(Observed { processes: 0, ..observed }.fair_share(), 72);
         assert_eq!(Observed { reserved: 200, ..observed }.fair_share(), 0);

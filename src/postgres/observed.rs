@@ -101,15 +101,19 @@ impl Allowance for ObservedShare {
         share.saturating_sub(1).max(1)
     }
 
-    async fn want(&self, demand: Demand) {
+    async fn want(&self, _: Demand) {
         let at = self.clock.now();
         match self.look().await {
             Ok(observed) => {
-                let own = demand.open.saturating_add(1);
-                let share = self.budget.observed_share(observed.processes, observed.of_fleet, own);
+                let Observed { max_connections, reserved, open, of_fleet, processes, own } = observed;
+                let connections = self.budget.connections();
+                // What strangers have beyond what the budget leaves them is not there for us.
+                let free = max_connections.saturating_sub(reserved).saturating_sub(open);
+                let taken = of_fleet.max(connections.saturating_sub(free));
+                let share = self.budget.observed_share(processes, taken, own);
                 // Whoever comes next takes its even part without a look.
                 let even = self.budget.static_share();
-                let share = share.min(self.budget.connections().saturating_sub(even)).max(even);
+                let share = share.min(connections.saturating_sub(even)).max(even);
                 *lock(&self.seen) = Some((share, at));
             }
             Err(error) => {
