@@ -764,6 +764,22 @@ async fn shutdown_sends_away_whoever_waits_for_a_connect() {
     assert_eq!(pool.stats().in_use, 0);
 }
 
+/// He has his turn already, and joins those who wait for a connection when they were all sent away.
+#[tokio::test(start_paused = true)]
+async fn shutdown_sends_away_whoever_was_testing_a_connection() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).test_timeout(SECOND).timeout(30 * SECOND).build().unwrap();
+    drop(pool.get().await.unwrap());
+    sleep(5 * SECOND).await;
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    let caller = asks(&pool).await;
+    pool.shutdown(5 * SECOND).await.unwrap();
+    let (clock, began) = stopwatch();
+    let error = caller.await.unwrap().map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    assert!(clock.now().since(began) < SECOND);
+}
+
 #[tokio::test(start_paused = true)]
 async fn everything_is_closed_when_the_last_handle_and_the_last_connection_are_gone() {
     let server = Server::default();

@@ -46,7 +46,8 @@ struct State {
     ceiling: u32,
     /// How many are kept open even if nobody wants them.
     kept: u32,
-    is_closed: bool,
+    /// What everybody is told who would wait, once the pool is shut down.
+    closed: Option<Error>,
     waiting: Queue<Result<(), Error>>,
     holders: Holders,
 }
@@ -73,7 +74,7 @@ impl Supply {
             opening: 0,
             ceiling,
             kept,
-            is_closed: false,
+            closed: None,
             waiting: Queue::new(),
             holders: Holders::default(),
         };
@@ -92,12 +93,15 @@ impl Supply {
         Some(state.holders.add(holder))
     }
 
-    /// Waits for a connection. Whoever got one is to [hold](Self::hold) it at once.
+    /// Waits for a connection. Whoever got one is to [hold](Self::hold) it at once. After [`close`](Self::close) nobody
+    /// waits: who had his turn before is sent away here.
     pub(super) fn line_up(&self) -> (Waiting<'_>, Openers) {
         let mut state = lock(&self.state);
         let ticket = state.waiting.join(Waker::noop().clone());
-        // One may have come back since nobody was found.
-        if state.idle > 0 {
+        if let Some(closed) = state.closed.clone() {
+            let _ = state.waiting.serve(Err(closed));
+        } else if state.idle > 0 {
+            // It came back since nobody was found.
             state.idle -= 1;
             state.out += 1;
             let _ = state.waiting.serve(Ok(()));
@@ -117,7 +121,7 @@ impl Supply {
         let (holder, waker, is_closed) = {
             let mut state = lock(&self.state);
             let holder = state.holders.remove(slot);
-            (holder, state.put_back(), state.is_closed)
+            (holder, state.put_back(), state.closed.is_some())
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -218,11 +222,11 @@ impl Supply {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Sends away everybody who waits, and opens nothing more.
+    /// Sends away everybody who waits or comes to wait, and opens nothing more.
     pub(super) fn close(&self, error: &Error) {
         let wakers = {
             let mut state = lock(&self.state);
-            (state.is_closed, state.kept) = (true, 0);
+            (state.closed, state.kept) = (Some(error.clone()), 0);
             state.tell(error, usize::MAX)
         };
         wakers.into_iter().for_each(Waker::wake);
@@ -283,7 +287,7 @@ impl State {
 
     /// How many openers are of use.
     fn wanted(&self) -> u32 {
-        if self.is_closed {
+        if self.closed.is_some() {
             return 0;
         }
         let open = self.idle + self.out;
@@ -405,6 +409,18 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_once_it_is_closed() {
+        let supply = Supply::new(2, 1);
+        let (mut before, _) = supply.line_up();
+        supply.close(&Error::new(ErrorKind::Closed, "as the test wants it"));
+        let (mut after, openers) = supply.line_up();
+        assert_eq!(openers, Openers(0));
+        for waiting in [&mut before, &mut after] {
+            assert_eq!(poll(waiting), Poll::Ready(Err(ErrorKind::Closed)));
+        }
+    }
+
+    #[test]
     fn waiter_that_was_served_and_goes_away_hands_on_the_connection() {
         let supply = Supply::new(1, 0);
         let (first, _) = supply.line_up();
@@ -439,6 +455,19 @@ mod model {
             block_on(supply.line_up().0).unwrap();
             supply.hold(holder())
         })
+    }
+
+    #[test]
+    fn no_interleaving_leaves_a_waiter_behind_when_the_supply_closes() {
+        loom::model(|| {
+            let supply = loom::sync::Arc::new(Supply::new(1, 0));
+            let waiter = {
+                let supply = supply.clone();
+                loom::thread::spawn(move || block_on(supply.line_up().0).is_err())
+            };
+            supply.close(&Error::new(crate::ErrorKind::Closed, "as the model wants it"));
+            assert!(waiter.join().unwrap());
+        });
     }
 
     /// One connection, room for no other, and three who want it, one of whom goes away.
