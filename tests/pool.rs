@@ -198,8 +198,12 @@ type Lent = Result<Connection<Server>, Error>;
 
 /// Asks for a connection in a task of its own, which is in line when this returns.
 async fn asks(pool: &Pool<Server>) -> JoinHandle<Lent> {
+    asks_for(pool, Class::DEFAULT).await
+}
+
+async fn asks_for(pool: &Pool<Server>, class: Class) -> JoinHandle<Lent> {
     let pool = pool.clone();
-    let asking = tokio::spawn(async move { pool.get().await });
+    let asking = tokio::spawn(async move { pool.get_for(class).await });
     settle().await;
     asking
 }
@@ -409,6 +413,47 @@ async fn guarantee_holds_within_one_hold_time_after_a_shrink() {
     settle().await;
     assert!(sure.is_finished());
     assert!(!first_in_line.is_finished());
+}
+
+/// Whoever has a permit may still wait for a connection, and is sure of the same there.
+#[tokio::test(start_paused = true)]
+async fn system_class_is_first_where_connections_are_short_of_permits() {
+    let server = Server::default();
+    let pool = builder(&server).size(6).system_reserve(1).keep_open(0).connects(8, 1_000.0);
+    let pool = pool.connect_timeout(1_000 * SECOND).timeout(1_000 * SECOND).build().unwrap();
+    let held = pool.get().await.unwrap();
+    server.plan([Attempt::Hangs; 16]); // no other can be opened
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        others.push(asks(&pool).await);
+    }
+    let system = asks_for(&pool, Class::SYSTEM).await;
+    assert_eq!(pool.stats().waiting_for_connection, 5, "everybody has a permit");
+    drop(held);
+    settle().await;
+    assert!(system.is_finished(), "four callers are served before the health check");
+    assert!(others.iter().all(|other| !other.is_finished()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarantee_holds_where_connections_are_short_of_permits() {
+    let server = Server::default();
+    let pool = builder(&server).size(6).class("reports", Share::new().guarantee(1)).keep_open(0);
+    let pool = pool.connects(8, 1_000.0).connect_timeout(1_000 * SECOND).timeout(1_000 * SECOND);
+    let pool = pool.build().unwrap();
+    let reports = pool.class("reports").unwrap();
+    let mut greedy = vec![pool.get().await.unwrap(), pool.get().await.unwrap()];
+    server.plan([Attempt::Hangs; 16]);
+    let others = [asks(&pool).await, asks(&pool).await];
+    let sure = [asks_for(&pool, reports).await, asks_for(&pool, reports).await];
+    assert_eq!(pool.stats().waiting_for_connection, 4, "everybody has a permit");
+    greedy.pop();
+    settle().await;
+    let served = |callers: &[JoinHandle<Lent>; 2]| callers.each_ref().map(JoinHandle::is_finished);
+    assert_eq!((served(&sure), served(&others)), ([true, false], [false; 2]));
+    greedy.pop();
+    settle().await;
+    assert_eq!((served(&sure), served(&others)), ([true, false], [true, false]), "it has what it is sure of");
 }
 
 // Law 12, and bad input.

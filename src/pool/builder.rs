@@ -279,8 +279,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
         let now = self.clock.now();
         let shared = Arc::new(Shared {
             id: fastrand::u64(1..),
-            gate: Gate::new(initial, self.max_waiting, shares, self.clock.clone()),
-            supply: Supply::new(settings.ceiling, settings.keep_open),
+            gate: Gate::new(initial, self.max_waiting, shares.iter().copied(), self.clock.clone()),
+            supply: Supply::new(settings.ceiling, settings.keep_open, shares),
             store: store(&tracking, &settings),
             tracking,
             turnstile: Mutex::new(Turnstile::new(self.connects_per_second, self.connects_at_once, now)),

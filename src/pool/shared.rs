@@ -140,7 +140,7 @@ impl<M: ManageConnection> Shared<M> {
             let slot = match self.supply.take(call.holder(now)) {
                 Some(slot) => slot,
                 None => {
-                    self.wait_for_connection(call.began).await?;
+                    self.wait_for_connection(call).await?;
                     now = self.clock.now();
                     self.supply.hold(call.holder(now))
                 }
@@ -215,13 +215,13 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     #[cold]
-    async fn wait_for_connection(self: &Arc<Self>, began: Instant) -> Result<(), Error> {
+    async fn wait_for_connection(self: &Arc<Self>, call: Call) -> Result<(), Error> {
         if let Some(error) = self.hopeless() {
             return Err(yielded(error).await);
         }
-        let (waiting, openers) = self.supply.line_up();
+        let (waiting, openers) = self.supply.line_up(call.class);
         self.start(openers);
-        self.wait_in_line(waiting, began).await
+        self.wait_in_line(waiting, call.began).await
     }
 
     async fn wait_in_line(&self, waiting: Waiting<'_>, began: Instant) -> Result<(), Error> {
