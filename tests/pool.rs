@@ -627,6 +627,20 @@ async fn after_a_test_that_failed_other_idle_connections_are_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn connection_in_doubt_that_fails_its_test_says_nothing_of_the_others() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).connects(4, 1_000.0).build().unwrap();
+    sleep(SECOND).await;
+    let mut left = pool.get().await.unwrap();
+    sleep(5 * SECOND).await;
+    left.mark_dirty();
+    left.generation = u64::MAX; // its test fails
+    drop(left);
+    assert!(pool.get().await.unwrap().is_alive());
+    assert_eq!(pool.stats().closed.invalid, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiters_are_served_though_openers_panic() {
     let server = Server::default();
     let pool = builder(&server).size(2).keep_open(0).build().unwrap();

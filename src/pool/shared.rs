@@ -66,8 +66,11 @@ pub(super) struct Call {
 enum Look {
     Fit,
     Unfit,
-    /// It was not used for a while, or is dirty: it has to be asked.
-    Unknown,
+    /// It has to be asked: it was not used for a while, or is in doubt for reasons of its own.
+    Unknown {
+        is_stale: bool,
+        is_doubtful: bool,
+    },
 }
 
 /// What the pool's task found, for whoever asks.
@@ -135,7 +138,7 @@ impl<M: ManageConnection> Shared<M> {
     ) -> Result<Connection<M>, Error> {
         // What comes from here on is no wait for others: it is in the times of connecting, or is a test.
         let waited = now.since(call.began);
-        let mut is_doubtful = false;
+        let mut are_cut_off = false;
         loop {
             let slot = match self.supply.take(call.holder(now)) {
                 Some(slot) => slot,
@@ -153,14 +156,14 @@ impl<M: ManageConnection> Shared<M> {
                 Look::Fit => {}
                 Look::Unfit => continue,
                 // What cut off one idle connection has most likely cut off the others, and on a server that is silent
-                // each test would take its whole time.
-                Look::Unknown if is_doubtful => {
+                // each test would take its whole time. What is wrong with one in doubt is its own.
+                Look::Unknown { is_stale: true, .. } if are_cut_off => {
                     connection.tracked().ending = Some(Ending::Invalid);
                     continue;
                 }
-                Look::Unknown => {
+                Look::Unknown { is_stale, is_doubtful } => {
                     if !self.test(&mut connection, call.began).await? {
-                        is_doubtful = true;
+                        are_cut_off |= is_stale && !is_doubtful;
                         drop(connection);
                         now = self.clock.now();
                         continue;
@@ -181,8 +184,9 @@ impl<M: ManageConnection> Shared<M> {
             tracked.ending = Some(ending);
             return Look::Unfit;
         }
-        let is_recent = now.since(tracked.last_used) <= self.settings.test_after;
-        if is_recent && !self.tracking.is_doubtful(tracked) { Look::Fit } else { Look::Unknown }
+        let is_stale = now.since(tracked.last_used) > self.settings.test_after;
+        let is_doubtful = self.tracking.is_doubtful(tracked);
+        if is_stale || is_doubtful { Look::Unknown { is_stale, is_doubtful } } else { Look::Fit }
     }
 
     /// Whether a connection works, as it says itself.
