@@ -641,6 +641,17 @@ async fn connection_in_doubt_that_fails_its_test_says_nothing_of_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn connection_is_judged_by_the_time_at_which_it_is_lent() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).build().unwrap();
+    drop(pool.get().await.unwrap());
+    let get = pool.get();
+    sleep(5 * SECOND).await;
+    server.restarts();
+    assert!(get.await.unwrap().is_alive(), "idle for five seconds, and not asked");
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiters_are_served_though_openers_panic() {
     let server = Server::default();
     let pool = builder(&server).size(2).keep_open(0).build().unwrap();
