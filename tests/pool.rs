@@ -47,6 +47,7 @@ struct Inner {
     plan: Mutex<VecDeque<Attempt>>,
     is_away: AtomicBool,
     tests_hang: AtomicBool,
+    looks_panic: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -161,6 +162,7 @@ impl bb8::ManageConnection for Server {
     }
 
     fn has_broken(&self, wire: &mut Wire) -> bool {
+        assert!(!self.0.looks_panic.load(Ordering::SeqCst), "as the test wants it");
         wire.is_broken
     }
 }
@@ -690,6 +692,27 @@ async fn connection_of_a_panicking_task_is_closed() {
     assert!(task.await.is_err());
     assert_eq!(pool.get().await.unwrap().id(), 1);
     assert_eq!((pool.stats().closed.broken, server.open()), (1, 1));
+}
+
+/// Whatever the manager panics over is closed, and the pool counts right and goes on looking after itself.
+#[tokio::test(start_paused = true)]
+async fn connection_at_the_sight_of_which_the_manager_panics_is_broken() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).connects(4, 1_000.0).build().unwrap();
+    let panics = |panics| server.0.looks_panic.store(panics, Ordering::SeqCst);
+    let returned = pool.get().await.unwrap();
+    panics(true);
+    drop(returned);
+    panics(false);
+    sleep(SECOND).await;
+    assert_eq!((pool.stats().open, pool.stats().idle, server.open()), (2, 2, 2), "one that came back");
+    panics(true);
+    sleep(10 * SECOND).await; // those that are idle are looked at once
+    panics(false);
+    sleep(SECOND).await;
+    assert_eq!((pool.stats().open, pool.stats().idle, server.open()), (2, 2, 2), "some that were idle");
+    let held = (pool.get().await.unwrap(), pool.get().await.unwrap());
+    assert!(held.0.id().min(held.1.id()) >= 3);
 }
 
 // Connecting.
