@@ -102,19 +102,19 @@ impl<M: ManageConnection> Shared<M> {
         there.max(ceiling).saturating_add(more).min(self.settings.ceiling)
     }
 
-    /// Gives way to what is allowed by now, or makes use of it.
-    pub(super) fn keep_to_allowance(self: &Arc<Self>) {
-        if self.allowed.is_none() {
-            return;
-        }
+    /// Gives way to what is allowed by now and to what the server has room for, or makes use of it.
+    pub(super) fn give_way(&self) {
         let ceiling = self.ceiling();
-        self.supply.set_ceiling(ceiling);
+        let open = match self.watch.gives_way_to.load(Ordering::Relaxed) {
+            0 => ceiling,
+            size => size.min(ceiling),
+        };
+        self.supply.set_ceiling(open);
         if self.gate.level().target > ceiling {
             self.gate.set_target(ceiling, self.clock.now());
         }
         let count = self.supply.count();
-        let surplus = (count.idle + count.out).saturating_sub(ceiling);
-        self.watch.surplus.store(surplus, Ordering::Relaxed);
+        self.watch.surplus.store((count.idle + count.out).saturating_sub(open), Ordering::Relaxed);
     }
 }
 
@@ -135,7 +135,7 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc
         let Some(shared) = pool.upgrade() else { return };
         let wanted = shared.wanted();
         allowed.held.store(wanted, Ordering::Relaxed);
-        shared.keep_to_allowance();
+        shared.give_way();
         // What was begun before that counts, too; nothing more can be now.
         let wanted = wanted.max(shared.there());
         allowed.held.store(wanted, Ordering::Relaxed);
@@ -143,7 +143,7 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc
         allowed.by.want(wanted).await;
         allowed.held.store(u32::MAX, Ordering::Relaxed);
         let Some(shared) = pool.upgrade() else { return };
-        shared.keep_to_allowance();
+        shared.give_way();
         drop(shared);
         tokio::time::sleep(ASK).await;
     }

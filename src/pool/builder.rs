@@ -296,7 +296,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
         });
         let pool: Weak<Shared<M>> = Arc::downgrade(&shared);
         if let Some(allowed) = &shared.allowed {
-            shared.keep_to_allowance();
+            shared.give_way();
             let task = shared.runtime.spawn(allowance::run(Weak::clone(&pool), Arc::clone(allowed)));
             lock(&shared.watch.tasks).push(task.abort_handle());
         }

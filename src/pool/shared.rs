@@ -81,8 +81,10 @@ pub(super) struct Watch {
     pub(super) is_alarmed: AtomicBool,
     /// Thousandths.
     pub(super) utilisation: AtomicU32,
-    /// How many connections are open above what is allowed.
+    /// How many connections are open above what may be.
     pub(super) surplus: AtomicU32,
+    /// How many may be open while the others are given back to a server that has too many; zero says all.
+    pub(super) gives_way_to: AtomicU32,
     /// Ends the tasks with the pool.
     pub(super) tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }

@@ -74,7 +74,7 @@ pub(super) enum Ending {
     Idle,
     /// All connections of its time were retired, or the pool was shut down.
     Retired,
-    /// There are more than are allowed by now.
+    /// There are more than may be by now.
     Surplus,
 }
 
