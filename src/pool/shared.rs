@@ -81,6 +81,8 @@ pub(super) struct Watch {
     pub(super) is_alarmed: AtomicBool,
     /// Thousandths.
     pub(super) utilisation: AtomicU32,
+    /// Held by whoever gives way.
+    pub(super) gives_way: Mutex<()>,
     /// How many connections are open above what may be.
     pub(super) surplus: AtomicU32,
     /// How many may be open while the others are given back to a server that has too many; zero says all.
