@@ -47,6 +47,7 @@ struct Inner {
     plan: Mutex<VecDeque<Attempt>>,
     is_away: AtomicBool,
     tests_hang: AtomicBool,
+    looks_panic: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -161,6 +162,7 @@ impl bb8::ManageConnection for Server {
     }
 
     fn has_broken(&self, wire: &mut Wire) -> bool {
+        assert!(!self.0.looks_panic.load(Ordering::SeqCst), "as the test wants it");
         wire.is_broken
     }
 }
@@ -198,8 +200,12 @@ type Lent = Result<Connection<Server>, Error>;
 
 /// Asks for a connection in a task of its own, which is in line when this returns.
 async fn asks(pool: &Pool<Server>) -> JoinHandle<Lent> {
+    asks_for(pool, Class::DEFAULT).await
+}
+
+async fn asks_for(pool: &Pool<Server>, class: Class) -> JoinHandle<Lent> {
     let pool = pool.clone();
-    let asking = tokio::spawn(async move { pool.get().await });
+    let asking = tokio::spawn(async move { pool.get_for(class).await });
     settle().await;
     asking
 }
@@ -411,6 +417,47 @@ async fn guarantee_holds_within_one_hold_time_after_a_shrink() {
     assert!(!first_in_line.is_finished());
 }
 
+/// Whoever has a permit may still wait for a connection, and is sure of the same there.
+#[tokio::test(start_paused = true)]
+async fn system_class_is_first_where_connections_are_short_of_permits() {
+    let server = Server::default();
+    let pool = builder(&server).size(6).system_reserve(1).keep_open(0).connects(8, 1_000.0);
+    let pool = pool.connect_timeout(1_000 * SECOND).timeout(1_000 * SECOND).build().unwrap();
+    let held = pool.get().await.unwrap();
+    server.plan([Attempt::Hangs; 16]); // no other can be opened
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        others.push(asks(&pool).await);
+    }
+    let system = asks_for(&pool, Class::SYSTEM).await;
+    assert_eq!(pool.stats().waiting_for_connection, 5, "everybody has a permit");
+    drop(held);
+    settle().await;
+    assert!(system.is_finished(), "four callers are served before the health check");
+    assert!(others.iter().all(|other| !other.is_finished()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn guarantee_holds_where_connections_are_short_of_permits() {
+    let server = Server::default();
+    let pool = builder(&server).size(6).class("reports", Share::new().guarantee(1)).keep_open(0);
+    let pool = pool.connects(8, 1_000.0).connect_timeout(1_000 * SECOND).timeout(1_000 * SECOND);
+    let pool = pool.build().unwrap();
+    let reports = pool.class("reports").unwrap();
+    let mut greedy = vec![pool.get().await.unwrap(), pool.get().await.unwrap()];
+    server.plan([Attempt::Hangs; 16]);
+    let others = [asks(&pool).await, asks(&pool).await];
+    let sure = [asks_for(&pool, reports).await, asks_for(&pool, reports).await];
+    assert_eq!(pool.stats().waiting_for_connection, 4, "everybody has a permit");
+    greedy.pop();
+    settle().await;
+    let served = |callers: &[JoinHandle<Lent>; 2]| callers.each_ref().map(JoinHandle::is_finished);
+    assert_eq!((served(&sure), served(&others)), ([true, false], [false; 2]));
+    greedy.pop();
+    settle().await;
+    assert_eq!((served(&sure), served(&others)), ([true, false], [true, false]), "it has what it is sure of");
+}
+
 // Law 12, and bad input.
 
 #[tokio::test(start_paused = true)]
@@ -582,6 +629,31 @@ async fn after_a_test_that_failed_other_idle_connections_are_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn connection_in_doubt_that_fails_its_test_says_nothing_of_the_others() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).connects(4, 1_000.0).build().unwrap();
+    sleep(SECOND).await;
+    let mut left = pool.get().await.unwrap();
+    sleep(5 * SECOND).await;
+    left.mark_dirty();
+    left.generation = u64::MAX; // its test fails
+    drop(left);
+    assert!(pool.get().await.unwrap().is_alive());
+    assert_eq!(pool.stats().closed.invalid, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_is_judged_by_the_time_at_which_it_is_lent() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).build().unwrap();
+    drop(pool.get().await.unwrap());
+    let get = pool.get();
+    sleep(5 * SECOND).await;
+    server.restarts();
+    assert!(get.await.unwrap().is_alive(), "idle for five seconds, and not asked");
+}
+
+#[tokio::test(start_paused = true)]
 async fn waiters_are_served_though_openers_panic() {
     let server = Server::default();
     let pool = builder(&server).size(2).keep_open(0).build().unwrap();
@@ -620,6 +692,27 @@ async fn connection_of_a_panicking_task_is_closed() {
     assert!(task.await.is_err());
     assert_eq!(pool.get().await.unwrap().id(), 1);
     assert_eq!((pool.stats().closed.broken, server.open()), (1, 1));
+}
+
+/// Whatever the manager panics over is closed, and the pool counts right and goes on looking after itself.
+#[tokio::test(start_paused = true)]
+async fn connection_at_the_sight_of_which_the_manager_panics_is_broken() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).connects(4, 1_000.0).build().unwrap();
+    let panics = |panics| server.0.looks_panic.store(panics, Ordering::SeqCst);
+    let returned = pool.get().await.unwrap();
+    panics(true);
+    drop(returned);
+    panics(false);
+    sleep(SECOND).await;
+    assert_eq!((pool.stats().open, pool.stats().idle, server.open()), (2, 2, 2), "one that came back");
+    panics(true);
+    sleep(10 * SECOND).await; // those that are idle are looked at once
+    panics(false);
+    sleep(SECOND).await;
+    assert_eq!((pool.stats().open, pool.stats().idle, server.open()), (2, 2, 2), "some that were idle");
+    let held = (pool.get().await.unwrap(), pool.get().await.unwrap());
+    assert!(held.0.id().min(held.1.id()) >= 3);
 }
 
 // Connecting.
@@ -762,6 +855,22 @@ async fn shutdown_sends_away_whoever_waits_for_a_connect() {
     pool.shutdown(SECOND).await.unwrap();
     assert_eq!(waiter.await.unwrap().map(drop).unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(pool.stats().in_use, 0);
+}
+
+/// He has his turn already, and joins those who wait for a connection when they were all sent away.
+#[tokio::test(start_paused = true)]
+async fn shutdown_sends_away_whoever_was_testing_a_connection() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).test_timeout(SECOND).timeout(30 * SECOND).build().unwrap();
+    drop(pool.get().await.unwrap());
+    sleep(5 * SECOND).await;
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    let caller = asks(&pool).await;
+    pool.shutdown(5 * SECOND).await.unwrap();
+    let (clock, began) = stopwatch();
+    let error = caller.await.unwrap().map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    assert!(clock.now().since(began) < SECOND);
 }
 
 #[tokio::test(start_paused = true)]

@@ -273,6 +273,40 @@ fn knee_that_moves_is_found_again() {
 }
 
 #[test]
+fn slow_queries_do_not_keep_a_pool_at_its_floor() {
+    let sizes: Vec<f64> = (0..5)
+        .map(|seed| {
+            // Every further connection does as much as the first.
+            let mut simulation = Simulation::new(Usl::new(0.0, 0.0), noisy(Work::new(20 * SECOND)), seed);
+            let mut sizing = ThroughputVerified::new(Bounds::new(2, 32).unwrap(), 2).seed(seed);
+            simulation.load(Load::Closed(100));
+            simulation.run(&mut sizing, 30 * MINUTE);
+            f64::from(sizing.target())
+        })
+        .collect();
+    assert!(median(sizes.clone()) >= 16.0, "{sizes:?}");
+}
+
+#[test]
+fn knee_is_found_with_slow_queries_too() {
+    for work in [5 * SECOND, 20 * SECOND] {
+        let mut case = small();
+        case.work = noisy(Work::new(work));
+        let best = case.server.throughput(8) / work.as_secs_f64();
+        let found: Vec<f64> = (0..11)
+            .map(|seed| {
+                let mut sizing = ThroughputVerified::new(Bounds::new(2, 32).unwrap(), 2).seed(seed);
+                let mut simulation = case.simulation(seed);
+                simulation.load(Load::Closed(100));
+                simulation.run(&mut sizing, 30 * MINUTE);
+                simulation.run(&mut sizing, 30 * MINUTE).throughput() / best
+            })
+            .collect();
+        assert!(median(found.clone()) >= 0.9, "{work:?}: {found:.3?}");
+    }
+}
+
+#[test]
 fn low_load_never_grows() {
     let case = large();
     let (mut simulation, mut sizing) = (case.simulation(1), verified(1));

@@ -19,6 +19,7 @@ use std::{
 use bb8::ManageConnection;
 
 use super::shared::{Shared, Watch};
+use crate::sync::lock;
 
 /// How often it is asked for what is wanted.
 const ASK: Duration = Duration::from_secs(5);
@@ -140,19 +141,21 @@ impl<M: ManageConnection> Shared<M> {
         there.max(ceiling).saturating_add(more).min(self.settings.ceiling)
     }
 
-    /// Gives way to what is allowed by now, or makes use of it.
-    pub(super) fn keep_to_allowance(self: &Arc<Self>) {
-        if self.allowed.is_none() {
-            return;
-        }
+    /// Gives way to what is allowed by now and to what the server has room for, or makes use of it.
+    pub(super) fn give_way(&self) {
+        // Looked at and set by one at a time: what was looked at before may be another's by now.
+        let _one = lock(&self.watch.gives_way);
         let ceiling = self.ceiling();
-        self.supply.set_ceiling(ceiling);
+        let open = match self.watch.gives_way_to.load(Ordering::Relaxed) {
+            0 => ceiling,
+            size => size.min(ceiling),
+        };
+        self.supply.set_ceiling(open);
         if self.gate.level().target > ceiling {
             self.gate.set_target(ceiling, self.clock.now());
         }
         let count = self.supply.count();
-        let surplus = (count.idle + count.out).saturating_sub(ceiling);
-        self.watch.surplus.store(surplus, Ordering::Relaxed);
+        self.watch.surplus.store((count.idle + count.out).saturating_sub(open), Ordering::Relaxed);
     }
 }
 
@@ -173,7 +176,7 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc
         let Some(shared) = pool.upgrade() else { return };
         let wanted = shared.wanted();
         allowed.held.store(wanted, Ordering::Relaxed);
-        shared.keep_to_allowance();
+        shared.give_way();
         // What was begun before that counts, too; nothing more can be now.
         let demand = Demand::new(shared.there(), wanted);
         allowed.held.store(demand.wanted, Ordering::Relaxed);
@@ -181,9 +184,89 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc
         allowed.by.want(demand).await;
         allowed.held.store(u32::MAX, Ordering::Relaxed);
         let Some(shared) = pool.upgrade() else { return };
-        shared.keep_to_allowance();
+        shared.give_way();
         drop(shared);
         let is_content = allowed.by.ceiling() >= demand.wanted;
         tokio::time::sleep(if is_content { ASK } else { ASK_AGAIN }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::mpsc::{Receiver, Sender, channel},
+    };
+
+    use super::{
+        super::{Pool, classes::DEFAULT, supply::Openers},
+        *,
+    };
+    use crate::sync::Mutex;
+
+    struct Echo;
+
+    impl ManageConnection for Echo {
+        type Connection = ();
+        type Error = io::Error;
+
+        async fn connect(&self) -> Result<(), io::Error> {
+            Ok(())
+        }
+
+        async fn is_valid(&self, (): &mut ()) -> Result<(), io::Error> {
+            Ok(())
+        }
+
+        fn has_broken(&self, (): &mut ()) -> bool {
+            false
+        }
+    }
+
+    /// Allows eight, and less as soon as it was once looked at.
+    #[derive(Clone)]
+    struct Falling(Arc<(AtomicU32, Mutex<Option<(Sender<()>, Receiver<()>)>>)>);
+
+    impl Allowance for Falling {
+        fn ceiling(&self) -> u32 {
+            let ceiling = self.0.0.load(Ordering::SeqCst);
+            if let Some((looked, goes_on)) = lock(&self.0.1).take() {
+                looked.send(()).unwrap();
+                // Whoever else gives way is done, or waits for us.
+                let _ = goes_on.recv_timeout(Duration::from_millis(100));
+            }
+            ceiling
+        }
+
+        async fn want(&self, _: u32) {}
+    }
+
+    #[tokio::test]
+    async fn ceiling_that_has_fallen_is_not_raised_by_who_looked_before() {
+        let allowance = Falling(Arc::new((AtomicU32::new(8), Mutex::new(None))));
+        let pool = Pool::builder("test", Echo).adaptive(1..=8).keep_open(0).allowance(allowance.clone());
+        let pool = pool.build().unwrap();
+        let gives_way = || {
+            let pool = pool.clone();
+            std::thread::spawn(move || pool.0.give_way())
+        };
+        let ((looked, has_looked), (go_on, goes_on)) = (channel(), channel());
+        *lock(&allowance.0.1) = Some((looked, goes_on));
+        let first = gives_way();
+        has_looked.recv().unwrap();
+        allowance.0.0.store(3, Ordering::SeqCst);
+        let second = gives_way();
+        let releases = std::thread::spawn(move || {
+            second.join().unwrap();
+            let _ = go_on.send(());
+        });
+        first.join().unwrap();
+        releases.join().unwrap();
+        let opened = (0..8).map(|_| {
+            let (waiting, Openers(count)) = pool.0.supply.line_up(DEFAULT);
+            std::mem::forget(waiting);
+            count
+        });
+        assert_eq!(opened.sum::<u32>(), 3);
     }
 }

@@ -13,8 +13,9 @@
 //! [`Sample::ceiling`](super::sizing::Sample::ceiling).
 //!
 //! If the server refuses a connection all the same (SQLSTATE 53300), the sizing gives way: every process cuts by the
-//! same factor and comes back by the same steps, which leads to equal shares without anybody knowing of anybody (Chiu
-//! and Jain, 1989).
+//! same factor, gives back what it has above that, and comes back by the same steps, which leads to equal shares without
+//! anybody knowing of anybody (Chiu and Jain, 1989). That is, every process that asks for a connection meanwhile: one
+//! that has what it needs hears of no refusal, and keeps it.
 
 use std::time::Duration;
 

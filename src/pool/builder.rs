@@ -279,8 +279,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
         let now = self.clock.now();
         let shared = Arc::new(Shared {
             id: fastrand::u64(1..),
-            gate: Gate::new(initial, self.max_waiting, shares, self.clock.clone()),
-            supply: Supply::new(settings.ceiling, settings.keep_open),
+            gate: Gate::new(initial, self.max_waiting, shares.iter().copied(), self.clock.clone()),
+            supply: Supply::new(settings.ceiling, settings.keep_open, shares),
             store: store(&tracking, &settings),
             tracking,
             turnstile: Mutex::new(Turnstile::new(self.connects_per_second, self.connects_at_once, now)),
@@ -296,7 +296,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
         });
         let pool: Weak<Shared<M>> = Arc::downgrade(&shared);
         if let Some(allowed) = &shared.allowed {
-            shared.keep_to_allowance();
+            shared.give_way();
             let task = shared.runtime.spawn(allowance::run(Weak::clone(&pool), Arc::clone(allowed)));
             lock(&shared.watch.tasks).push(task.abort_handle());
         }

@@ -30,7 +30,8 @@ impl<M: ManageConnection> Pool<M> {
         PoolBuilder::new(name.into(), manager)
     }
 
-    /// A connection, as soon as it is the caller's turn and there is one.
+    /// A connection, as soon as it is the caller's turn and there is one. The caller asks when the future is first
+    /// polled.
     ///
     /// # Errors
     ///
@@ -86,8 +87,8 @@ impl<M: ManageConnection> Pool<M> {
         &self,
         class: Class,
     ) -> impl Future<Output = Result<Connection<M>, Error>> + Send + use<'_, M> {
-        let call = self.call(class, Location::caller());
-        async move { self.0.lend(call?).await }
+        let place = Location::caller();
+        async move { self.0.lend(self.call(class, place)?).await }
     }
 
     /// A connection if nobody has to return theirs first, else `None`. It may have to be opened, which is waited for.
@@ -110,8 +111,8 @@ impl<M: ManageConnection> Pool<M> {
         &self,
         class: Class,
     ) -> impl Future<Output = Result<Option<Connection<M>>, Error>> + Send + use<'_, M> {
-        let call = self.call(class, Location::caller());
-        async move { self.0.try_lend(call?).await }
+        let place = Location::caller();
+        async move { self.0.try_lend(self.call(class, place)?).await }
     }
 
     /// A class that was [named](PoolBuilder::class) when the pool was built.
@@ -222,6 +223,7 @@ impl<M: ManageConnection> Pool<M> {
         Ok(())
     }
 
+    /// Somebody asks, now: the future may have been made long ago.
     fn call(&self, class: Class, place: &'static Location<'static>) -> Result<Call, Error> {
         if class.pool != 0 && class.pool != self.0.id {
             return Err(Error::configuration("class", "it is one of another pool"));

@@ -9,9 +9,7 @@
 //! *debt*, is paid by the next returns. (A semaphore's permits can only be forgotten while they are free, and a pool
 //! that shrinks is busy. Paid at acquisition instead, debt would delay somebody who waits.)
 //!
-//! [Classes](super::classes) say who may have a permit that is free; each has a line of its own. Permits that are free
-//! for several classes go to the system class first, then to classes with less than they are sure of, then to the
-//! others, each in turn.
+//! [Classes](super::classes) say who may have a permit that is free, and [lines](super::lines) who of them has it.
 //!
 //! All of it is one small state behind a lock that is held for some ten nanoseconds. Time is read outside.
 
@@ -23,8 +21,9 @@ use std::{
 };
 
 use super::{
-    classes::{Classes, SYSTEM, Share},
-    queue::{Queue, Ticket},
+    classes::{Classes, Share},
+    lines::Lines,
+    queue::Ticket,
     usage::{Level, Usage, Window},
 };
 use crate::{
@@ -40,15 +39,11 @@ pub(super) struct Gate {
 struct State {
     target: u32,
     in_use: u32,
-    waiting: u32,
     /// How many may wait.
     room: u32,
     is_closed: bool,
     classes: Classes,
-    /// A line for each class.
-    lines: Box<[Queue<Served>]>,
-    /// The class that is asked first next time.
-    turn: usize,
+    lines: Lines<Served>,
     usage: Usage,
 }
 
@@ -73,10 +68,9 @@ impl Gate {
     /// With `target` permits, for at most `room` waiters.
     pub(super) fn new(target: u32, room: u32, shares: impl IntoIterator<Item = Share>, clock: Clock) -> Self {
         let classes = Classes::new(shares, target);
-        let lines = (0..classes.len()).map(|_| Queue::new()).collect();
+        let lines = Lines::new(&classes);
         let usage = Usage::new(clock.now());
-        let state =
-            State { target, in_use: 0, waiting: 0, room, is_closed: false, classes, lines, turn: 0, usage };
+        let state = State { target, in_use: 0, room, is_closed: false, classes, lines, usage };
         Self { state: Mutex::new(state), clock }
     }
 
@@ -122,10 +116,7 @@ impl Gate {
         let wakers = {
             let mut state = lock(&self.state);
             state.is_closed = true;
-            state.waiting = 0;
-            let all = state.lines.iter_mut();
-            let wakers = all.flat_map(|line| std::iter::from_fn(|| line.serve(Served::Closed)));
-            wakers.collect::<Vec<_>>()
+            state.lines.serve_all(|| Served::Closed)
         };
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -148,8 +139,8 @@ impl Gate {
     /// How many permits each class has, and how many of it wait.
     pub(super) fn by_class(&self) -> Vec<(u32, u32)> {
         let state = lock(&self.state);
-        let lines = state.lines.iter().enumerate();
-        lines.map(|(class, line)| (state.classes.in_use(class), line.waiting())).collect()
+        let lines = state.lines.by_class().enumerate();
+        lines.map(|(class, waiting)| (state.classes.in_use(class), waiting)).collect()
     }
 }
 
@@ -161,7 +152,7 @@ impl fmt::Debug for Gate {
 
 impl State {
     fn level(&self) -> Level {
-        Level { in_use: self.in_use, target: self.target, waiting: self.waiting }
+        Level { in_use: self.in_use, target: self.target, waiting: self.lines.waiting() }
     }
 
     #[inline]
@@ -180,13 +171,13 @@ impl State {
     }
 
     fn join(&mut self, class: usize, waker: &Waker, now: Instant) -> Result<Ticket, Denied> {
-        if self.waiting >= self.room {
+        if self.lines.waiting() >= self.room {
             return Err(Denied::Full);
         }
         self.usage.count(self.level(), now);
-        self.waiting += 1;
+        let ticket = self.lines.join(class, waker.clone());
         self.usage.note(self.level());
-        Ok(self.lines[class].join(waker.clone()))
+        Ok(ticket)
     }
 
     #[inline]
@@ -209,25 +200,14 @@ impl State {
 
     /// Hands a permit to whoever is next, if there is one for them.
     fn serve_next(&mut self) -> Option<Waker> {
-        if self.waiting == 0 || self.free() == 0 {
+        let free = self.free();
+        if self.lines.waiting() == 0 || free == 0 {
             return None;
         }
-        let class = self.next_class()?;
-        let waker = self.lines[class].serve(Served::Permit)?;
-        self.waiting -= 1;
+        let may = |class| self.classes.may_enter(class, free);
+        let (class, waker) = self.lines.serve(Served::Permit, &self.classes, may)?;
         self.take(class);
-        self.turn = (class + 1) % self.lines.len();
         Some(waker)
-    }
-
-    fn next_class(&self) -> Option<usize> {
-        let free = self.free();
-        let may = |class: &usize| self.lines[*class].waiting() > 0 && self.classes.may_enter(*class, free);
-        let in_turn = || (self.turn..self.lines.len()).chain(0..self.turn).filter(may);
-        Some(SYSTEM)
-            .filter(may)
-            .or_else(|| in_turn().find(|class| self.classes.is_owed(*class)))
-            .or_else(|| in_turn().next())
     }
 }
 
@@ -269,7 +249,7 @@ impl<'a> Future for Acquire<'a> {
         let (gate, class) = (self.gate, self.class);
         let mut state = lock(&gate.state);
         let served = match self.ticket.take() {
-            Some(ticket) => state.lines[class].collect(ticket, context.waker()),
+            Some(ticket) => state.lines.collect(class, ticket, context.waker()),
             None => {
                 let now = gate.clock.now();
                 match state.enter(class, now) {
@@ -301,12 +281,11 @@ impl Drop for Acquire<'_> {
         let waker = {
             let mut state = lock(&self.gate.state);
             let level = state.level();
-            match state.lines[self.class].leave(ticket) {
+            match state.lines.leave(self.class, ticket) {
                 Some(Served::Permit) => state.release(self.class, now),
                 Some(Served::Closed) => None,
                 None => {
                     state.usage.count(level, now);
-                    state.waiting -= 1;
                     None
                 }
             }

@@ -11,7 +11,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::classes::SYSTEM, *};
 
 const NOW: Instant = Instant::from_nanos(0);
 

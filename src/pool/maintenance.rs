@@ -43,7 +43,7 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, mut sizing: 
         let Some(shared) = pool.upgrade() else { return };
         let now = shared.clock.now();
         shared.tell_leaks(now);
-        shared.keep_to_allowance();
+        shared.give_way();
         let has_surplus = shared.watch.surplus.load(Ordering::Relaxed) > 0;
         let is_alarmed = shared.watch.is_alarmed.swap(false, Ordering::Relaxed);
         if tick % LOOK == 0 || has_surplus || is_alarmed {
@@ -83,9 +83,27 @@ impl<M: ManageConnection> Shared<M> {
                 "size"
             );
         }
-        if *follow == Follow::Do && target != sample.target {
+        if *follow == Follow::Say {
+            return;
+        }
+        if target != sample.target {
             self.gate.set_target(target, now);
         }
+        self.give_back(sample, target);
+    }
+
+    /// Where the server has too many connections, those above the size are what it is short of: they are closed, but
+    /// for what is kept open. (Idle, they would stay until the size is back, and never be missed.)
+    fn give_back(&self, sample: &Sample, target: u32) {
+        let size = target.max(self.settings.keep_open);
+        let gives_way_to = match self.watch.gives_way_to.load(Ordering::Relaxed) {
+            _ if sample.too_many_connections > 0 => size,
+            0 => return,
+            most if sample.open <= most => 0,
+            most => most.max(size),
+        };
+        self.watch.gives_way_to.store(gives_way_to, Ordering::Relaxed);
+        self.give_way();
     }
 
     fn tell_leaks(&self, now: Instant) {
@@ -157,12 +175,13 @@ mod tests {
 
     use super::{
         super::{
-            Pool, PoolBuilder,
+            Allowance, Pool, PoolBuilder,
             sizing::{Decision, Reason},
         },
         *,
     };
     use crate::{
+        Error, ErrorKind,
         clock::Clock,
         testing::{FakeServer, Usl},
     };
@@ -282,6 +301,86 @@ mod tests {
         drop(lent);
         tokio::time::sleep(TICK).await;
         assert_eq!((pool.stats().closed.broken, pool.stats().open, pool.stats().connects), (4, 4, 8));
+    }
+
+    /// Has room for ten.
+    #[derive(Clone, Default)]
+    struct Small(Arc<AtomicU32>);
+
+    struct One(Arc<AtomicU32>);
+
+    impl Drop for One {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    impl ManageConnection for Small {
+        type Connection = One;
+        type Error = Error;
+
+        async fn connect(&self) -> Result<One, Error> {
+            if self.0.load(Ordering::Relaxed) == 10 {
+                return Err(Error::new(ErrorKind::TooManyConnections, "as the test wants it"));
+            }
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(One(Arc::clone(&self.0)))
+        }
+
+        async fn is_valid(&self, _: &mut One) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn has_broken(&self, _: &mut One) -> bool {
+            false
+        }
+    }
+
+    /// Allows as much as there is.
+    struct Plenty;
+
+    impl Allowance for Plenty {
+        fn ceiling(&self) -> u32 {
+            20
+        }
+
+        async fn want(&self, _: u32) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn server_that_is_full_is_given_connections_back() {
+        for (are_held, is_allowed, kept, left) in
+            [(true, false, 1, 7), (false, false, 1, 7), (true, true, 1, 7), (false, true, 9, 9)]
+        {
+            let server = Small::default();
+            let pool = Pool::builder("test", server.clone()).clock(Clock::tokio()).connects(8, 1_000.0);
+            let pool = pool.adaptive(1..=20).initial(20).keep_open(kept);
+            let pool = if is_allowed { pool.allowance(Plenty) } else { pool };
+            let pool = pool.build().unwrap();
+            let mut held = Vec::new();
+            for _ in 0..10 {
+                held.push(pool.get().await.unwrap());
+            }
+            assert!(tokio::time::timeout(TICK / 10, pool.get()).await.is_err(), "it is refused");
+            if !are_held {
+                held.clear();
+            }
+            tokio::time::sleep(TICK).await;
+            assert_eq!(pool.stats().target, 7, "the sizing heard of it");
+            held.clear();
+            tokio::time::sleep(2 * TICK).await;
+            let (stats, open) = (pool.stats(), server.0.load(Ordering::Relaxed));
+            assert_eq!((stats.open, open, stats.closed.surplus), (left, left, u64::from(10 - left)));
+            // The size comes back by one in half a minute where callers wait, and what is opened then stays.
+            tokio::time::sleep(60 * TICK).await;
+            for _ in 0..8 {
+                held.push(tokio::time::timeout(5 * TICK, pool.get()).await.unwrap().unwrap());
+            }
+            held.clear();
+            tokio::time::sleep(2 * TICK).await;
+            assert_eq!(pool.stats().closed.surplus, u64::from(10 - left));
+            assert!(pool.stats().open > 7, "{:?}", pool.stats());
+        }
     }
 
     #[tokio::test(start_paused = true)]

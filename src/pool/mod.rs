@@ -28,7 +28,8 @@
 //! - **Exact.** Never more than the ceiling is open or being opened, through every resize, cancellation and failure.
 //!   After the target fell, what is in use above it is *debt*: the next returns pay it, and nobody enters before.
 //! - **Classes.** What a class is [sure of](Share::guarantee) is there at once, and within one hold time after a
-//!   shrink; what is not used by its class and not kept is lent to the others. [`Class::SYSTEM`] is served first.
+//!   shrink; what is not used by its class and not kept is lent to the others. [`Class::SYSTEM`] is served first. Where
+//!   there are fewer connections than permits, the same holds for who gets the next one.
 //! - **The real reason.** A caller whose connection cannot be opened is told why, at once, unless one is out that may
 //!   come back. A time-out names what was waited for, who holds connections for longest and where they asked for
 //!   them, how many wait, and how the last attempt to connect failed.
@@ -103,6 +104,7 @@ mod front;
 mod gate;
 mod guard;
 mod holders;
+mod lines;
 mod maintenance;
 #[cfg(all(test, mcp_perf_loom))]
 mod model;

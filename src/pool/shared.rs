@@ -66,8 +66,11 @@ pub(super) struct Call {
 enum Look {
     Fit,
     Unfit,
-    /// It was not used for a while, or is dirty: it has to be asked.
-    Unknown,
+    /// It has to be asked: it was not used for a while, or is in doubt for reasons of its own.
+    Unknown {
+        is_stale: bool,
+        is_doubtful: bool,
+    },
 }
 
 /// What the pool's task found, for whoever asks.
@@ -78,8 +81,12 @@ pub(super) struct Watch {
     pub(super) is_alarmed: AtomicBool,
     /// Thousandths.
     pub(super) utilisation: AtomicU32,
-    /// How many connections are open above what is allowed.
+    /// Held by whoever gives way.
+    pub(super) gives_way: Mutex<()>,
+    /// How many connections are open above what may be.
     pub(super) surplus: AtomicU32,
+    /// How many may be open while the others are given back to a server that has too many; zero says all.
+    pub(super) gives_way_to: AtomicU32,
     /// Ends the tasks with the pool.
     pub(super) tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
@@ -135,12 +142,12 @@ impl<M: ManageConnection> Shared<M> {
     ) -> Result<Connection<M>, Error> {
         // What comes from here on is no wait for others: it is in the times of connecting, or is a test.
         let waited = now.since(call.began);
-        let mut is_doubtful = false;
+        let mut are_cut_off = false;
         loop {
             let slot = match self.supply.take(call.holder(now)) {
                 Some(slot) => slot,
                 None => {
-                    self.wait_for_connection(call.began).await?;
+                    self.wait_for_connection(call).await?;
                     now = self.clock.now();
                     self.supply.hold(call.holder(now))
                 }
@@ -153,14 +160,14 @@ impl<M: ManageConnection> Shared<M> {
                 Look::Fit => {}
                 Look::Unfit => continue,
                 // What cut off one idle connection has most likely cut off the others, and on a server that is silent
-                // each test would take its whole time.
-                Look::Unknown if is_doubtful => {
+                // each test would take its whole time. What is wrong with one in doubt is its own.
+                Look::Unknown { is_stale: true, .. } if are_cut_off => {
                     connection.tracked().ending = Some(Ending::Invalid);
                     continue;
                 }
-                Look::Unknown => {
+                Look::Unknown { is_stale, is_doubtful } => {
                     if !self.test(&mut connection, call.began).await? {
-                        is_doubtful = true;
+                        are_cut_off |= is_stale && !is_doubtful;
                         drop(connection);
                         now = self.clock.now();
                         continue;
@@ -181,8 +188,9 @@ impl<M: ManageConnection> Shared<M> {
             tracked.ending = Some(ending);
             return Look::Unfit;
         }
-        let is_recent = now.since(tracked.last_used) <= self.settings.test_after;
-        if is_recent && !self.tracking.is_doubtful(tracked) { Look::Fit } else { Look::Unknown }
+        let is_stale = now.since(tracked.last_used) > self.settings.test_after;
+        let is_doubtful = self.tracking.is_doubtful(tracked);
+        if is_stale || is_doubtful { Look::Unknown { is_stale, is_doubtful } } else { Look::Fit }
     }
 
     /// Whether a connection works, as it says itself.
@@ -215,13 +223,13 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     #[cold]
-    async fn wait_for_connection(self: &Arc<Self>, began: Instant) -> Result<(), Error> {
+    async fn wait_for_connection(self: &Arc<Self>, call: Call) -> Result<(), Error> {
         if let Some(error) = self.hopeless() {
             return Err(yielded(error).await);
         }
-        let (waiting, openers) = self.supply.line_up();
+        let (waiting, openers) = self.supply.line_up(call.class);
         self.start(openers);
-        self.wait_in_line(waiting, began).await
+        self.wait_in_line(waiting, call.began).await
     }
 
     async fn wait_in_line(&self, waiting: Waiting<'_>, began: Instant) -> Result<(), Error> {

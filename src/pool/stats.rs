@@ -96,7 +96,7 @@ pub struct Closed {
     pub idle: u64,
     /// They were retired, or the pool was shut down.
     pub retired: u64,
-    /// There were more than were [allowed](super::Allowance) by then.
+    /// There were more than were [allowed](super::Allowance) by then, or than the server had room for.
     pub surplus: u64,
 }
 

@@ -1,11 +1,13 @@
 //! Which connections there are, and who of those with a permit gets one.
 //!
 //! A permit says that its holder may use a connection; there may be none yet. So whoever finds none idle waits here,
-//! in turn, for the first that is returned or opened, whichever comes sooner. *Openers* are tasks, and there are as
-//! many as connections are wanted: one for each waiter, and for what is to be kept open, within the ceiling. A caller
-//! that goes away loses nobody's work, since what its opener opens goes to the next in line or becomes idle; and an
-//! opener that has not begun when nobody needs it any more ends (HikariCP owes to this that a burst of fifty ends
-//! with five connections).
+//! in [line](super::lines), for the first that is returned or opened, whichever comes sooner. What a class is sure of is
+//! scaled to the connections that there are: where the server has no more, permits alone would keep nobody's share.
+//!
+//! *Openers* are tasks, and there are as many as connections are wanted: one for each waiter, and for what is to be
+//! kept open, within the ceiling. A caller that goes away loses nobody's work, since what its opener opens goes to the
+//! next in line or becomes idle; and an opener that has not begun when nobody needs it any more ends (HikariCP owes to
+//! this that a burst of fifty ends with five connections).
 //!
 //! bb8 holds the idle ones. It is asked only for what is known to be there, so nobody ever waits in it: its line is
 //! unfair and keeps the reason of a failure to itself.
@@ -21,8 +23,10 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
+    classes::{Classes, Share},
     holders::{Held, Holder, Holders, Slot},
-    queue::{Queue, Ticket},
+    lines::Lines,
+    queue::Ticket,
 };
 use crate::{
     Error,
@@ -46,8 +50,11 @@ struct State {
     ceiling: u32,
     /// How many are kept open even if nobody wants them.
     kept: u32,
-    is_closed: bool,
-    waiting: Queue<Result<(), Error>>,
+    /// What everybody is told who would wait, once the pool is shut down.
+    closed: Option<Error>,
+    /// What each class has of those that are out.
+    classes: Classes,
+    lines: Lines<Result<(), Error>>,
     holders: Holders,
 }
 
@@ -66,15 +73,18 @@ pub(super) struct Count {
 pub(super) struct Openers(pub(super) u32);
 
 impl Supply {
-    pub(super) fn new(ceiling: u32, kept: u32) -> Self {
+    pub(super) fn new(ceiling: u32, kept: u32, shares: impl IntoIterator<Item = Share>) -> Self {
+        let classes = Classes::new(shares, 0);
+        let lines = Lines::new(&classes);
         let state = State {
             idle: 0,
             out: 0,
             opening: 0,
             ceiling,
             kept,
-            is_closed: false,
-            waiting: Queue::new(),
+            closed: None,
+            classes,
+            lines,
             holders: Holders::default(),
         };
         Self { state: Mutex::new(state), returned: Notify::new() }
@@ -89,21 +99,25 @@ impl Supply {
         }
         state.idle -= 1;
         state.out += 1;
+        state.classes.enter(holder.class);
         Some(state.holders.add(holder))
     }
 
-    /// Waits for a connection. Whoever got one is to [hold](Self::hold) it at once.
-    pub(super) fn line_up(&self) -> (Waiting<'_>, Openers) {
+    /// Waits for a connection. Whoever got one is to [hold](Self::hold) it at once. After [`close`](Self::close) nobody
+    /// waits: who had his turn before is sent away here.
+    pub(super) fn line_up(&self, class: usize) -> (Waiting<'_>, Openers) {
         let mut state = lock(&self.state);
-        let ticket = state.waiting.join(Waker::noop().clone());
-        // One may have come back since nobody was found.
-        if state.idle > 0 {
+        let ticket = state.lines.join(class, Waker::noop().clone());
+        if let Some(closed) = state.closed.clone() {
+            let _ = state.next(Err(closed));
+        } else if state.idle > 0 {
+            // It came back since nobody was found.
             state.idle -= 1;
             state.out += 1;
-            let _ = state.waiting.serve(Ok(()));
+            let _ = state.serve();
         }
         let openers = state.missing();
-        (Waiting { supply: self, ticket: Some(ticket) }, openers)
+        (Waiting { supply: self, class, ticket: Some(ticket) }, openers)
     }
 
     /// Takes note of who has a connection that was waited for.
@@ -116,8 +130,8 @@ impl Supply {
     pub(super) fn put_back(&self, slot: Slot) -> Option<Holder> {
         let (holder, waker, is_closed) = {
             let mut state = lock(&self.state);
-            let holder = state.holders.remove(slot);
-            (holder, state.put_back(), state.is_closed)
+            let holder = state.remove(slot);
+            (holder, state.put_back(), state.closed.is_some())
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -132,7 +146,7 @@ impl Supply {
     pub(super) fn lose(&self, slot: Slot) -> (Option<Holder>, Openers) {
         let (holder, openers) = {
             let mut state = lock(&self.state);
-            let holder = state.holders.remove(slot);
+            let holder = state.remove(slot);
             state.out -= 1;
             (holder, state.missing())
         };
@@ -203,27 +217,26 @@ impl Supply {
         state.missing()
     }
 
-    /// An attempt to connect failed. If there is no connection that may come back, whoever waits longest is told, or
-    /// all are.
+    /// An attempt to connect failed. If there is no connection that may come back, whoever is next is told, or all
+    /// are.
     pub(super) fn failed(&self, error: &Error, tell_all: bool) {
         let wakers = {
             let mut state = lock(&self.state);
-            let count = match (state.out, tell_all) {
-                (1.., _) => 0,
-                (0, false) => 1,
-                (0, true) => usize::MAX,
-            };
-            state.tell(error, count)
+            match (state.out, tell_all) {
+                (1.., _) => Vec::new(),
+                (0, false) => Vec::from_iter(state.next(Err(error.clone())).map(|(_, waker)| waker)),
+                (0, true) => state.lines.serve_all(|| Err(error.clone())),
+            }
         };
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Sends away everybody who waits, and opens nothing more.
+    /// Sends away everybody who waits or comes to wait, and opens nothing more.
     pub(super) fn close(&self, error: &Error) {
         let wakers = {
             let mut state = lock(&self.state);
-            (state.is_closed, state.kept) = (true, 0);
-            state.tell(error, usize::MAX)
+            (state.closed, state.kept) = (Some(error.clone()), 0);
+            state.lines.serve_all(|| Err(error.clone()))
         };
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -244,7 +257,7 @@ impl Supply {
     pub(super) fn count(&self) -> Count {
         let state = lock(&self.state);
         let State { idle, out, opening, .. } = *state;
-        Count { idle, out, opening, waiting: state.waiting.waiting() }
+        Count { idle, out, opening, waiting: state.lines.waiting() }
     }
 
     pub(super) fn longest(&self, count: usize, now: Instant) -> Vec<Held> {
@@ -270,10 +283,10 @@ impl fmt::Debug for Supply {
 }
 
 impl State {
-    /// One that was out is in bb8 again, and goes to whoever waits longest.
+    /// One that was out is in bb8 again, and goes to whoever is next.
     #[inline]
     fn put_back(&mut self) -> Option<Waker> {
-        let waker = self.waiting.serve(Ok(()));
+        let waker = self.serve();
         if waker.is_none() {
             self.out -= 1;
             self.idle += 1;
@@ -281,13 +294,38 @@ impl State {
         waker
     }
 
+    /// Gives one that is out and in bb8 to whoever is next.
+    #[inline]
+    fn serve(&mut self) -> Option<Waker> {
+        let (class, waker) = self.next(Ok(()))?;
+        self.classes.enter(class);
+        Some(waker)
+    }
+
+    #[inline]
+    fn next(&mut self, what: Result<(), Error>) -> Option<(usize, Waker)> {
+        if self.lines.waiting() == 0 {
+            return None;
+        }
+        self.classes.scale(self.idle + self.out);
+        self.lines.serve(what, &self.classes, |_| true)
+    }
+
+    /// Somebody has a connection no longer.
+    #[inline]
+    fn remove(&mut self, slot: Slot) -> Option<Holder> {
+        let holder = self.holders.remove(slot)?;
+        self.classes.leave(holder.class);
+        Some(holder)
+    }
+
     /// How many openers are of use.
     fn wanted(&self) -> u32 {
-        if self.is_closed {
+        if self.closed.is_some() {
             return 0;
         }
         let open = self.idle + self.out;
-        let wanted = self.waiting.waiting().max(self.kept.saturating_sub(open));
+        let wanted = self.lines.waiting().max(self.kept.saturating_sub(open));
         wanted.min(self.ceiling.saturating_sub(open))
     }
 
@@ -296,11 +334,6 @@ impl State {
         self.opening += missing;
         Openers(missing)
     }
-
-    fn tell(&mut self, error: &Error, count: usize) -> Vec<Waker> {
-        let next = || self.waiting.serve(Err(error.clone()));
-        std::iter::from_fn(next).take(count).collect()
-    }
 }
 
 /// A place in the line of those who wait for a connection. Dropped, it hands on what it was given meanwhile.
@@ -308,6 +341,7 @@ impl State {
 #[must_use]
 pub(super) struct Waiting<'a> {
     supply: &'a Supply,
+    class: usize,
     ticket: Option<Ticket>,
 }
 
@@ -317,7 +351,7 @@ impl Future for Waiting<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(ticket) = self.ticket.take() else { return Poll::Pending };
-        match lock(&self.supply.state).waiting.collect(ticket, context.waker()) {
+        match lock(&self.supply.state).lines.collect(self.class, ticket, context.waker()) {
             Ok(served) => return Poll::Ready(served),
             Err(ticket) => self.ticket = Some(ticket),
         }
@@ -330,8 +364,11 @@ impl Drop for Waiting<'_> {
         let Some(ticket) = self.ticket.take() else { return };
         let waker = {
             let mut state = lock(&self.supply.state);
-            match state.waiting.leave(ticket) {
-                Some(Ok(())) => state.put_back(),
+            match state.lines.leave(self.class, ticket) {
+                Some(Ok(())) => {
+                    state.classes.leave(self.class);
+                    state.put_back()
+                }
                 Some(Err(_)) | None => return,
             }
         };
@@ -343,11 +380,25 @@ impl Drop for Waiting<'_> {
 mod tests {
     use std::panic::Location;
 
-    use super::*;
+    use super::{
+        super::classes::{DEFAULT, SYSTEM},
+        *,
+    };
     use crate::ErrorKind;
 
+    /// A class that is sure of two.
+    const SURE: usize = 2;
+
     fn holder() -> Holder {
-        Holder { since: Instant::default(), place: Location::caller(), class: 0, was_told: false }
+        holder_of(DEFAULT)
+    }
+
+    fn holder_of(class: usize) -> Holder {
+        Holder { since: Instant::default(), place: Location::caller(), class, was_told: false }
+    }
+
+    fn supply(ceiling: u32, kept: u32) -> Supply {
+        Supply::new(ceiling, kept, [Share::new(), Share::new(), Share::new().guarantee(2)])
     }
 
     fn poll(waiting: &mut Waiting<'_>) -> Poll<Result<(), ErrorKind>> {
@@ -357,12 +408,12 @@ mod tests {
 
     #[test]
     fn there_are_as_many_openers_as_waiters_and_no_more_than_there_is_room() {
-        let supply = Supply::new(2, 0);
-        let (_one, openers) = supply.line_up();
+        let supply = supply(2, 0);
+        let (_one, openers) = supply.line_up(DEFAULT);
         assert_eq!(openers, Openers(1));
-        let (two, openers) = supply.line_up();
+        let (two, openers) = supply.line_up(DEFAULT);
         assert_eq!(openers, Openers(1));
-        let (_three, openers) = supply.line_up();
+        let (_three, openers) = supply.line_up(DEFAULT);
         assert_eq!(openers, Openers(0));
         supply.opened();
         assert!(!supply.is_superfluous());
@@ -375,12 +426,12 @@ mod tests {
 
     #[test]
     fn opener_is_superfluous_when_what_was_returned_came_sooner() {
-        let supply = Supply::new(4, 0);
-        let (mut first, _) = supply.line_up();
+        let supply = supply(4, 0);
+        let (mut first, _) = supply.line_up(DEFAULT);
         supply.opened();
         assert_eq!(poll(&mut first), Poll::Ready(Ok(())));
         let slot = supply.hold(holder());
-        let (mut second, openers) = supply.line_up();
+        let (mut second, openers) = supply.line_up(DEFAULT);
         assert_eq!(openers, Openers(1));
         supply.put_back(slot);
         assert!(supply.is_superfluous());
@@ -391,30 +442,89 @@ mod tests {
     #[test]
     fn failure_is_told_only_where_nothing_may_come_back() {
         let error = Error::new(ErrorKind::Unavailable, "as the test wants it");
-        let supply = Supply::new(4, 0);
-        let (mut first, _) = supply.line_up();
-        let (mut second, _) = supply.line_up();
+        let supply = supply(4, 0);
+        let (mut first, _) = supply.line_up(DEFAULT);
+        let (mut second, _) = supply.line_up(DEFAULT);
         supply.failed(&error, false);
         assert_eq!(poll(&mut first), Poll::Ready(Err(ErrorKind::Unavailable)));
         assert!(poll(&mut second).is_pending());
         supply.opened();
-        let (mut third, _) = supply.line_up();
+        let (mut third, _) = supply.line_up(DEFAULT);
         supply.failed(&error, true);
         assert!(poll(&mut third).is_pending());
         assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
     }
 
     #[test]
+    fn nobody_waits_once_it_is_closed() {
+        let supply = supply(2, 1);
+        let (mut before, _) = supply.line_up(DEFAULT);
+        supply.close(&Error::new(ErrorKind::Closed, "as the test wants it"));
+        let (mut after, openers) = supply.line_up(DEFAULT);
+        assert_eq!(openers, Openers(0));
+        for waiting in [&mut before, &mut after] {
+            assert_eq!(poll(waiting), Poll::Ready(Err(ErrorKind::Closed)));
+        }
+    }
+
+    /// Who was served, and did not know yet.
+    fn next(line: &mut [Waiting<'_>]) -> Option<usize> {
+        line.iter_mut().position(|waiting| waiting.ticket.is_some() && poll(waiting).is_ready())
+    }
+
+    fn in_use(supply: &Supply) -> [u32; 3] {
+        let state = lock(&supply.state);
+        [SYSTEM, DEFAULT, SURE].map(|class| state.classes.in_use(class))
+    }
+
+    #[test]
+    fn classes_are_served_in_the_order_of_the_gate() {
+        let supply = supply(3, 0);
+        let out: Vec<Slot> = (0..3)
+            .map(|_| {
+                let (mut waiting, _) = supply.line_up(DEFAULT);
+                supply.opened();
+                assert_eq!(poll(&mut waiting), Poll::Ready(Ok(())));
+                supply.hold(holder())
+            })
+            .collect();
+        let mut line = [DEFAULT, DEFAULT, SURE, SURE, SURE, SYSTEM].map(|class| supply.line_up(class).0);
+        let mut served = Vec::new();
+        for slot in out {
+            supply.put_back(slot);
+            served.push(next(&mut line).unwrap());
+        }
+        assert_eq!((served, in_use(&supply)), (vec![5, 2, 3], [1, 0, 2]), "what it is sure of");
+        drop(line);
+        assert_eq!(supply.count(), Count { out: 3, ..Count::default() });
+    }
+
+    #[test]
+    fn one_connection_at_least_is_for_everybody() {
+        let supply = supply(4, 0);
+        let mut line = [SURE, SURE, SURE, DEFAULT].map(|class| supply.line_up(class).0);
+        supply.opened();
+        let mut served = Vec::new();
+        for _ in 0..3 {
+            let index = next(&mut line).unwrap();
+            served.push(index);
+            let slot = supply.hold(holder_of(line[index].class));
+            supply.put_back(slot);
+        }
+        assert!(served.contains(&3), "a class that is sure of two has the only one: {served:?}");
+    }
+
+    #[test]
     fn waiter_that_was_served_and_goes_away_hands_on_the_connection() {
-        let supply = Supply::new(1, 0);
-        let (first, _) = supply.line_up();
-        let (mut second, _) = supply.line_up();
+        let supply = supply(1, 0);
+        let (first, _) = supply.line_up(DEFAULT);
+        let (mut second, _) = supply.line_up(DEFAULT);
         supply.opened();
         drop(first);
         assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
         drop(second);
         assert_eq!(supply.count().out, 1, "who was told has it");
-        let (third, _) = supply.line_up();
+        let (third, _) = supply.line_up(DEFAULT);
         supply.looked_at();
         drop(third);
         assert_eq!(supply.count(), Count { idle: 1, ..Count::default() });
@@ -426,42 +536,63 @@ mod model {
     use std::panic::Location;
 
     use super::{
-        super::model::{block_on, poll_once},
+        super::{
+            classes::{DEFAULT, SYSTEM},
+            model::{block_on, poll_once},
+        },
         *,
     };
 
-    fn holder() -> Holder {
-        Holder { since: Instant::default(), place: Location::caller(), class: 0, was_told: false }
+    fn holder(class: usize) -> Holder {
+        Holder { since: Instant::default(), place: Location::caller(), class, was_told: false }
     }
 
-    fn get(supply: &Supply) -> Slot {
-        supply.take(holder()).unwrap_or_else(|| {
-            block_on(supply.line_up().0).unwrap();
-            supply.hold(holder())
+    fn supply(ceiling: u32, kept: u32) -> Supply {
+        Supply::new(ceiling, kept, [Share::new(), Share::new()])
+    }
+
+    fn get(supply: &Supply, class: usize) -> Slot {
+        supply.take(holder(class)).unwrap_or_else(|| {
+            block_on(supply.line_up(class).0).unwrap();
+            supply.hold(holder(class))
         })
     }
 
-    /// One connection, room for no other, and three who want it, one of whom goes away.
+    #[test]
+    fn no_interleaving_leaves_a_waiter_behind_when_the_supply_closes() {
+        loom::model(|| {
+            let supply = loom::sync::Arc::new(supply(1, 0));
+            let waiter = {
+                let supply = supply.clone();
+                loom::thread::spawn(move || block_on(supply.line_up(DEFAULT).0).is_err())
+            };
+            supply.close(&Error::new(crate::ErrorKind::Closed, "as the model wants it"));
+            assert!(waiter.join().unwrap());
+        });
+    }
+
+    /// One connection, room for no other, and three of two classes who want it, one of whom goes away.
     #[test]
     fn no_interleaving_loses_a_connection_that_is_returned() {
         loom::model(|| {
-            let supply = loom::sync::Arc::new(Supply::new(1, 0));
-            let (first, _) = supply.line_up();
+            let supply = loom::sync::Arc::new(supply(1, 0));
+            let (first, _) = supply.line_up(DEFAULT);
             supply.opened();
             block_on(first).unwrap();
-            let slot = supply.hold(holder());
+            let slot = supply.hold(holder(DEFAULT));
             let patient = {
                 let supply = supply.clone();
                 loom::thread::spawn(move || {
-                    let slot = get(&supply);
+                    let slot = get(&supply, SYSTEM);
                     supply.put_back(slot);
                 })
             };
             let impatient = {
                 let supply = supply.clone();
                 loom::thread::spawn(move || {
-                    if poll_once(supply.line_up().0).is_ready() {
-                        supply.looked_at();
+                    if poll_once(supply.line_up(DEFAULT).0).is_ready() {
+                        let slot = supply.hold(holder(DEFAULT));
+                        supply.put_back(slot);
                     }
                 })
             };
@@ -469,6 +600,8 @@ mod model {
             patient.join().unwrap();
             impatient.join().unwrap();
             assert_eq!(supply.count(), Count { idle: 1, ..Count::default() });
+            let state = lock(&supply.state);
+            assert_eq!([SYSTEM, DEFAULT].map(|class| state.classes.in_use(class)), [0, 0]);
         });
     }
 }

@@ -5,6 +5,7 @@
 //! decide all that here: by the time one is put back it knows whether it stays, which is what bb8 asks it.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -73,7 +74,7 @@ pub(super) enum Ending {
     Idle,
     /// All connections of its time were retired, or the pool was shut down.
     Retired,
-    /// There are more than are allowed by now.
+    /// There are more than may be by now.
     Surplus,
 }
 
@@ -108,11 +109,18 @@ impl<M: ManageConnection> Tracking<M> {
             Some(Ending::Retired)
         } else if tracked.expires.is_some_and(|end| now >= end) {
             Some(Ending::Expired)
-        } else if self.0.manager.has_broken(&mut tracked.connection) {
+        } else if self.is_broken(&mut tracked.connection) {
             Some(Ending::Broken)
         } else {
             None
         }
+    }
+
+    /// Whether the manager says so. If it panics it does, too: what unwound from here would leave the connection counted
+    /// and gone, and end the pool's own task.
+    #[inline]
+    fn is_broken(&self, connection: &mut M::Connection) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.0.manager.has_broken(connection))).unwrap_or(true)
     }
 
     /// Whether it has to be asked, however recently it was used.

@@ -1,6 +1,6 @@
 //! What was done in a row of windows, and whether two rows differ.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use super::Sample;
 
@@ -74,6 +74,12 @@ impl Rates {
         self.0.len()
     }
 
+    /// How long they were together.
+    pub(super) fn time(&self) -> Duration {
+        let seconds = self.0.iter().map(|window| window.seconds).sum();
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
     /// Two windows at least, and something done in them.
     pub(super) fn estimates(&self) -> Option<Estimates> {
         Some(Estimates {
@@ -144,8 +150,6 @@ impl Estimate {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn window(completed: u64, seconds: u64) -> Sample {

@@ -7,10 +7,17 @@ use super::{
     rates::{Change, Estimates, Rates},
 };
 
-/// How long the connections of a trial may take to be open, or the callers to give back what is too many.
+/// How long the connections of a trial may take to be open, or the callers to give back what is too many: the latter
+/// takes as long as their queries.
 const SETTLES: Duration = Duration::from_secs(10);
-/// How long is measured at most, while chance could still explain what is seen.
+/// In so many times a typical hold no query is left that began before the trial, and at most so long is waited for it.
+const UNDER_WAY: u32 = 2;
+const LONGEST_UNDER_WAY: Duration = Duration::from_secs(300);
+/// How long is measured at most, while chance could still explain what is seen: for slow queries so many times a typical
+/// hold, in which each connection comes back so often, up to the last.
 const LONGEST: Duration = Duration::from_secs(30);
+const LONGEST_HOLDS: u32 = 10;
+const LONGEST_OF_ALL: Duration = Duration::from_secs(600);
 /// By how much the time of a typical query has to tell more than the count of returns does to be asked instead, and
 /// after how long.
 const SHARPER: f64 = 2.0;
@@ -49,7 +56,9 @@ pub(super) struct Trial {
     /// By what share throughput has to change for the size to stay: to rise for more, not to fall for fewer.
     needed: f64,
     began: Duration,
-    settled: Option<Duration>,
+    in_force: Option<Duration>,
+    /// From when on what comes back began at this size.
+    settled: Duration,
     rates: Rates,
     windows: f64,
     backlog: f64,
@@ -78,7 +87,8 @@ impl Trial {
             before,
             needed: gain * share,
             began: now,
-            settled: None,
+            in_force: None,
+            settled: Duration::ZERO,
             rates: Rates::default(),
             windows: 0.0,
             backlog: 0.0,
@@ -89,26 +99,35 @@ impl Trial {
         if self.size > self.from { Direction::Up } else { Direction::Down }
     }
 
-    /// Takes in a window.
-    pub(super) fn judge(&mut self, sample: &Sample, now: Duration) -> Verdict {
+    /// Takes in a window, when queries typically take `hold`.
+    pub(super) fn judge(&mut self, sample: &Sample, hold: Duration, now: Duration) -> Verdict {
         if sample.connect_failures > 0 {
             return Verdict::Void;
         }
-        let Some(settled) = self.settled else {
-            // The window in which the size came into force holds both sizes, and so do the times of the queries that
-            // were under way.
-            let under_way = sample.typical_hold().saturating_mul(2).min(SETTLES);
-            let under_way = if under_way < sample.window / 4 { Duration::ZERO } else { under_way };
-            self.settled = self.is_in_force(sample).then(|| now.saturating_add(under_way));
-            let late = self.settled.is_none() && now.saturating_sub(self.began) > SETTLES;
+        // The window in which the size came into force holds both sizes, and so do the times of the queries that were
+        // under way.
+        let under_way = hold.saturating_mul(UNDER_WAY).min(LONGEST_UNDER_WAY);
+        let under_way = if under_way < sample.window / 4 { Duration::ZERO } else { under_way };
+        let Some(in_force) = self.in_force else {
+            self.in_force = self.is_in_force(sample).then_some(now);
+            let patience = match self.direction() {
+                Direction::Up => SETTLES,
+                Direction::Down => SETTLES.max(under_way),
+            };
+            let late = self.in_force.is_none() && now.saturating_sub(self.began) > patience;
             return if late { Verdict::Void } else { Verdict::Measuring };
         };
-        if now.saturating_sub(sample.window) >= settled {
+        if self.rates.len() == 0 {
+            // By how long queries take by now: at the new size it may be longer.
+            self.settled = in_force.saturating_add(under_way);
+        }
+        if now.saturating_sub(sample.window) >= self.settled {
             self.rates.push(sample, usize::MAX);
             self.windows += 1.0;
             self.backlog += sample.backlog();
         }
-        self.verdict(now.saturating_sub(settled))
+        let longest = hold.saturating_mul(LONGEST_HOLDS).clamp(LONGEST, LONGEST_OF_ALL);
+        self.verdict(now.saturating_sub(self.settled), longest)
     }
 
     fn is_in_force(&self, sample: &Sample) -> bool {
@@ -118,9 +137,9 @@ impl Trial {
         }
     }
 
-    fn verdict(&self, measured: Duration) -> Verdict {
+    fn verdict(&self, measured: Duration, longest: Duration) -> Verdict {
         let Some(after) = self.rates.estimates() else {
-            return if measured < LONGEST { Verdict::Measuring } else { Verdict::Void };
+            return if measured < longest { Verdict::Measuring } else { Verdict::Void };
         };
         let change = after.throughput.relative_to(self.before.throughput);
         let pace = after.pace.zip(self.before.pace).map(|(after, before)| after.relative_to(before));
@@ -128,7 +147,7 @@ impl Trial {
             Some(pace) if pace.error < change.error / SHARPER => (pace, measured >= PATIENCE),
             _ => (change, true),
         };
-        let over = measured >= LONGEST;
+        let over = measured >= longest;
         let better = self.is_better(sharper, if over { LIKELY } else { CERTAIN });
         // What a typical query says is believed only as far as the count of returns leaves it possible.
         let contradicted = self.is_better(change, CERTAIN).is_some_and(|count| better == Some(!count));

@@ -24,6 +24,11 @@
 //! between windows; after 30 s one has to do, and without that the size is taken back. That is two windows for a
 //! doubling, and more the nearer the knee.
 //!
+//! Slow queries come back seldom, so all of that goes by how long a typical one takes where it takes seconds: before a
+//! trial there are four times that of baseline, a trial waits for two until what began before it has ended, and lasts
+//! for up to ten. That does for queries of up to 20 s. Of a minute and more, too few come back in any time that a trial
+//! may last: hours pass near the size that it began with.
+//!
 //! Where one query in a hundred takes a hundred times longer, the count of returns varies by a tenth even over half a
 //! minute, and a quarter more connections bring a fortieth near the knee. [`Sample::hold_typical`] varies by a tenth of
 //! that. If it is the sharper of the two it is asked instead, as mean in use ÷ typical hold, unless the count says
@@ -37,6 +42,7 @@ use std::time::Duration;
 use super::{
     Bounds, Decision, Gain, Reason, Sample, Sizing,
     ceiling::Ceiling,
+    hold::Hold,
     peak::Peak,
     rates::Rates,
     search::Search,
@@ -49,6 +55,9 @@ const DEMAND: f64 = 0.1;
 const BACKLOG: f64 = 0.5;
 /// Windows that the baseline looks back on.
 const LONGEST_BASELINE: usize = 30;
+/// A baseline is this many typical holds long before there is a trial, or this long.
+const BASELINE_HOLDS: u32 = 4;
+const BASELINE: Duration = Duration::from_secs(120);
 /// No trials and no shrinking for this long after connecting failed.
 const FAILURE: Duration = Duration::from_secs(30);
 /// Throughput that changed by this share, in this many windows, is another server's: what was learned is doubted.
@@ -68,7 +77,8 @@ const MEMORY: Duration = Duration::from_secs(600);
 /// minutes.
 ///
 /// It wants a window of about a second, in which a connection that was out when the size changed can come back; where
-/// queries take longer, it takes windows together and its trials take longer. All of its state is a few hundred bytes.
+/// queries take longer, it takes windows together and its trials take longer: with queries of 20 s a good size is
+/// found in half an hour. Where they take a minute or more, begin with one. All of its state is a few hundred bytes.
 #[derive(Clone, Debug)]
 pub struct ThroughputVerified {
     bounds: Bounds,
@@ -85,6 +95,7 @@ pub struct ThroughputVerified {
     search: Search,
     failed: Option<Duration>,
     shrunk: Duration,
+    hold: Hold,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +123,7 @@ impl ThroughputVerified {
             search: Search::new(0),
             failed: None,
             shrunk: Duration::ZERO,
+            hold: Hold::default(),
         }
     }
 
@@ -157,7 +169,7 @@ impl ThroughputVerified {
     }
 
     fn go_on_with(&mut self, mut trial: Trial, sample: &Sample, bounds: Bounds, now: Duration) -> Reason {
-        match trial.judge(sample, now) {
+        match trial.judge(sample, self.hold.typical(), now) {
             Verdict::Measuring => {
                 self.trial = Some(trial);
                 Reason::Measuring
@@ -204,6 +216,10 @@ impl ThroughputVerified {
             }
             return self.shrink(now);
         }
+        if sample.completed == 0 && self.hold.typical().is_zero() {
+            // The first queries are still under way, and nobody knows for how long.
+            return Reason::Steady;
+        }
         self.baseline.push(sample, LONGEST_BASELINE);
         if self.baseline.forget_before_change(CHANGE_WINDOWS, CHANGE) {
             self.search.forget_pauses(now);
@@ -212,7 +228,9 @@ impl ThroughputVerified {
     }
 
     fn try_another(&mut self, bounds: Bounds, now: Duration) -> Reason {
-        if self.failed_lately(now) || !self.search.is_due(self.baseline.len(), now) {
+        let is_due =
+            self.search.is_due(self.baseline.len(), now) && self.baseline.time() >= self.baseline_takes();
+        if self.failed_lately(now) || !is_due {
             return Reason::Steady;
         }
         let size = self.search.next(self.target, bounds);
@@ -225,6 +243,11 @@ impl ThroughputVerified {
         self.trial = Some(trial);
         self.target = size;
         reason
+    }
+
+    /// How long it takes until each connection came back a few times.
+    fn baseline_takes(&self) -> Duration {
+        self.hold.typical().saturating_mul(BASELINE_HOLDS).min(BASELINE)
     }
 
     fn shrink(&mut self, now: Duration) -> Reason {
@@ -262,7 +285,8 @@ impl Proven {
 
 impl Sizing for ThroughputVerified {
     fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
-        let reason = self.decide(sample, now);
+        let sample = self.hold.note(sample);
+        let reason = self.decide(&sample, now);
         Decision::new(self.target, reason)
     }
 
@@ -450,6 +474,30 @@ mod tests {
         assert_eq!(reason, Reason::Void);
         assert!(pool.now - began <= 12 * SECOND);
         assert_eq!(pool.sizing.target(), 4);
+    }
+
+    /// A busy window where every query takes 15 s: one connection comes back in it, or none.
+    fn slow(pool: &Closed) -> Sample {
+        let every = 15 / u64::from(pool.sizing.target()).min(15);
+        let completed = u64::from(pool.now.as_secs() % every == 0);
+        Sample { hold_typical: 15 * SECOND * u32::try_from(completed).unwrap(), ..pool.busy(completed) }
+    }
+
+    #[test]
+    fn trial_of_fewer_waits_for_slow_queries_to_come_back() {
+        let mut pool = Closed::new(1, 8, 8);
+        assert!((0..200).any(|_| {
+            let sample = slow(&pool);
+            pool.step(&sample) == Reason::TryingFewer
+        }));
+        assert!(pool.now >= 60 * SECOND, "a baseline of four times a query: {:?}", pool.now);
+        for _ in 0..25 {
+            let sample = Sample { in_use_max: 8, ..slow(&pool) };
+            assert_eq!(pool.step(&sample), Reason::Measuring);
+        }
+        let sample = Sample { in_use_max: 8, ..slow(&pool) };
+        let reasons: Vec<_> = (0..10).map(|_| pool.step(&sample)).collect();
+        assert!(reasons.contains(&Reason::Void), "but not without end: {reasons:?}");
     }
 
     #[test]
