@@ -238,7 +238,7 @@ mod tests {
             ceiling
         }
 
-        async fn want(&self, _: u32) {}
+        async fn want(&self, _: Demand) {}
     }
 
     #[tokio::test]

@@ -175,7 +175,7 @@ mod tests {
 
     use super::{
         super::{
-            Allowance, Pool, PoolBuilder,
+            Allowance, Demand, Pool, PoolBuilder,
             sizing::{Decision, Reason},
         },
         *,
@@ -344,7 +344,7 @@ mod tests {
             20
         }
 
-        async fn want(&self, _: u32) {}
+        async fn want(&self, _: Demand) {}
     }
 
     #[tokio::test(start_paused = true)]
