@@ -225,7 +225,10 @@ mod tests {
 
     /// Allows eight, and less as soon as it was once looked at.
     #[derive(Clone)]
-    struct Falling(Arc<(AtomicU32, Mutex<Option<(Sender<()>, Receiver<()>)>>)>);
+    struct Falling(Arc<(AtomicU32, Mutex<Option<Look>>)>);
+
+    /// Says that somebody looked, and waits until he may go on.
+    type Look = (Sender<()>, Receiver<()>);
 
     impl Allowance for Falling {
         fn ceiling(&self) -> u32 {

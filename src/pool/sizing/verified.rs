@@ -479,7 +479,7 @@ mod tests {
     /// A busy window where every query takes 15 s: one connection comes back in it, or none.
     fn slow(pool: &Closed) -> Sample {
         let every = 15 / u64::from(pool.sizing.target()).min(15);
-        let completed = u64::from(pool.now.as_secs() % every == 0);
+        let completed = u64::from(pool.now.as_secs().is_multiple_of(every));
         Sample { hold_typical: 15 * SECOND * u32::try_from(completed).unwrap(), ..pool.busy(completed) }
     }
 
