@@ -432,10 +432,10 @@ mod tests {
 
     #[test]
     fn who_has_most_gives_way_until_all_have_their_part() {
-        let mut blocks = vec![5, 0, 0, 0];
+        let mut blocks = 5;
         let steps: Vec<usize> = std::iter::from_fn(|| {
-            let kept = limit(blocks[0], 5, 4);
-            let given = std::mem::replace(&mut blocks[0], kept) - kept;
+            let kept = limit(blocks, 5, 4);
+            let given = std::mem::replace(&mut blocks, kept) - kept;
             (given > 0).then_some(kept)
         })
         .collect();
