@@ -76,7 +76,7 @@ const MOST_NAMES: usize = 1_000;
 ///
 /// The string goes a moment before the entry dies. It is there until the end of a millisecond of the server's clock, and
 /// a read rounds that clock up, so it would find the dead entry for two of them more, and answer with a fence that is gone
-/// before anybody can write with it.
+/// before anybody can write with it. It goes at a time, and not after one: the millisecond may be over before it is written.
 static PUT: LazyLock<Text> = LazyLock::new(|| {
     Text::new(
         r"
@@ -89,9 +89,11 @@ if ARGV[1] ~= '' then
   if #now == 0 or now .. string.rep('\0', 16 - #now) ~= ARGV[1] then return 0 end
 end
 local time = redis.call('TIME')
-local dies = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3]
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local dies = now + ARGV[3]
 local life = string.format('%016.0f%016.0f', dies, ARGV[3])
-return redis.pcall('SET', KEYS[1], ARGV[2] .. life .. ARGV[4], 'PX', math.max(ARGV[3] - 2, 1))
+local goes = string.format('%.0f', math.max(dies - 2, now + 1))
+return redis.pcall('SET', KEYS[1], ARGV[2] .. life .. ARGV[4], 'PXAT', goes)
 ",
     )
 });
