@@ -337,9 +337,16 @@ async fn who_waited_through_an_invalidation_loads_anew() {
 
 #[tokio::test(start_paused = true)]
 async fn value_that_arrives_after_a_lease_was_taken_over_is_refused() {
-    let pair = Pair::new().await;
+    let clock = Clock::tokio();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let node = async || {
+        let builder = Cache::builder("test").clock(clock.clone()).remote(store.clone()).share_loads(LEASE);
+        builder.remote_timeout(LEASE / 2).build().await.unwrap()
+    };
+    let (one, two) = (node().await, node().await);
+    let pair = Pair { clock, store, one, two };
     let load = Running::start(&pair.one, &[]).await;
-    // Its prolongation does not reach the store for longer than the lease lasts.
+    // Its prolongation does not reach the store for longer than the lease lasts, and the next comes long after.
     let mut held = pair.store.hold(Step::BeforeWrite);
     timeout(60 * SECOND, held.reached()).await.expect("the lease is prolonged");
     let second = Running::start(&pair.two, &[]).await;
