@@ -193,35 +193,13 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::mpsc::{Receiver, Sender, channel},
-    };
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::{
-        super::{Pool, classes::DEFAULT, supply::Openers},
+        super::{Pool, classes::DEFAULT, echo::Echo, supply::Openers},
         *,
     };
     use crate::sync::Mutex;
-
-    struct Echo;
-
-    impl ManageConnection for Echo {
-        type Connection = ();
-        type Error = io::Error;
-
-        async fn connect(&self) -> Result<(), io::Error> {
-            Ok(())
-        }
-
-        async fn is_valid(&self, (): &mut ()) -> Result<(), io::Error> {
-            Ok(())
-        }
-
-        fn has_broken(&self, (): &mut ()) -> bool {
-            false
-        }
-    }
 
     /// Allows eight, and less as soon as it was once looked at.
     #[derive(Clone)]

@@ -176,6 +176,7 @@ mod tests {
     use super::{
         super::{
             Allowance, Demand, Pool, PoolBuilder,
+            echo::Echo,
             sizing::{Decision, Reason},
         },
         *,
@@ -185,25 +186,6 @@ mod tests {
         clock::Clock,
         testing::{FakeServer, Usl},
     };
-
-    struct Echo;
-
-    impl ManageConnection for Echo {
-        type Connection = ();
-        type Error = io::Error;
-
-        async fn connect(&self) -> Result<(), io::Error> {
-            Ok(())
-        }
-
-        async fn is_valid(&self, (): &mut ()) -> Result<(), io::Error> {
-            Ok(())
-        }
-
-        fn has_broken(&self, (): &mut ()) -> bool {
-            false
-        }
-    }
 
     /// Wants one more each time, and writes down what it was told.
     struct OneMore {

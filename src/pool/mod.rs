@@ -100,6 +100,8 @@ pub mod budget;
 mod builder;
 mod classes;
 mod connect;
+#[cfg(test)]
+mod echo;
 mod front;
 mod gate;
 mod guard;
