@@ -7,6 +7,8 @@ use super::{Bounds, trial::Direction};
 /// The pause after a trial that was taken back, doubled each time, and varied by half up or down.
 const PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// The pause at the upper bound after a step there that brought much: fewer would do less, unless something changed.
+const KNOWN: Duration = Duration::from_secs(60);
 /// Windows with a backlog before a trial, and before one that doubles the size.
 const BASELINE: usize = 5;
 const QUICK_BASELINE: usize = 3;
@@ -17,6 +19,8 @@ pub(super) struct Search {
     next: Direction,
     /// Nothing was taken back yet, or the knee is far.
     doubles: bool,
+    /// The last step brought at least half of what it could.
+    was_steep: bool,
     pause: Duration,
     not_before: Duration,
     random: fastrand::Rng,
@@ -25,7 +29,8 @@ pub(super) struct Search {
 impl Search {
     pub(super) fn new(seed: u64) -> Self {
         let random = fastrand::Rng::with_seed(seed);
-        Self { next: Direction::Up, doubles: true, pause: PAUSE, not_before: Duration::ZERO, random }
+        let (next, not_before) = (Direction::Up, Duration::ZERO);
+        Self { next, doubles: true, was_steep: false, pause: PAUSE, not_before, random }
     }
 
     /// Whether it is time for a trial, after so many windows with a backlog.
@@ -34,7 +39,7 @@ impl Search {
     }
 
     /// The size to try in place of this one. At the end of the bounds there is none, and the other way comes next.
-    pub(super) fn next(&mut self, size: u32, bounds: Bounds) -> Option<u32> {
+    pub(super) fn next(&mut self, size: u32, bounds: Bounds, now: Duration) -> Option<u32> {
         let step = if self.doubles { size } else { (size / 4).max(1) };
         let next = bounds.clamp(match self.next {
             Direction::Up => size.saturating_add(step),
@@ -42,6 +47,9 @@ impl Search {
         });
         if next == size {
             self.turn();
+            if std::mem::take(&mut self.was_steep) {
+                self.not_before = now.saturating_add(self.varied(KNOWN));
+            }
             return None;
         }
         Some(next)
@@ -49,6 +57,7 @@ impl Search {
 
     pub(super) fn kept(&mut self, steep: bool, now: Duration) {
         self.doubles |= steep;
+        self.was_steep = steep;
         self.forget_pauses(now);
     }
 
@@ -90,25 +99,39 @@ mod tests {
     fn sizes_double_until_one_is_taken_back_and_then_change_by_a_quarter() {
         let bounds = Bounds::new(1, 64).unwrap();
         let mut search = Search::new(0);
-        assert_eq!(search.next(20, bounds), Some(40));
+        assert_eq!(search.next(20, bounds, SECOND), Some(40));
         search.kept(false, SECOND);
-        assert_eq!(search.next(40, bounds), Some(64));
+        assert_eq!(search.next(40, bounds, SECOND), Some(64));
         search.taken_back(SECOND);
-        assert_eq!(search.next(40, bounds), Some(30));
+        assert_eq!(search.next(40, bounds, SECOND), Some(30));
         search.taken_back(SECOND);
-        assert_eq!(search.next(3, bounds), Some(4), "at least one");
+        assert_eq!(search.next(3, bounds, SECOND), Some(4), "at least one");
         search.kept(true, SECOND);
-        assert_eq!(search.next(4, bounds), Some(8), "far from the knee");
+        assert_eq!(search.next(4, bounds, SECOND), Some(8), "far from the knee");
     }
 
     #[test]
     fn end_of_the_bounds_turns_it_round() {
         let mut search = Search::new(0);
         let bounds = Bounds::new(4, 16).unwrap();
-        assert_eq!(search.next(16, bounds), None);
-        assert_eq!(search.next(16, bounds), Some(12));
+        assert_eq!(search.next(16, bounds, SECOND), None);
+        assert_eq!(search.next(16, bounds, SECOND), Some(12));
         let only = Bounds::new(4, 4).unwrap();
-        assert_eq!((search.next(4, only), search.next(4, only)), (None, None));
+        assert_eq!((search.next(4, only, SECOND), search.next(4, only, SECOND)), (None, None));
+    }
+
+    #[test]
+    fn fewer_are_not_tried_for_a_while_after_a_step_to_the_bound_that_brought_much() {
+        let bounds = Bounds::new(2, 64).unwrap();
+        for (steep, is_due) in [(true, false), (false, true)] {
+            let mut search = Search::new(0);
+            search.kept(steep, SECOND);
+            assert_eq!(search.next(64, bounds, SECOND), None);
+            assert_eq!((search.is_due(5, 30 * SECOND), search.is_due(5, 92 * SECOND)), (is_due, true));
+            search.forget_pauses(2 * SECOND);
+            assert!(search.is_due(5, 2 * SECOND), "what is done per second has changed");
+            assert_eq!(search.next(64, bounds, 2 * SECOND), Some(48));
+        }
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl ThroughputVerified {
         if self.failed_lately(now) || !is_due {
             return Reason::Steady;
         }
-        let size = self.search.next(self.target, bounds);
+        let size = self.search.next(self.target, bounds, now);
         let Some((size, before)) = size.zip(self.baseline.estimates()) else { return Reason::Steady };
         let trial = Trial::new(self.target, size, before, self.gain.get(), now);
         let reason = match trial.direction() {
