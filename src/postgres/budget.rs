@@ -4,7 +4,7 @@
 //! which falls back to the one before:
 //!
 //! 1. A *share* of its own for each process, by configuration. Always there.
-//! 2. What the server says is open: [`PostgresBudget::observe`], and [`ObservedShare`](super::ObservedShare) for a pool. It
+//! 2. What the server says is open: [`PostgresBudget::observe`], and `ObservedShare` for a pool (feature `pool`). It
 //!    promises nothing.
 //! 3. *Blocks* of a common stock, leased from the server: [`PostgresBudget::want`]. A block is an advisory lock, which
 //!    one session at a time can hold, and which the server takes back when the session ends, however it ends.

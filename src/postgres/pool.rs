@@ -60,7 +60,7 @@ const LONGEST_NAME: usize = 63;
 ///
 /// With `sslmode=require` or `sslmode=verify-full` in the URL, and the feature `postgres-tls`, connections are
 /// encrypted, and the server's certificate and its name are checked, against the system's roots or an
-/// [authority](PostgresManagerBuilder::certificate_authority) of one's own; there is no mode that encrypts without
+/// authority of one's own (`certificate_authority`); there is no mode that encrypts without
 /// checking. A server that does not oblige is an error of kind [`Tls`](crate::ErrorKind::Tls). Without either
 /// setting they are not encrypted: what nobody checks keeps nobody out.
 ///
