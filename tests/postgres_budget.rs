@@ -23,7 +23,7 @@ use mcp_perf::{
     postgres::{ObservedShare, PostgresBudget, PostgresBudgetBuilder, PostgresManager},
     testing::{FaultProxy, Weather},
 };
-use support::postgres::PostgresServer;
+use support::{log::Log, postgres::PostgresServer};
 use tokio::time::timeout;
 
 const GENEROUS: Duration = Duration::from_secs(30);
@@ -157,6 +157,7 @@ async fn server_that_is_silent_or_away_leaves_the_share() {
     let proxy = FaultProxy::start(address).await.unwrap();
     let url = format!("postgres://postgres@{}/postgres", proxy.address());
     let budget = PostgresBudget::builder(manager(&url, 1), "registry").share(4).stock(16).build().unwrap();
+    let log = Log::hear();
     assert_eq!(budget.want(100).await, 19);
     proxy.set(Weather::Stall);
     for _ in 0..2 {
@@ -165,6 +166,7 @@ async fn server_that_is_silent_or_away_leaves_the_share() {
     }
     proxy.set(Weather::Refuse);
     assert_eq!(timeout(GENEROUS, budget.want(100)).await.unwrap(), 3);
+    assert_eq!(log.count("no lease of connections"), 1, "said once");
     proxy.set(Weather::Clear);
     let again = async {
         while budget.want(100).await < 19 {
@@ -172,6 +174,7 @@ async fn server_that_is_silent_or_away_leaves_the_share() {
         }
     };
     timeout(GENEROUS, again).await.unwrap();
+    assert!(log.count("connections can be leased again") > 0);
 }
 
 #[tokio::test]
@@ -248,6 +251,7 @@ async fn share_by_what_is_open_is_the_even_part_when_the_server_does_not_say() {
     let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
     let url = format!("postgres://postgres@{}/postgres", proxy.address());
     let share = ObservedShare::new(manager(&url, 1), "registry", Budget::new(40, 4).unwrap()).unwrap();
+    let log = Log::hear();
     share.want(Demand::new(0, 40)).await;
     assert_eq!(share.ceiling(), 29);
     for weather in [Weather::Stall, Weather::Refuse] {
@@ -255,9 +259,10 @@ async fn share_by_what_is_open_is_the_even_part_when_the_server_does_not_say() {
         timeout(GENEROUS, share.want(Demand::new(0, 40))).await.unwrap();
         assert_eq!(share.ceiling(), 9);
     }
+    assert_eq!(log.count("nobody says what is open"), 1, "said once");
     proxy.set(Weather::Clear);
     share.want(Demand::new(0, 40)).await;
-    assert_eq!(share.ceiling(), 29);
+    assert_eq!((share.ceiling(), log.count("it is known again")), (29, 1));
     let impossible = ObservedShare::new(manager(&url, 1), "registry", Budget::new(40, 40).unwrap());
     assert!(impossible.unwrap_err().to_string().starts_with("budget: "));
 }

@@ -57,7 +57,7 @@ pub trait Allowance: Send + Sync + 'static {
 ///
 /// let demand = Demand::new(8, 10);
 /// assert_eq!((demand.open, demand.wanted), (8, 10));
-/// assert_eq!(Demand::from(8), Demand::new(8, 8));
+/// assert_eq!(Demand::new(8, 2).wanted, 8, "what is open is wanted");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -73,13 +73,6 @@ impl Demand {
     #[must_use]
     pub fn new(open: u32, wanted: u32) -> Self {
         Self { open, wanted: wanted.max(open) }
-    }
-}
-
-impl From<u32> for Demand {
-    /// Neither more nor less.
-    fn from(connections: u32) -> Self {
-        Self::new(connections, connections)
     }
 }
 

@@ -20,7 +20,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -90,6 +93,8 @@ pub struct PostgresBudget {
     clock: Clock,
     leased: Mutex<Leased>,
     session: tokio::sync::Mutex<Option<Session>>,
+    /// Whether the server could not be asked when it was last tried.
+    is_away: AtomicBool,
 }
 
 /// Settings of a [`PostgresBudget`].
@@ -216,8 +221,15 @@ impl PostgresBudget {
                 *lock(&self.leased) = Leased { blocks, proven, line };
                 forfeit.is_kept = true;
                 *place = Some(session);
+                if self.is_away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("postgres: connections can be leased again");
+                }
             }
-            Err(error) => tracing::warn!("postgres: no lease of connections, the share has to do: {error}"),
+            // Said once: whoever wants more than the share asks every second.
+            Err(error) if !self.is_away.swap(true, Ordering::Relaxed) => {
+                tracing::warn!("postgres: no lease of connections, the share has to do: {error}");
+            }
+            Err(_) => {}
         }
         drop(forfeit);
         self.ceiling()
@@ -292,7 +304,10 @@ impl PostgresBudget {
         if blocks.len() > wanted {
             let surplus = blocks.split_off(wanted);
             // Lower before anybody else has them.
-            lock(&self.leased).blocks = u32::try_from(wanted).unwrap_or(u32::MAX);
+            {
+                let mut leased = lock(&self.leased);
+                leased.blocks = leased.blocks.min(u32::try_from(wanted).unwrap_or(u32::MAX));
+            }
             connection.query_cached(GIVE_BACK, &[&class, &surplus]).await?;
             return Ok(());
         }
@@ -347,7 +362,8 @@ impl PostgresBudgetBuilder {
             return Err(Error::configuration("stock", "more than a server takes"));
         }
         let (leased, session) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(PostgresBudget { manager, fleet, share, blocks: stock / BLOCK, clock, leased, session })
+        let (blocks, is_away) = (stock / BLOCK, AtomicBool::new(false));
+        Ok(PostgresBudget { manager, fleet, share, blocks, clock, leased, session, is_away })
     }
 }
 

@@ -1,6 +1,9 @@
 //! How many connections to have by what the server says is open.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use bb8::ManageConnection as _;
 use tokio::time::timeout;
@@ -49,6 +52,8 @@ pub struct ObservedShare {
     /// What came of the last look, and when that was.
     seen: Mutex<Option<(u32, Instant)>>,
     connection: tokio::sync::Mutex<Option<PostgresConnection>>,
+    /// Whether the server could not be asked when it was last tried.
+    is_away: AtomicBool,
 }
 
 impl ObservedShare {
@@ -67,7 +72,8 @@ impl ObservedShare {
             return Err(Error::configuration("budget", "less than 2 connections for each process"));
         }
         let (seen, connection) = (Mutex::default(), tokio::sync::Mutex::default());
-        Ok(Self { manager, fleet, budget, clock: Clock::system(), seen, connection })
+        let is_away = AtomicBool::new(false);
+        Ok(Self { manager, fleet, budget, clock: Clock::system(), seen, connection, is_away })
     }
 
     /// Where the time is read: the system's clock unless set.
@@ -115,10 +121,15 @@ impl Allowance for ObservedShare {
                 let even = self.budget.static_share();
                 let share = share.min(connections.saturating_sub(even)).max(even);
                 *lock(&self.seen) = Some((share, at));
+                if self.is_away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("postgres: it is known again what is open");
+                }
             }
             Err(error) => {
                 *lock(&self.seen) = None;
-                tracing::warn!("postgres: nobody says what is open, an even part has to do: {error}");
+                if !self.is_away.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("postgres: nobody says what is open, an even part has to do: {error}");
+                }
             }
         }
     }

@@ -63,6 +63,7 @@ impl Search {
 
     pub(super) fn taken_back(&mut self, now: Duration) {
         self.turn();
+        self.was_steep = false;
         self.not_before = now.saturating_add(self.varied(self.pause));
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
@@ -132,6 +133,12 @@ mod tests {
             assert!(search.is_due(5, 2 * SECOND), "what is done per second has changed");
             assert_eq!(search.next(64, bounds, 2 * SECOND), Some(48));
         }
+        let mut search = Search::new(0);
+        search.kept(true, SECOND);
+        search.taken_back(SECOND);
+        search.taken_back(SECOND);
+        assert_eq!(search.next(64, bounds, 40 * SECOND), None);
+        assert!(search.is_due(5, 40 * SECOND), "a step of long ago says nothing");
     }
 
     #[test]
