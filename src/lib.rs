@@ -105,6 +105,8 @@ mod error;
 mod event;
 pub mod guide;
 pub mod limit;
+#[cfg(all(test, mcp_perf_loom))]
+mod model;
 #[cfg(feature = "pool")]
 pub mod pool;
 #[cfg(feature = "postgres")]

@@ -302,10 +302,8 @@ mod tests;
 
 #[cfg(all(test, mcp_perf_loom))]
 mod model {
-    use super::{
-        super::model::{block_on, poll_once},
-        *,
-    };
+    use super::*;
+    use crate::model::{block_on, poll_once};
 
     fn gate(target: u32) -> loom::sync::Arc<Gate> {
         loom::sync::Arc::new(Gate::new(target, 8, [Share::new(), Share::new()], Clock::manual()))

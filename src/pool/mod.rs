@@ -108,8 +108,6 @@ mod guard;
 mod holders;
 mod lines;
 mod maintenance;
-#[cfg(all(test, mcp_perf_loom))]
-mod model;
 mod opener;
 mod queue;
 mod sampler;

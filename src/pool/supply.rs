@@ -536,12 +536,10 @@ mod model {
     use std::panic::Location;
 
     use super::{
-        super::{
-            classes::{DEFAULT, SYSTEM},
-            model::{block_on, poll_once},
-        },
+        super::classes::{DEFAULT, SYSTEM},
         *,
     };
+    use crate::model::{block_on, poll_once};
 
     fn holder(class: usize) -> Holder {
         Holder { since: Instant::default(), place: Location::caller(), class, was_told: false }

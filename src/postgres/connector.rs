@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use tokio_postgres::{
 use super::{
     cancel::{self, Cancel},
     fault::Fault,
+    wheel::Drive,
 };
 use crate::{Error, ErrorKind};
 
@@ -329,12 +330,24 @@ impl Connection {
         poll_fn(|context| (self.0)(context)).await
     }
 
-    /// Carries queries and answers until the client is dropped or the connection breaks, and says why it did.
+    /// As [`Drive::poll`].
     pub(super) async fn run(mut self) -> Result<(), tokio_postgres::Error> {
-        while let Some(message) = self.message().await {
-            message?;
+        poll_fn(|context| self.poll(context)).await
+    }
+}
+
+impl Drive for Connection {
+    type Ended = Result<(), tokio_postgres::Error>;
+
+    /// Carries queries and answers until the client is dropped or the connection breaks, and says why it did.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Self::Ended> {
+        loop {
+            match ready!((self.0)(context)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Ok(())),
+            }
         }
-        Ok(())
     }
 }
 

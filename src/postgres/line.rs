@@ -23,20 +23,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::watch,
-    task::{AbortHandle, JoinHandle},
-    time::timeout,
-};
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{
-    connector::{Canceller, Connected},
+    connector::{Canceller, Connected, Connection},
     fault::{Fault, is_going_down, is_over, is_stale},
     generation::Generation,
     pool::Settings,
     statements::{Cell, Prepared, Statements},
+    wheel::Wheel,
 };
 use crate::{Error, ErrorKind};
 
@@ -68,6 +64,8 @@ pub(super) const USED: u8 = 1;
 pub(super) const DIRTY: u8 = 2;
 /// A transaction was begun whose guard has not ended it.
 pub(super) const OPEN: u8 = 4;
+/// The driver's client was handed out.
+const RAW: u8 = 8;
 
 /// How a connection is made fit for its next user when it is returned.
 ///
@@ -103,7 +101,7 @@ pub(super) struct Line {
     condition: watch::Sender<Condition>,
     traces: AtomicU8,
     runtime: Handle,
-    connection: AbortHandle,
+    wheel: Wheel<Connection>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -157,9 +155,10 @@ impl Line {
     ) -> Arc<Self> {
         let Connected { client, connection, canceller } = connected;
         let going = Arc::clone(generation);
-        let connection = tokio::spawn(async move {
+        let (wheel, driven) = Wheel::new(connection);
+        tokio::spawn(async move {
             // A server that goes down says so to those who ask nothing, too.
-            if connection.run().await.is_err_and(|error| is_going_down(&error)) {
+            if driven.await.is_some_and(|ended| ended.is_err_and(|error| is_going_down(&error))) {
                 going.retire(born);
             }
         });
@@ -174,7 +173,7 @@ impl Line {
             condition: watch::Sender::default(),
             traces: AtomicU8::new(0),
             runtime: Handle::current(),
-            connection: connection.abort_handle(),
+            wheel,
         })
     }
 
@@ -184,7 +183,8 @@ impl Line {
 
     /// The driver's client, of whose use nothing is seen.
     pub(super) fn raw(&self) -> &Client {
-        self.mark(USED | DIRTY);
+        self.mark(USED | DIRTY | RAW);
+        self.wheel.bar();
         &self.client
     }
 
@@ -213,7 +213,7 @@ impl Line {
 
     /// Hangs up at once, whatever is under way.
     fn abort(&self) {
-        self.connection.abort();
+        self.wheel.hang_up();
     }
 
     /// Runs a statement that is prepared here once.
@@ -235,7 +235,7 @@ impl Line {
             if !prepared.is_plain {
                 self.mark(DIRTY);
             }
-            let error = match A::ask(&self.client, &prepared, parameters).await {
+            let error = match self.carry(A::ask(&self.client, &prepared, parameters)).await {
                 Ok(answer) => {
                     call.ended();
                     return Ok(answer);
@@ -265,7 +265,7 @@ impl Line {
     ) -> Result<(), Error> {
         let call = self.begin(if operation == "commit" { COMMIT_GRACE } else { GRACE }).await?;
         self.mark(traces);
-        match self.client.batch_execute(sql).await {
+        match self.carry(self.client.batch_execute(sql)).await {
             Ok(()) => {
                 call.ended();
                 Ok(())
@@ -278,13 +278,20 @@ impl Line {
     async fn begin(self: &Arc<Self>, grace: Duration) -> Result<Call<'_>, Error> {
         loop {
             // Counted first: a repair that this does not see sees this, and cancels nothing.
-            self.in_flight.fetch_add(1, Ordering::SeqCst);
+            if self.in_flight.fetch_add(1, Ordering::SeqCst) > 0 {
+                self.wheel.share();
+            }
             if self.is_fit() {
                 return Ok(Call { line: self, grace, preparing: None, is_over: false });
             }
             self.in_flight.fetch_sub(1, Ordering::SeqCst);
             self.fit().await?;
         }
+    }
+
+    /// Waits for the answer to one call.
+    async fn carry<F: Future>(&self, answer: F) -> F::Output {
+        self.wheel.carry(|| self.in_flight.load(Ordering::SeqCst) == 1, answer).await
     }
 
     pub(super) fn is_fit(&self) -> bool {
@@ -345,8 +352,13 @@ impl Line {
 
     /// Starts to reset what the last user left, if there is anything.
     pub(super) fn let_go(self: &Arc<Self>) {
-        if let Some(sql) = self.reset_asked(self.traces.swap(0, Ordering::Relaxed)) {
+        let traces = self.traces.swap(0, Ordering::Relaxed);
+        if let Some(sql) = self.reset_asked(traces) {
             self.repair(sql, GRACE, None);
+        }
+        if traces & RAW != 0 {
+            // What was asked there is answered before the repair is, which every call waits for.
+            self.wheel.free();
         }
     }
 

@@ -91,6 +91,7 @@ mod statements;
 #[cfg(feature = "postgres-tls")]
 mod tls;
 mod transaction;
+mod wheel;
 
 pub use budget::{Observed, PostgresBudget, PostgresBudgetBuilder};
 pub use bus::{PostgresBus, PostgresSubscription};

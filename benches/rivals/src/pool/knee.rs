@@ -146,7 +146,7 @@ fn times(site: &Site, workload: Workload, plan: &Plan, best: &Cell) -> Result<Ve
 }
 
 async fn in_turn(
-    ours: &impl Peer,
+    ours: &peers::Ours,
     rival: &impl Peer,
     workload: Workload,
     plan: &Plan,
@@ -165,6 +165,8 @@ async fn in_turn(
             second = p99(ours, workload, rate, plan.slice).await?;
             Pair { ours: second, rival: first }
         };
+        let (ours_ms, rival_ms) = (pair.ours * 1e3, pair.rival * 1e3);
+        eprintln!("  p99: ours {ours_ms:.1} ms at target {}, the other {rival_ms:.1} ms", ours.stats().target);
         pairs.push(pair);
     }
     Ok(pairs)

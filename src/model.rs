@@ -38,7 +38,7 @@ impl Wake for Parked {
     }
 }
 
-pub(super) fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let parked = Parked::new();
     let waker = Waker::from(Arc::clone(&parked));
@@ -51,7 +51,7 @@ pub(super) fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 /// Looks once, and goes away.
-pub(super) fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
+pub(crate) fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     let waker = Waker::from(Parked::new());
     pin!(future).poll(&mut Context::from_waker(&waker))
 }
