@@ -34,12 +34,14 @@ const HOW_TO_START_ONE: &str = "\
 DATABASE_URL is not set. With Docker, a database of its own for this:
 
     docker run --rm --name adaptive-pool -e POSTGRES_PASSWORD=example -p 55432:5432 postgres
+    # and then, in another terminal:
     DATABASE_URL=postgres://postgres:example@127.0.0.1:55432/postgres cargo run --release --example adaptive_pool
 
 or with the programs of an installed PostgreSQL, which do not run as root:
 
     initdb --pgdata=/tmp/adaptive-pool --username=postgres --auth=trust
     postgres -D /tmp/adaptive-pool -p 55432 -c unix_socket_directories=
+    # and then, in another terminal:
     DATABASE_URL=postgres://postgres@127.0.0.1:55432/postgres cargo run --release --example adaptive_pool";
 
 /// The default algorithm, which says what it does. A pool logs the same by `tracing`; this is to show that an

@@ -14,6 +14,9 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What went wrong in this crate.
 ///
 /// One word wide and cheap to clone: one failed load is shared by everybody who waited for it.
+///
+/// Its text leaves out that of the driver's or the loader's own error, which may quote a URL with a password. That one is
+/// the [`source`](std::error::Error::source): walk the sources to see it, as `anyhow`'s `{:#}` does.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -57,7 +60,8 @@ pub enum ErrorKind {
     Tls,
     /// The other side has as many connections as it takes.
     TooManyConnections,
-    /// The other side could not be reached.
+    /// The other side could not be reached, or gave the call up for another one, as after a deadlock. Nothing was changed by
+    /// that call.
     Unavailable,
 }
 
@@ -110,7 +114,9 @@ impl Error {
         self.0.kind
     }
 
-    /// Whether the same call may succeed later without anything being changed. Of a failed load only the loader's
+    /// Whether the same call may succeed later without anything being changed. After
+    /// [`Disconnected`](ErrorKind::Disconnected) or [`TimedOut`](ErrorKind::TimedOut) it may have been carried out
+    /// already: repeat only what may happen twice. Of a failed load only the loader's
     /// own error knows; it is taken for one that may.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -123,7 +129,7 @@ impl Error {
         )
     }
 
-    /// The loader's own error, if it was one of type `E`.
+    /// The source, if it is one of type `E`: the loader's own error, or the driver's.
     ///
     /// ```
     /// # use mcp_perf::cache::{Cache, Key};

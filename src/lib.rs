@@ -72,7 +72,7 @@
 //! | `tower` (default) | [`limit`] and [`timing`] as tower layers | `http`, `tower-layer`, `tower-service`: types and traits |
 //! | `rmcp` | the wrapper, and `serve` with `TCP_NODELAY` | `rmcp` with its server, `hyper` |
 //! | `redis` | Redis behind the cache, and its invalidation bus | `redis`, `bb8` |
-//! | `redis-tls` | the store over TLS | `tokio-rustls` with `ring` |
+//! | `redis-tls` | the same over TLS | `tokio-rustls` with `ring` |
 //! | `postgres` | PostgreSQL behind the cache, as its bus, and connections to it for a pool | `tokio-postgres`, `bb8`, `base64` |
 //! | `postgres-tls` | the same over TLS | `tokio-postgres-rustls`, `tokio-rustls` with `ring` |
 //! | `pool` | pools that find their own size | `bb8` |
@@ -122,6 +122,8 @@ pub mod testing;
 pub mod timing;
 #[cfg(any(feature = "postgres-tls", feature = "redis-tls"))]
 mod tls;
+#[cfg(any(test, feature = "postgres", feature = "redis"))]
+mod wheel;
 
 pub use error::{Error, ErrorKind};
 

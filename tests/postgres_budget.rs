@@ -10,6 +10,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
@@ -277,6 +278,31 @@ async fn server_says_how_many_connections_the_fleet_and_others_have() {
     assert_eq!((observed.open, observed.of_fleet, observed.processes), (2, 2, 2));
     assert_eq!(observed.fair_share(), 7); // 17, of which 15, for two
     assert_eq!(two.observe().await.unwrap(), observed, "on the connection that is there");
+}
+
+/// Of sessions of other roles hardly anything is shown to a user without privileges.
+#[tokio::test]
+async fn connections_of_other_roles_count() {
+    let server = PostgresServer::start_with(&[("max_connections", "20")]);
+    server.psql("create role app login").unwrap();
+    let stranger = manager(&server.url(), 7).connect().await.unwrap();
+    let app = server.url().replace("postgres@", "app@");
+    let budget = PostgresBudget::builder(manager(&app, 1), "registry").share(4).build().unwrap();
+    let observed = budget.observe().await.unwrap();
+    assert_eq!((observed.open, observed.of_fleet), (2, 2));
+    drop(stranger);
+}
+
+/// The process shares what it gave to its pool.
+#[tokio::test]
+async fn budget_that_was_given_to_a_pool_can_still_be_asked() {
+    let server = PostgresServer::start();
+    let budget = Arc::new(budget(&server, 1));
+    let pool = manager(&server.url(), 1).pool("shares").adaptive(1..=16).allowance(Arc::clone(&budget));
+    let pool = pool.build().unwrap();
+    until("the pool has its share", || pool.stats().ceiling == 3).await;
+    assert_eq!(budget.ceiling(), 3);
+    assert!(budget.observe().await.unwrap().open >= 1);
 }
 
 #[test]

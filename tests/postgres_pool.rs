@@ -884,3 +884,26 @@ impl tracing::Subscriber for Logs {
 
     fn exit(&self, _: &tracing::span::Id) {}
 }
+
+#[tokio::test]
+async fn transaction_that_cannot_be_serialized_was_rolled_back_and_may_be_tried_again() {
+    let server = PostgresServer::start();
+    server
+        .psql("create table accounts (id bigint, balance bigint); insert into accounts values (1, 0), (2, 0)")
+        .unwrap();
+    let pool = pool_of(2, manager(&server)).await;
+    let (mut one, mut two) = (pool.get().await.unwrap(), pool.get().await.unwrap());
+    let serializable =
+        || TransactionOptions::new().isolation_level(tokio_postgres::IsolationLevel::Serializable);
+    let one = one.transaction_with(serializable()).await.unwrap();
+    let two = two.transaction_with(serializable()).await.unwrap();
+    let write = "update accounts set balance = (select sum(balance) from accounts) + 1 where id = $1";
+    one.execute_cached(write, &[&1_i64]).await.unwrap();
+    two.execute_cached(write, &[&2_i64]).await.unwrap();
+    one.commit().await.unwrap();
+    let error = two.commit().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.is_retryable());
+    assert!(error.to_string().starts_with("postgres rolled back (commit)"), "{error}");
+    assert_eq!(server.psql("select sum(balance) from accounts").unwrap(), "1");
+}

@@ -66,6 +66,7 @@ async fn until_it_runs(server: &PostgresServer) {
 }
 
 /// Everything here holds whatever the runtime.
+#[expect(clippy::needless_pass_by_value, reason = "a test is made to be run")]
 fn on_every_runtime(test: impl AsyncFn(&PostgresServer)) {
     let server = PostgresServer::start();
     for mut builder in [Builder::new_current_thread(), Builder::new_multi_thread()] {
@@ -104,6 +105,51 @@ fn query_that_is_not_polled_holds_up_nobody_on_the_drivers_client() {
         let client: &tokio_postgres::Client = &connection;
         in_time("asked when another is at the wheel", client.simple_query("select 1")).await.unwrap();
         in_time("the paused one", paused).await.unwrap();
+    });
+}
+
+/// What one caller has left is undone before another goes on, whoever else is in the middle of something.
+#[test]
+fn query_that_is_not_polled_holds_up_nobody_who_waits_for_a_repair() {
+    on_every_runtime(async |server| {
+        let connection = connection(server).await;
+        let slow = "select pg_sleep(0.5)";
+        in_time("prepare", connection.query_cached(slow, &[])).await.unwrap();
+        number(&connection, "select 1::int8").await;
+        // A new statement, which is prepared in a task.
+        let mut paused = pin!(connection.query_cached("select pg_sleep(0.01)", &[]));
+        assert!(!poll_once(paused.as_mut()).await);
+        tokio::time::sleep(Duration::from_millis(100)).await; // long enough, or there is nothing to see
+        assert!(!poll_once(pin!(connection.query_cached(slow, &[]))).await);
+        let mut waits = pin!(connection.query_one_cached("select 1::int8", &[]));
+        assert!(!poll_once(waits.as_mut()).await);
+        // The statement is prepared, and what was left still runs.
+        assert!(!poll_once(paused.as_mut()).await);
+        in_time("behind the repair", waits).await.unwrap();
+        in_time("the paused one", paused).await.unwrap();
+    });
+}
+
+#[test]
+fn query_that_is_forgotten_holds_up_neither_a_reset_nor_a_test() {
+    on_every_runtime(async |server| {
+        let manager = manager(server);
+        for is_dirty in [false, true] {
+            let mut connection = manager.connect().await.unwrap();
+            in_time("prepare", connection.query_cached(SHORT, &[])).await.unwrap();
+            if is_dirty {
+                connection.batch_execute("select 1").await.unwrap();
+            }
+            let mut forgotten = Box::pin(async {
+                let _ = connection.query_cached(SHORT, &[]).await;
+            });
+            assert!(!poll_once(forgotten.as_mut()).await);
+            std::mem::forget(forgotten);
+            if is_dirty {
+                in_time("the reset", connection.reset()).await.unwrap();
+            }
+            in_time("the test", manager.is_valid(&mut connection)).await.unwrap();
+        }
     });
 }
 
@@ -217,7 +263,7 @@ fn runtime_that_shuts_down_closes_what_it_carried() {
         let connection = connection(&server).await;
         number(&connection, "select 1::int8").await;
         let pool = Pool::builder().max_size(2).min_idle(2).build(manager(&server)).await.unwrap();
-        number(&*pool.get().await.unwrap(), "select 1::int8").await;
+        number(&pool.get().await.unwrap(), "select 1::int8").await;
         (connection, pool)
     });
     drop(home);

@@ -92,6 +92,17 @@ impl<A: Allowance> Erased for A {
     }
 }
 
+/// Shared, so that what was given to a pool can still be asked.
+impl<A: Allowance> Allowance for Arc<A> {
+    fn ceiling(&self) -> u32 {
+        A::ceiling(self)
+    }
+
+    fn want(&self, demand: Demand) -> impl Future<Output = ()> + Send {
+        A::want(self, demand)
+    }
+}
+
 /// What a pool is allowed, and keeps to.
 pub(super) struct Allowed {
     by: Box<dyn Erased>,
@@ -120,7 +131,7 @@ impl<M: ManageConnection> Shared<M> {
     fn there(&self) -> u32 {
         let (level, count) = (self.gate.level(), self.supply.count());
         let open = count.idle + count.out + count.opening;
-        level.target.max(level.in_use).max(open).max(self.settings.floor)
+        self.gate.most().max(level.in_use).max(open).max(self.settings.floor)
     }
 
     /// How many to ask for: what there is, and a quarter more where that does not do.
@@ -144,9 +155,7 @@ impl<M: ManageConnection> Shared<M> {
             size => size.min(ceiling),
         };
         self.supply.set_ceiling(open);
-        if self.gate.level().target > ceiling {
-            self.gate.set_target(ceiling, self.clock.now());
-        }
+        self.gate.keep_within(ceiling, self.clock.now());
         let count = self.supply.count();
         self.watch.surplus.store((count.idle + count.out).saturating_sub(open), Ordering::Relaxed);
     }

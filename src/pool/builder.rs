@@ -101,13 +101,14 @@ impl<M: ManageConnection> PoolBuilder<M> {
         }
     }
 
-    /// So many connections, always: 10 unless set.
+    /// So many connections, always: 10 unless set. 1 to 1,048,576.
+    #[doc(alias = "max_size")]
     pub fn size(mut self, connections: u32) -> Self {
         (self.mode, self.floor, self.ceiling) = (Mode::Fixed, connections, connections);
         self
     }
 
-    /// As many connections as turn out to be of use, within these bounds.
+    /// As many connections as turn out to be of use, within these bounds: 1 to 1,048,576.
     pub fn adaptive(mut self, connections: RangeInclusive<u32>) -> Self {
         (self.mode, self.floor, self.ceiling) = (Mode::Adaptive, *connections.start(), *connections.end());
         self
@@ -164,26 +165,29 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// How many callers may wait at once: 4,096 unless set. Whoever comes then is turned away at once.
+    /// How many callers may wait at once: 4,096 unless set, at least 1. Whoever comes then is turned away at once.
+    #[doc(alias = "queue_size")]
     pub fn max_waiting(mut self, callers: u32) -> Self {
         self.max_waiting = callers;
         self
     }
 
     /// How long a caller waits for a connection, all told: 30 s unless set, at most a year.
+    #[doc(alias = "acquire_timeout")]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
     /// How long an attempt to connect may take: 5 s unless set, at most a year. It goes on when its caller has gone.
+    /// Where the manager has one of its own, the shorter one decides.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
     /// How many attempts to connect are made `at_once`, and how many `per_second` after a first burst of as many: 2
-    /// and 10 unless set. A server that comes back is not met by everybody together.
+    /// and 10 unless set; at least one, and a rate above zero. A server that comes back is not met by everybody together.
     pub fn connects(mut self, at_once: u32, per_second: f64) -> Self {
         (self.connects_at_once, self.connects_per_second) = (at_once, per_second);
         self
@@ -191,6 +195,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
 
     /// A connection that was idle for longer than this is asked whether it works before it is lent: 500 ms unless
     /// set. Zero asks always, [`Duration::MAX`] never.
+    #[doc(alias = "test_on_check_out")]
     pub fn test_after(mut self, idle: Duration) -> Self {
         self.test_after = idle;
         self
@@ -198,20 +203,22 @@ impl<M: ManageConnection> PoolBuilder<M> {
 
     /// A connection of which this is true is asked as well, however recently it was used: never unless set. For
     /// managers whose connections may still be busy with what the last caller left. It is called for every checkout,
-    /// and should not wait.
+    /// and should not wait. It replaces one that was set before, that of a pool of
+    /// `PostgresManager::pool`, too.
     pub fn test_if(mut self, is_doubtful: impl Fn(&M::Connection) -> bool + Send + Sync + 'static) -> Self {
         self.doubt = Some(Box::new(is_doubtful));
         self
     }
 
-    /// How long that may take before the connection is taken for broken: 2 s unless set, at most a year.
+    /// How long a test may take ([`test_after`](Self::test_after), [`test_if`](Self::test_if)) before the connection is
+    /// taken for broken: 2 s unless set, at most a year.
     pub fn test_timeout(mut self, timeout: Duration) -> Self {
         self.test_timeout = timeout;
         self
     }
 
     /// After how long without use a connection is closed, unless it is [kept open](Self::keep_open): 10 min unless
-    /// set, never if `None`. It may take 10 s longer.
+    /// set, never if `None`, at most a year. It may take 10 s longer.
     pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.idle_timeout = timeout.into();
         self
@@ -219,19 +226,23 @@ impl<M: ManageConnection> PoolBuilder<M> {
 
     /// How old a connection may become: 30 min unless set, any age if `None`, at most a year. Each lives up to a tenth
     /// less, by chance, so that those that were opened together are not closed together.
+    #[doc(alias = "max_lifetime")]
     pub fn max_life(mut self, life: impl Into<Option<Duration>>) -> Self {
         self.max_life = life.into();
         self
     }
 
     /// From when on a connection that is held is told of in the log, with the place where it was asked for: never
-    /// unless set.
+    /// unless set; at most a year.
+    #[doc(alias = "leak_detection_threshold")]
     pub fn leak_threshold(mut self, held: impl Into<Option<Duration>>) -> Self {
         self.leak_threshold = held.into();
         self
     }
 
-    /// How many connections are open even if nobody uses them: the lower bound of the size unless set.
+    /// How many connections are open even if nobody uses them: the lower bound of the size unless set,
+    /// at most the upper one.
+    #[doc(alias = "min_idle")]
     pub fn keep_open(mut self, connections: u32) -> Self {
         self.keep_open = Some(connections);
         self

@@ -62,8 +62,9 @@ impl Share {
         Self { guarantee: 0, at_most: u32::MAX }
     }
 
-    /// How many connections are kept for this class, used or not: 0 unless set. All guarantees of a pool together are
-    /// less than its size.
+    /// How many connections are kept for this class, used or not: 0 unless set. All guarantees of a pool and its
+    /// [`system_reserve`](super::PoolBuilder::system_reserve) together are less than the upper bound of its size. While the
+    /// size is not above them they are scaled down: for what has to hold always, let the lower bound be above their sum.
     pub const fn guarantee(mut self, connections: u32) -> Self {
         self.guarantee = connections;
         self

@@ -138,7 +138,7 @@ impl<M: ManageConnection> Pool<M> {
         if !(1..=ceiling).contains(&connections) {
             return Err(Error::configuration("target", format_args!("must be from 1 to {ceiling}")));
         }
-        self.0.gate.set_target(connections.min(self.0.ceiling()), self.0.clock.now());
+        self.0.gate.set_target(connections.min(self.0.ceiling()), None, self.0.clock.now());
         Ok(())
     }
 
@@ -198,7 +198,8 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// Lets nobody in any more, sends away those who wait, and closes every connection: idle ones now, others when
-    /// they are returned, for which it waits until `deadline` has passed.
+    /// they are returned, for which it waits until `deadline` has passed. What an [`Allowance`](super::Allowance) holds, as
+    /// leases and a connection of its own, it gives back when the last clone of the pool and the last connection are gone.
     ///
     /// # Errors
     ///

@@ -24,6 +24,7 @@ use super::{
     classes::{Classes, Share},
     lines::Lines,
     queue::Ticket,
+    sizing::Retreat,
     usage::{Level, Usage, Window},
 };
 use crate::{
@@ -38,6 +39,8 @@ pub(super) struct Gate {
 
 struct State {
     target: u32,
+    /// When and to what it goes back by itself.
+    retreat: Option<Retreat>,
     in_use: u32,
     /// How many may wait.
     room: u32,
@@ -70,7 +73,7 @@ impl Gate {
         let classes = Classes::new(shares, target);
         let lines = Lines::new(&classes);
         let usage = Usage::new(clock.now());
-        let state = State { target, in_use: 0, room, is_closed: false, classes, lines, usage };
+        let state = State { target, retreat: None, in_use: 0, room, is_closed: false, classes, lines, usage };
         Self { state: Mutex::new(state), clock }
     }
 
@@ -95,20 +98,35 @@ impl Gate {
         }
     }
 
-    /// Has so many permits from now on.
-    pub(super) fn set_target(&self, target: u32, now: Instant) {
+    /// Has so many permits from now on, or until it is time to retreat.
+    pub(super) fn set_target(&self, target: u32, retreat: Option<Retreat>, now: Instant) {
         let wakers = {
             let mut state = lock(&self.state);
-            let level = state.level();
-            state.usage.count(level, now);
-            state.target = target;
-            state.classes.scale(target);
-            let wakers: Vec<Waker> = std::iter::from_fn(|| state.serve_next()).collect();
-            let level = state.level();
-            state.usage.note(level);
-            wakers
+            state.retreat = retreat;
+            state.set_target(target, now)
         };
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Has so many permits at most, after a retreat, too.
+    pub(super) fn keep_within(&self, most: u32, now: Instant) {
+        let wakers = {
+            let mut state = lock(&self.state);
+            if let Some(retreat) = &mut state.retreat {
+                retreat.target = retreat.target.min(most);
+            }
+            if state.target <= most {
+                return;
+            }
+            state.set_target(most, now)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// How many permits there may be without anybody saying so: after a retreat.
+    pub(super) fn most(&self) -> u32 {
+        let state = lock(&self.state);
+        state.retreat.map_or(state.target, |retreat| retreat.target.max(state.target))
     }
 
     /// Lets nobody in any more, and sends away those who wait.
@@ -153,6 +171,24 @@ impl fmt::Debug for Gate {
 impl State {
     fn level(&self) -> Level {
         Level { in_use: self.in_use, target: self.target, waiting: self.lines.waiting() }
+    }
+
+    fn set_target(&mut self, target: u32, now: Instant) -> Vec<Waker> {
+        self.usage.count(self.level(), now);
+        self.target = target;
+        self.classes.scale(target);
+        let wakers: Vec<Waker> = std::iter::from_fn(|| self.serve_next()).collect();
+        self.usage.note(self.level());
+        wakers
+    }
+
+    /// Goes back to where there were more permits if too many wait.
+    fn retreat(&mut self, now: Instant) -> Vec<Waker> {
+        let waiting = self.lines.waiting();
+        match self.retreat.take_if(|retreat| waiting > retreat.waiting) {
+            Some(retreat) => self.set_target(retreat.target.max(self.target), now),
+            None => Vec::new(),
+        }
     }
 
     #[inline]
@@ -248,6 +284,7 @@ impl<'a> Future for Acquire<'a> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let (gate, class) = (self.gate, self.class);
         let mut state = lock(&gate.state);
+        let mut wakers = Vec::new();
         let served = match self.ticket.take() {
             Some(ticket) => state.lines.collect(class, ticket, context.waker()),
             None => {
@@ -255,7 +292,10 @@ impl<'a> Future for Acquire<'a> {
                 match state.enter(class, now) {
                     Ok(()) => Ok(Served::Permit),
                     Err(Denied::Taken) => match state.join(class, context.waker(), now) {
-                        Ok(ticket) => Err(ticket),
+                        Ok(ticket) => {
+                            wakers = state.retreat(now);
+                            Err(ticket)
+                        }
                         Err(denied) => return Poll::Ready(Err(denied)),
                     },
                     Err(denied) => return Poll::Ready(Err(denied)),
@@ -268,6 +308,8 @@ impl<'a> Future for Acquire<'a> {
             Err(ticket) => {
                 drop(state);
                 self.ticket = Some(ticket);
+                // One of them may be the caller's own.
+                wakers.into_iter().for_each(Waker::wake);
                 Poll::Pending
             }
         }
@@ -377,8 +419,8 @@ mod model {
             let resizer = {
                 let gate = gate.clone();
                 loom::thread::spawn(move || {
-                    gate.set_target(0, Instant::default());
-                    gate.set_target(1, Instant::default());
+                    gate.set_target(0, None, Instant::default());
+                    gate.set_target(1, None, Instant::default());
                 })
             };
             drop(block_on(gate.acquire(1)).unwrap());

@@ -56,7 +56,7 @@ fn debt_is_paid_by_returns_and_nobody_enters_before() {
     let gate = plain(4);
     (0..4).for_each(|_| gate.try_acquire(1, NOW).unwrap().forget());
     let mut waiter = joined(&gate, 1);
-    gate.set_target(2, NOW);
+    gate.set_target(2, None, NOW);
     for left in [3, 2] {
         gate.release(1, NOW);
         assert!(!is_served(&mut joined(&gate, 1)));
@@ -72,7 +72,7 @@ fn growth_serves_those_who_wait_at_once() {
     let gate = plain(1);
     gate.try_acquire(1, NOW).unwrap().forget();
     let mut waiters = [joined(&gate, 1), joined(&gate, 1), joined(&gate, 1)];
-    gate.set_target(3, NOW);
+    gate.set_target(3, None, NOW);
     assert_eq!(waiters.each_mut().map(is_served), [true, true, false]);
 }
 
@@ -196,7 +196,7 @@ proptest! {
                     may_grow = false;
                 }
                 Act::SetTarget(new) => {
-                    gate.set_target(new, NOW);
+                    gate.set_target(new, None, NOW);
                     target = new;
                 }
             }
@@ -277,7 +277,7 @@ async fn resizes_under_load_break_no_target_and_lose_no_permit() {
         })
         .collect();
     for round in 0..2_000 {
-        gate.set_target(if round % 2 == 0 { 4 } else { 16 }, NOW);
+        gate.set_target(if round % 2 == 0 { 4 } else { 16 }, None, NOW);
         tokio::task::yield_now().await;
     }
     is_over.store(true, Ordering::Relaxed);
@@ -311,4 +311,42 @@ fn polite_caller_waits_for_no_more_handovers_than_there_were_callers_before_it()
         (holder, greedy) = (permit, again);
     }
     assert_eq!(handovers, 2);
+}
+
+#[test]
+fn target_goes_back_at_once_when_more_wait_than_may() {
+    let gate = plain(2);
+    let held = [(); 2].map(|()| gate.try_acquire(1, NOW).unwrap());
+    gate.set_target(1, Some(Retreat { waiting: 1, target: 4 }), NOW);
+    let mut first = joined(&gate, 1);
+    assert_eq!((gate.level().target, gate.most()), (1, 4));
+    // Served while it joins, and told to look again.
+    let mut second = joined(&gate, 1);
+    assert_eq!((gate.level().target, gate.most()), (4, 4));
+    assert!(is_served(&mut first) && is_served(&mut second));
+    assert_eq!(gate.level(), Level { in_use: 4, target: 4, waiting: 0 });
+    drop(held);
+}
+
+#[test]
+fn target_does_not_go_back_above_a_bound_that_fell_meanwhile() {
+    let gate = plain(4);
+    let _held = [(); 3].map(|()| gate.try_acquire(1, NOW).unwrap());
+    for (bound, before, after) in [(3, 2, 3), (1, 1, 1)] {
+        gate.set_target(2, Some(Retreat { waiting: 0, target: 4 }), NOW);
+        gate.keep_within(bound, NOW);
+        assert_eq!((gate.level().target, gate.most()), (before, after));
+        let _waits = joined(&gate, 1);
+        assert_eq!(gate.level().target, after);
+    }
+}
+
+#[test]
+fn target_that_is_set_anew_forgets_the_way_back() {
+    let gate = plain(1);
+    let _held = gate.try_acquire(1, NOW).unwrap();
+    gate.set_target(1, Some(Retreat { waiting: 0, target: 4 }), NOW);
+    gate.set_target(1, None, NOW);
+    let _waits = joined(&gate, 1);
+    assert_eq!(gate.level().target, 1);
 }

@@ -10,7 +10,7 @@ use bb8::ManageConnection;
 use super::{
     sampler::Sampler,
     shared::Shared,
-    sizing::{Sample, Sizing},
+    sizing::{Retreat, Sample, Sizing},
     tracked::{Ending, Tracked},
 };
 use crate::clock::Instant;
@@ -87,7 +87,9 @@ impl<M: ManageConnection> Shared<M> {
             return;
         }
         if target != sample.target {
-            self.gate.set_target(target, now);
+            let ceiling = self.ceiling();
+            let within = |retreat: Retreat| Retreat { target: retreat.target.min(ceiling), ..retreat };
+            self.gate.set_target(target, decision.retreat.map(within), now);
         }
         self.give_back(sample, target);
     }
@@ -197,7 +199,7 @@ mod tests {
         fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
             self.told.lock().unwrap_or_else(PoisonError::into_inner).push((now, sample.clone()));
             self.target += 1;
-            Decision { target: self.target, reason: Reason::Steady }
+            Decision::new(self.target, Reason::Steady)
         }
 
         fn target(&self) -> u32 {

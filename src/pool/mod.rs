@@ -61,7 +61,8 @@
 //! with the label `pool`: the histograms `mcp_perf_pool_wait_seconds`, `_hold_seconds` and `_connect_seconds`; the
 //! counters `_timeouts_total`, `_overloads_total`, `_connect_failures_total`, `_too_many_connections_total`,
 //! `_leaks_total`, and `_closed_total` with the label `reason`; and once a second the gauges `_in_use`, `_idle`,
-//! `_open`, `_target` and `_waiting`.
+//! `_open`, `_target` and
+//! `_waiting` (for a turn or for a connection).
 //!
 //! # Example
 //!

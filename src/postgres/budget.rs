@@ -64,9 +64,13 @@ const OBSERVE: &str = "select current_setting('max_connections')::int8, \
     count(*), count(*) filter (where of_fleet), count(distinct application_name) filter (where of_fleet), \
     count(*) filter (where of_fleet and application_name = current_setting('application_name')) \
     from (select application_name, starts_with(application_name, $1) as of_fleet from pg_stat_activity \
-    where backend_type = 'client backend') as backends";
+    where backend_type = 'client backend' or (backend_type is null and datid is not null)) as backends";
 
 /// How many connections a process may have to a server that it shares with others of its kind.
+///
+/// For all processes together `share × processes + stock` is to be no more than the server's `max_connections`, less what
+/// it keeps for administrators and what others use. Nobody checks that. A process with two pools has two budgets, and two
+/// shares.
 ///
 /// A connection of its own, which is part of the share, holds what is leased. Advisory locks belong to a database and a
 /// session: every process of a fleet names the same database, and a pooler that hands out another session for each
@@ -157,7 +161,7 @@ struct Demand {
 }
 
 impl PostgresBudget {
-    /// A budget of the processes that call themselves `fleet`.
+    /// A budget of the processes that call themselves `fleet`, which is not empty and has no slash.
     ///
     /// Their `application_name` is to be the fleet's name, a slash, and something of their own, for
     /// [`observe`](Self::observe) to count them.
@@ -165,7 +169,7 @@ impl PostgresBudget {
         PostgresBudgetBuilder { manager, fleet: fleet.into(), share: 0, stock: 0, clock: Clock::system() }
     }
 
-    /// How many connections this process may have for its pools, by what is known without asking: the share, less the
+    /// How many connections this process may have for its pool, by what is known without asking: the share, less the
     /// budget's own connection, and what is leased.
     ///
     /// What is leased counts for 30 s after the server last [said so](Self::want), and not once the session has ended.
@@ -177,7 +181,8 @@ impl PostgresBudget {
         self.of(if is_there && now.since(leased.proven) < TRUST { leased.blocks } else { 0 })
     }
 
-    /// Leases or gives back until the [ceiling](Self::ceiling) is `connections`, or as near to it as the stock allows,
+    /// Leases or gives back until the [ceiling](Self::ceiling) is `connections` or up to 3 more (blocks are whole), or as near to it as the stock
+    /// allows,
     /// and says what it is then. Also the proof that the lease still holds: call it every ten seconds or so.
     ///
     /// Ask for no less than what is open: what is given back may be taken at once. A pool is better served
@@ -235,7 +240,9 @@ impl PostgresBudget {
         self.ceiling()
     }
 
-    /// Asks the server what is open. A hint for whoever sizes a fleet; others may connect at any time.
+    /// Asks the server what is open. A hint for whoever sizes a fleet; others may connect at any time. Of roles that this
+    /// user is no member of everything counts that may be a client, unless the user has the privileges of
+    /// `pg_read_all_stats`.
     ///
     /// # Errors
     ///
@@ -325,14 +332,14 @@ impl PostgresBudget {
 }
 
 impl PostgresBudgetBuilder {
-    /// How many connections this process has for itself, with the budget's own: at least 2. Its pools never get less
-    /// than one below this.
+    /// How many connections this process has for itself, with the budget's own: at least 2. Has to be set, 2
+    /// to 262,143. Its pool never gets less than one below this.
     pub fn share(mut self, connections: u32) -> Self {
         self.share = connections;
         self
     }
 
-    /// How many connections there are for all processes together beyond their shares: none unless set. Leased in
+    /// How many connections there are for all processes together beyond their shares: none unless set, at most 262,143. Leased in
     /// blocks of 4; what does not make up a block is not used. The same in every process.
     pub fn stock(mut self, connections: u32) -> Self {
         self.stock = connections;

@@ -59,13 +59,14 @@ impl PostgresConnection {
     /// Runs a query whose statement is prepared on this connection when it is first asked for, and kept.
     ///
     /// Up to [`statement_cache`](super::PostgresManagerBuilder::statement_cache) statements are kept, by their text:
-    /// values belong into `parameters`. Many who ask for the same new text at once have it prepared once. A
+    /// values belong into `parameters`. Longer ones than 32 KiB are not. Many who ask for the same new text at once have it prepared once. A
     /// statement that the server has forgotten, or whose plan no longer fits its tables, is prepared anew and asked
     /// once more, outside transactions.
     ///
     /// # Errors
     ///
-    /// [`Refused`](crate::ErrorKind::Refused) with the server's own error as the source;
+    /// [`Refused`](crate::ErrorKind::Refused) with the driver's error (`tokio_postgres::Error`, whose `code` is the
+    /// SQLSTATE) as the source, also if a parameter is not of the type that the statement wants;
     /// [`Disconnected`](crate::ErrorKind::Disconnected) if the connection broke, in which case the statement may
     /// have been carried out; [`TimedOut`](crate::ErrorKind::TimedOut) if the server cancelled it;
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if it gave it up for another one, as after a deadlock.
@@ -170,7 +171,7 @@ impl PostgresConnection {
     }
 
     /// Whether the connection has ended, was given up, or is older than the last time the server went down. The pool
-    /// closes it when it is returned.
+    /// closes it when it is returned. While a call on it was begun and is not polled, its end is not heard of.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.0.is_over()

@@ -23,9 +23,8 @@ use tokio_postgres::{
 use super::{
     cancel::{self, Cancel},
     fault::Fault,
-    wheel::Drive,
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, wheel::Drive};
 
 /// How long an attempt to connect may take for the store of a cache, which can do without.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use crate::{Error, ErrorKind, error::BoxError};
 
 const NO_TABLES: &str = "there is no such table or schema";
+const GAVE_UP: &str = "it gave the call up for another one";
 
 /// A failed call, or a failed attempt to connect, before it is told to the caller.
 ///
@@ -40,6 +41,7 @@ impl Fault {
         let what = match kind {
             ErrorKind::TimedOut => "postgres took too long",
             ErrorKind::Disconnected => "postgres: the connection was lost",
+            _ if cause == GAVE_UP => "postgres rolled back",
             _ if coarse(kind) == ErrorKind::Unavailable => "postgres cannot be reached",
             _ => "postgres refused",
         };
@@ -99,9 +101,7 @@ fn answered(code: &SqlState) -> (ErrorKind, Cow<'static, str>) {
         SqlState::IDLE_SESSION_TIMEOUT => (Disconnected, "it ended a connection that was idle for too long"),
         SqlState::CRASH_SHUTDOWN => (Disconnected, "it crashed and starts anew"),
         SqlState::CANNOT_CONNECT_NOW => (Unavailable, "it is starting or stopping"),
-        SqlState::T_R_DEADLOCK_DETECTED | SqlState::T_R_SERIALIZATION_FAILURE => {
-            (Unavailable, "it gave the call up for another one")
-        }
+        SqlState::T_R_DEADLOCK_DETECTED | SqlState::T_R_SERIALIZATION_FAILURE => (Unavailable, GAVE_UP),
         SqlState::QUERY_CANCELED => (TimedOut, "the statement was cancelled"),
         SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME => (Refused, NO_TABLES),
         SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {

@@ -32,9 +32,8 @@ use super::{
     generation::Generation,
     pool::Settings,
     statements::{Cell, Prepared, Statements},
-    wheel::Wheel,
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, wheel::Wheel};
 
 /// How long what was left may go on before it is cancelled. Most of what is left is short, and a cancellation takes a
 /// connection of its own.
@@ -99,6 +98,8 @@ pub(super) struct Line {
     born: u64,
     in_flight: AtomicU32,
     condition: watch::Sender<Condition>,
+    /// What callers ask of it, who look several times in each call.
+    glance: AtomicU8,
     traces: AtomicU8,
     runtime: Handle,
     wheel: Wheel<Connection>,
@@ -112,6 +113,10 @@ struct Condition {
     commits: u32,
     is_retired: bool,
 }
+
+/// Calls have to wait, or will never be made.
+const UNFIT: u8 = 1;
+const RETIRED: u8 = 2;
 
 /// A call under way, which starts a repair unless it is ended.
 struct Call<'a> {
@@ -171,6 +176,7 @@ impl Line {
             born,
             in_flight: AtomicU32::new(0),
             condition: watch::Sender::default(),
+            glance: AtomicU8::new(0),
             traces: AtomicU8::new(0),
             runtime: Handle::current(),
             wheel,
@@ -190,17 +196,28 @@ impl Line {
 
     /// Whether nobody should use it any more.
     pub(super) fn is_over(&self) -> bool {
-        self.client.is_closed() || self.condition.borrow().is_retired || self.born < self.generation.current()
+        let is_retired = self.glance.load(Ordering::SeqCst) & RETIRED != 0;
+        is_retired || self.client.is_closed() || self.born < self.generation.current()
     }
 
     pub(super) fn retire(&self) {
-        self.condition.send_modify(|condition| condition.is_retired = true);
+        self.change(|condition| condition.is_retired = true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Condition)) {
+        self.condition.send_modify(|condition| {
+            change(condition);
+            let unfit = if *condition == Condition::default() { 0 } else { UNFIT };
+            let retired = if condition.is_retired { RETIRED } else { 0 };
+            self.glance.store(unfit | retired, Ordering::SeqCst);
+        });
     }
 
     /// Whoever had the connection has no more use for it. What still runs on it is cancelled first, since the driver
     /// hangs up when every answer has come, and the server goes on when it is hung up on; all that a session holds ends
     /// with it.
     pub(super) fn close(self: &Arc<Self>) {
+        self.wheel.share();
         let may_run = self.traces.swap(0, Ordering::Relaxed) & DIRTY != 0;
         if may_run && !self.client.is_closed() {
             self.repair(NOTHING, GRACE, None);
@@ -291,11 +308,14 @@ impl Line {
 
     /// Waits for the answer to one call.
     async fn carry<F: Future>(&self, answer: F) -> F::Output {
-        self.wheel.carry(|| self.in_flight.load(Ordering::SeqCst) == 1, answer).await
+        // In this order: whoever goes away has its repair counted before it is no longer counted itself. Who waits for a
+        // repair needs somebody who drives.
+        let is_alone = || self.in_flight.load(Ordering::SeqCst) == 1 && self.is_fit();
+        self.wheel.carry(is_alone, answer).await
     }
 
     pub(super) fn is_fit(&self) -> bool {
-        *self.condition.borrow() == Condition::default()
+        self.glance.load(Ordering::SeqCst) == 0
     }
 
     /// Waits until nothing of anybody else is going on.
@@ -313,6 +333,7 @@ impl Line {
         if self.is_over() {
             return Err(Error::new(ErrorKind::Disconnected, "postgres: the connection is over"));
         }
+        self.wheel.share();
         let check = async {
             self.fit().await?;
             self.client.check_connection().await.map_err(|error| Fault::from(error).during("check"))
@@ -369,8 +390,10 @@ impl Line {
     }
 
     fn repair(self: &Arc<Self>, sql: &'static str, grace: Duration, preparing: Option<Preparing>) {
+        // There may be a caller at the wheel that was forgotten, and will not be polled again.
+        self.wheel.share();
         let commits = u32::from(grace == COMMIT_GRACE);
-        self.condition.send_modify(|condition| {
+        self.change(|condition| {
             condition.repairs += 1;
             condition.commits += commits;
         });
@@ -517,7 +540,7 @@ struct Repair {
 
 impl Drop for Repair {
     fn drop(&mut self) {
-        self.line.condition.send_modify(|condition| {
+        self.line.change(|condition| {
             condition.repairs -= 1;
             condition.commits -= self.commits;
             condition.is_retired |= !self.is_done;

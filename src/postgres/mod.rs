@@ -91,7 +91,6 @@ mod statements;
 #[cfg(feature = "postgres-tls")]
 mod tls;
 mod transaction;
-mod wheel;
 
 pub use budget::{Observed, PostgresBudget, PostgresBudgetBuilder};
 pub use bus::{PostgresBus, PostgresSubscription};

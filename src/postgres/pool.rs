@@ -162,7 +162,8 @@ impl PostgresManager {
         self.generation.current()
     }
 
-    /// Gives up every connection made so far: each is closed when it is returned or next asked for.
+    /// Gives up every connection made so far: each is closed when it is returned or next asked for. Clones of the manager
+    /// are the same here, so a [`PostgresBudget`](super::PostgresBudget) made of one loses its leases.
     pub fn retire_all(&self) {
         self.generation.retire(self.generation.current());
     }
@@ -178,6 +179,7 @@ impl PostgresManagerBuilder {
 
     /// How long an attempt to connect may take, with the lookup of the name, TLS and the check of the password: the
     /// URL's `connect_timeout`, or 5 s, unless set. Several hosts or addresses share it equally. At least 1 ms.
+    /// Where the pool has one of its own, the shorter one decides.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = Some(timeout);
         self
@@ -185,15 +187,15 @@ impl PostgresManagerBuilder {
 
     /// How long a statement may take before the server cancels it: 30 s unless set; `None` leaves it to the server's
     /// own setting, which is without end by default. 1 ms to 24 days.
-    pub fn statement_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.statement_timeout = timeout;
+    pub fn statement_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.statement_timeout = timeout.into();
         self
     }
 
     /// How long a transaction may be open with nothing asked before the server ends the connection: 60 s unless set;
     /// `None` leaves it to the server's own setting, which is without end by default. 1 ms to 24 days.
-    pub fn idle_in_transaction_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.idle_in_transaction_timeout = timeout;
+    pub fn idle_in_transaction_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.idle_in_transaction_timeout = timeout.into();
         self
     }
 
@@ -227,8 +229,8 @@ impl PostgresManagerBuilder {
 
     /// From when on a transaction is logged as slow when it ends, with the place where it was begun: 1 s unless set;
     /// `None` for never.
-    pub fn slow_transaction(mut self, threshold: Option<Duration>) -> Self {
-        self.settings.slow_transaction = threshold;
+    pub fn slow_transaction(mut self, threshold: impl Into<Option<Duration>>) -> Self {
+        self.settings.slow_transaction = threshold.into();
         self
     }
 

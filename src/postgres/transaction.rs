@@ -113,7 +113,9 @@ impl<'a> Transaction<'a> {
     ///
     /// [`Refused`](crate::ErrorKind::Refused) if an earlier statement failed, or a constraint that was deferred: the
     /// transaction is rolled back. [`Disconnected`](crate::ErrorKind::Disconnected) if the connection broke before
-    /// the answer came: then it was committed or not.
+    /// the answer came: then it was committed or not. [`Unavailable`](crate::ErrorKind::Unavailable) if the server gave it
+    /// up for another one, as when it cannot be serialized: it is rolled back, and may be tried again from its beginning.
+    /// [`TimedOut`](crate::ErrorKind::TimedOut) if the server cancelled it.
     ///
     /// # Cancel safety
     ///

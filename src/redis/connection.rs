@@ -1,11 +1,12 @@
 //! One connection, shared by many callers.
 //!
-//! A caller puts its call into the connection's queue and waits. The driver, a task of its own, is woken by the first
-//! of them; it lets every other task that is ready have its turn once, and then sends what is queued: the reads as one
-//! question ([`Batch`]), the other commands before it. A call that is alone is sent at once. Under load a batch grows by
-//! itself. What is queued while little is under way leaves in up to [`WAVES`] parts, a turn apart, so that client and
-//! server work at the same time. Nothing waits for an answer before it is sent: stopping at one or two batches in
-//! flight halves what a few callers get.
+//! A caller puts its call into the connection's queue and waits. The driver is a task of its own, or the caller itself
+//! where callers come one at a time (see [`Wheel`]): on two threads that saves one from waking the other in both
+//! directions, which costs as much as the trip. It is woken by the first call; it lets every other task that is ready
+//! have its turn once, and then sends what is queued: the reads as one question ([`Batch`]), the other commands before
+//! it. A call that is alone is sent at once. Under load a batch grows by itself. What is queued while little is under
+//! way leaves in up to [`WAVES`] parts, a turn apart, so that client and server work at the same time. Nothing waits for
+//! an answer before it is sent: stopping at one or two batches in flight halves what a few callers get.
 //!
 //! # Health
 //!
@@ -26,7 +27,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -35,6 +36,7 @@ use std::{
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    runtime,
     sync::oneshot,
     time::{Sleep, sleep},
 };
@@ -48,6 +50,7 @@ use super::{
 use crate::{
     clock::{Clock, Instant},
     sync::{Mutex, lock},
+    wheel::{Drive, Wheel},
 };
 
 const MOST_CALLS: usize = 16 * 1024;
@@ -61,6 +64,8 @@ const SILENCE: u32 = 20;
 /// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
 /// well: the runtime wakes its driver, which is a call of the system, for every timer that is the next one due.
 const TICK: Duration = Duration::from_millis(50);
+/// Whoever is alone takes the wheel after so many were.
+const OFTEN: u32 = 16;
 /// How much is read at once.
 const PIECE: usize = 64 * 1024;
 /// The most room that is made at once for a value that is announced.
@@ -78,7 +83,14 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 pub(super) struct Connection(Arc<Handle>);
 
 /// Ends the driver when it is dropped.
-struct Handle(Arc<Shared>);
+struct Handle {
+    shared: Arc<Shared>,
+    wheel: Wheel<Driver>,
+    /// How many callers wait.
+    waiting: AtomicU32,
+    /// How many callers in a row found nobody else waiting.
+    alone: AtomicU32,
+}
 
 struct Shared {
     is_open: AtomicBool,
@@ -112,31 +124,55 @@ impl Connection {
             question,
             history: Mutex::default(),
         });
-        let driver = Driver::new(stream, Arc::clone(&shared));
-        tokio::spawn(driver);
-        Self(Arc::new(Handle(shared)))
+        let (wheel, task) = Wheel::new(Driver::new(stream, Arc::clone(&shared)));
+        tokio::spawn(task);
+        let (waiting, alone) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self(Arc::new(Handle { shared, wheel, waiting, alone }))
+    }
+
+    /// Makes calls, and waits for what they come to. Whoever is alone takes the wheel, unless there was company of
+    /// late: it would soon have to be left again.
+    pub(super) async fn carry<F: Future>(&self, calls: F) -> F::Output {
+        let Handle { wheel, waiting, alone, .. } = &*self.0;
+        let others = waiting.fetch_add(1, Ordering::SeqCst);
+        let _gone = Gone(waiting);
+        if others > 0 {
+            // Once is enough, for as long as nobody can have taken it.
+            if alone.load(Ordering::Relaxed) > 0 {
+                alone.store(0, Ordering::Relaxed);
+                wheel.share();
+            }
+            return calls.await;
+        }
+        if alone.load(Ordering::Relaxed) < OFTEN {
+            alone.fetch_add(1, Ordering::Relaxed);
+            return calls.await;
+        }
+        // Asked in the lock that `share` takes: who took the mark away and this does not see has yet to come there.
+        let is_alone = || waiting.load(Ordering::SeqCst) == 1 && alone.load(Ordering::Relaxed) >= OFTEN;
+        wheel.carry(is_alone, calls).await
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.0.0.is_open.load(Ordering::Acquire)
+        self.0.shared.is_open.load(Ordering::Acquire)
     }
 
     /// Ends it for everybody who uses it.
     pub(super) fn close(&self, lost: Lost) {
-        self.0.0.close(&Fault::Lost(lost));
+        self.0.shared.close(&Fault::Lost(lost));
     }
 
     /// The history that the data are of, as last heard.
     pub(super) fn history(&self) -> History {
-        *lock(&self.0.0.history)
+        *lock(&self.0.shared.history)
     }
 
     /// Asks for the history, and tells whether there was an answer, if a question was given.
     pub(super) async fn ask(&self) -> Result<bool, Fault> {
-        let Some(question) = &self.0.0.question else { return Ok(true) };
+        let Some(question) = &self.0.shared.question else { return Ok(true) };
         let answer = self.run(question.clone())?.await.unwrap_or(Err(Fault::Lost(Lost::Closed)))?;
         let history = answer.first().map_or(Ok(None), History::of)?;
-        *lock(&self.0.0.history) = history.unwrap_or_default();
+        *lock(&self.0.shared.history) = history.unwrap_or_default();
         Ok(history.is_some())
     }
 
@@ -147,7 +183,7 @@ impl Connection {
         before: Commands,
     ) -> Result<oneshot::Receiver<Result<Values, Fault>>, Fault> {
         let (waiter, answer) = oneshot::channel();
-        self.0.0.push(Call::Read(Read { names, before, waiter }))?;
+        self.0.shared.push(Call::Read(Read { names, before, waiter }))?;
         Ok(answer)
     }
 
@@ -157,7 +193,7 @@ impl Connection {
         commands: Commands,
     ) -> Result<oneshot::Receiver<Result<Vec<Token>, Fault>>, Fault> {
         let (waiter, answer) = oneshot::channel();
-        self.0.0.push(Call::Run(commands, waiter))?;
+        self.0.shared.push(Call::Run(commands, waiter))?;
         Ok(answer)
     }
 }
@@ -168,9 +204,18 @@ impl fmt::Debug for Connection {
     }
 }
 
+/// One caller less waits.
+struct Gone<'a>(&'a AtomicU32);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.close(&Fault::Lost(Lost::Closed));
+        self.shared.close(&Fault::Lost(Lost::Closed));
     }
 }
 
@@ -246,6 +291,7 @@ struct Driver {
     /// Whether everybody else had a turn since the driver saw that there is something to send.
     has_yielded: bool,
     tick: Option<Pin<Box<Sleep>>>,
+    runtime: runtime::Handle,
     clock: Clock,
     /// When the history was asked for.
     asked_at: Instant,
@@ -283,6 +329,7 @@ impl Driver {
             owed: VecDeque::new(),
             has_yielded: false,
             tick: None,
+            runtime: runtime::Handle::current(),
             was_used: false,
             was_heard: false,
             silent_ticks: 0,
@@ -490,6 +537,8 @@ impl Driver {
                 }
                 self.was_used = false;
                 self.was_heard = false;
+                // Whoever has the wheel may be on a runtime that ends before this one does.
+                let _home = self.runtime.enter();
                 self.tick = Some(Box::pin(sleep(TICK)));
                 continue;
             };
@@ -517,10 +566,10 @@ impl Driver {
     }
 }
 
-impl Future for Driver {
-    type Output = ();
+impl Drive for Driver {
+    type Ended = ();
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if let Err(fault) = self.drive(context) {
             self.fail(&fault);
             return Poll::Ready(());

@@ -104,11 +104,11 @@ impl Pool {
     ///
     /// Every call of ours can be made twice: what it writes is drawn anew, or at worst finds that it was made, and is
     /// taken for refused.
-    pub(super) async fn call<T>(
+    pub(super) async fn call<T: Send>(
         &self,
         operation: &'static str,
         size: Size,
-        send: impl Fn(&Connection, Script) -> Result<oneshot::Receiver<Result<T, Fault>>, Fault>,
+        send: impl Fn(&Connection, Script) -> Result<oneshot::Receiver<Result<T, Fault>>, Fault> + Send + Sync,
     ) -> Result<T, Error> {
         let mut script = Script::ByDigest;
         let mut tries = 0;
@@ -116,10 +116,13 @@ impl Pool {
         loop {
             tries += 1;
             let connection = self.connection(size).await.map_err(|fault| fault.during(operation))?;
-            let answer = match send(&connection, script) {
-                Ok(answer) => answer.await.unwrap_or(Err(Fault::Lost(Lost::Closed))),
-                Err(fault) => Err(fault),
-            };
+            let answer = connection.carry(async {
+                match send(&connection, script) {
+                    Ok(answer) => answer.await.unwrap_or(Err(Fault::Lost(Lost::Closed))),
+                    Err(fault) => Err(fault),
+                }
+            });
+            let answer = answer.await;
             let fault = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,

@@ -121,13 +121,41 @@ pub struct Decision {
     pub target: u32,
     /// Why.
     pub reason: Reason,
+    /// When the pool is to go back on its own, without waiting for the end of the window. It holds until the next
+    /// decision with another target than the one in force.
+    pub retreat: Option<Retreat>,
+}
+
+/// A way back from a size that may turn out too small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Retreat {
+    /// As soon as more callers than this wait for a permit,
+    pub waiting: u32,
+    /// so many connections may be used again.
+    pub target: u32,
+}
+
+impl Retreat {
+    /// Back to `target` connections as soon as more than so many wait.
+    #[must_use]
+    pub fn new(waiting: u32, target: u32) -> Self {
+        Self { waiting, target }
+    }
 }
 
 impl Decision {
     /// A decision.
     #[must_use]
     pub fn new(target: u32, reason: Reason) -> Self {
-        Self { target, reason }
+        Self { target, reason, retreat: None }
+    }
+
+    /// The same, with a way back.
+    #[must_use]
+    pub fn or_retreat(mut self, retreat: impl Into<Option<Retreat>>) -> Self {
+        self.retreat = retreat.into();
+        self
     }
 }
 
@@ -161,6 +189,8 @@ pub enum Reason {
         /// Returns per second during it.
         after: f64,
     },
+    /// Fewer were tried, and so many callers came to wait that it was given up at once.
+    Retreated,
     /// A trial was broken off, because what it measured would have said nothing.
     Void,
     /// Fewer were in use for minutes.
@@ -186,6 +216,7 @@ impl fmt::Display for Reason {
             Self::Kept { before, after } => write!(f, "kept: {after:.1}/s after {before:.1}/s"),
             Self::DemandMet => f.write_str("kept: nobody waits any more"),
             Self::Reverted { before, after } => write!(f, "taken back: {after:.1}/s after {before:.1}/s"),
+            Self::Retreated => f.write_str("taken back at once: too many callers waited"),
             Self::Void => f.write_str("a trial was broken off"),
             Self::Unused => f.write_str("fewer were in use for minutes"),
             Self::TooManyConnections => f.write_str("the server has too many connections"),

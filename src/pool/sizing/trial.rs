@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Reason, Sample,
+    Reason, Retreat, Sample,
     rates::{Change, Estimates, Rates},
 };
 
@@ -30,6 +30,12 @@ const LIKELY: f64 = 1.0;
 /// Below this share of the time with callers waiting, the queue is gone.
 const QUEUE_GONE: f64 = 0.25;
 
+/// Where fewer are tried, so many of those that waited before may come to wait by chance, and a few more; and where the
+/// line grew already, as many as come in so many windows.
+const SPARE: u32 = 4;
+const FEW: u32 = 8;
+const WINDOWS: u32 = 8;
+
 /// More or fewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
@@ -51,6 +57,8 @@ impl Direction {
 pub(super) struct Trial {
     pub(super) from: u32,
     pub(super) size: u32,
+    /// Where there are fewer: how many may wait.
+    pub(super) retreat: Option<Retreat>,
     /// What was done per second at the size that it started from.
     before: Estimates,
     /// By what share throughput has to change for the size to stay: to rise for more, not to fall for fewer.
@@ -84,6 +92,7 @@ impl Trial {
         Self {
             from,
             size,
+            retreat: None,
             before,
             needed: gain * share,
             began: now,
@@ -93,6 +102,25 @@ impl Trial {
             windows: 0.0,
             backlog: 0.0,
         }
+    }
+
+    /// With fewer, callers wait who did not before, and more and more of them if fewer do too little for all that is
+    /// asked for: that is given up at once. In the last window there were at most so many, and so many more at its end
+    /// than at its beginning.
+    pub(super) fn with_retreat(mut self, most_waiting: u32, growth: u32) -> Self {
+        let fewer = self.from.saturating_sub(self.size);
+        let chance = most_waiting / SPARE + FEW;
+        let waiting = [fewer, chance, growth.saturating_mul(WINDOWS)]
+            .into_iter()
+            .fold(most_waiting, u32::saturating_add);
+        self.retreat = (fewer > 0).then_some(Retreat { waiting, target: self.from });
+        self
+    }
+
+    /// Whether it was given up since the last window.
+    pub(super) fn was_given_up(&self, sample: &Sample) -> bool {
+        let too_many = self.retreat.is_some_and(|retreat| sample.max_waiting > retreat.waiting);
+        too_many && sample.target == self.from
     }
 
     pub(super) fn direction(&self) -> Direction {

@@ -12,7 +12,8 @@
 //!    are open, what is done per second is held against what was done before. It is kept if the share that it changed
 //!    by exceeds [`Gain`] × the share that the size changed by; so a smaller size is kept if it loses less than that.
 //!    It is also kept if nobody waits any more, since then nothing can rise. What was kept is proven, and gone on from
-//!    at once. What was taken back is followed by a pause, 10 s doubling to 5 min, varied by half.
+//!    at once. What was taken back is followed by a pause, 10 s doubling to 5 min, varied by half. A smaller size is
+//!    taken back at once, in the middle of a window, when the line grows much longer than it was.
 //! 3. *Shrink.* Down to one more than the most in use in 5 minutes, by a sixteenth every 10 s. What is proven is
 //!    remembered for 10 minutes, and then fades by a quarter every 10 minutes: a smaller knee can only have come in
 //!    hours, and a spike after a quiet hour should not start from nothing.
@@ -96,6 +97,8 @@ pub struct ThroughputVerified {
     failed: Option<Duration>,
     shrunk: Duration,
     hold: Hold,
+    /// How many waited at the end of the last window.
+    waiting: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +127,7 @@ impl ThroughputVerified {
             failed: None,
             shrunk: Duration::ZERO,
             hold: Hold::default(),
+            waiting: 0,
         }
     }
 
@@ -155,6 +159,11 @@ impl ThroughputVerified {
             self.search.rest(now);
             return if cut { Reason::TooManyConnections } else { Reason::Ceiling };
         }
+        if let Some(trial) = self.trial.take_if(|trial| trial.was_given_up(sample)) {
+            self.return_to(trial.from, bounds);
+            self.search.taken_back(now);
+            return Reason::Retreated;
+        }
         if sample.target != 0 && sample.target != self.target {
             self.trial = None;
             self.resize(bounds.clamp(sample.target));
@@ -164,7 +173,11 @@ impl ThroughputVerified {
         self.proven.fade(self.target, now);
         match self.trial.take() {
             Some(trial) => self.go_on_with(trial, sample, bounds, now),
-            None => self.without_trial(sample, bounds, now),
+            None => {
+                let reason = self.without_trial(sample, bounds, now);
+                self.waiting = sample.waiting;
+                reason
+            }
         }
     }
 
@@ -224,10 +237,10 @@ impl ThroughputVerified {
         if self.baseline.forget_before_change(CHANGE_WINDOWS, CHANGE) {
             self.search.forget_pauses(now);
         }
-        self.try_another(bounds, now)
+        self.try_another(sample, bounds, now)
     }
 
-    fn try_another(&mut self, bounds: Bounds, now: Duration) -> Reason {
+    fn try_another(&mut self, sample: &Sample, bounds: Bounds, now: Duration) -> Reason {
         let is_due =
             self.search.is_due(self.baseline.len(), now) && self.baseline.time() >= self.baseline_takes();
         if self.failed_lately(now) || !is_due {
@@ -235,7 +248,9 @@ impl ThroughputVerified {
         }
         let size = self.search.next(self.target, bounds, now);
         let Some((size, before)) = size.zip(self.baseline.estimates()) else { return Reason::Steady };
-        let trial = Trial::new(self.target, size, before, self.gain.get(), now);
+        let growth = sample.waiting.saturating_sub(self.waiting);
+        let trial = Trial::new(self.target, size, before, self.gain.get(), now)
+            .with_retreat(sample.max_waiting.max(sample.waiting), growth);
         let reason = match trial.direction() {
             Direction::Up => Reason::TryingMore,
             Direction::Down => Reason::TryingFewer,
@@ -287,7 +302,10 @@ impl Sizing for ThroughputVerified {
     fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
         let sample = self.hold.note(sample);
         let reason = self.decide(&sample, now);
+        // Only where it begins: it holds for as long as the trial does.
+        let begins = matches!(reason, Reason::TryingFewer);
         Decision::new(self.target, reason)
+            .or_retreat(self.trial.as_ref().filter(|_| begins).and_then(|trial| trial.retreat))
     }
 
     fn target(&self) -> u32 {
@@ -301,7 +319,7 @@ impl Sizing for ThroughputVerified {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Retreat, *};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -541,6 +559,47 @@ mod tests {
         let lowered = Sample { ceiling: Some(0), ..pool.busy(500) };
         pool.step(&lowered);
         assert_eq!(pool.sizing.target(), 2, "the floor stands");
+    }
+
+    #[test]
+    fn trial_of_fewer_is_given_up_when_the_pool_went_back_by_itself() {
+        let mut pool = Closed::new(1, 64, 16);
+        // As much whatever the size: more are tried first, and taken back.
+        assert_eq!(pool.until_decided(|_| 500), Reason::TryingMore);
+        assert!(matches!(pool.until_decided(|_| 500), Reason::Reverted { .. }));
+        let decision = loop {
+            let sample = pool.busy(500);
+            pool.now += SECOND;
+            let decision = pool.sizing.step(&sample, pool.now);
+            if decision.reason == Reason::TryingFewer {
+                break decision;
+            }
+            assert_eq!(decision.retreat, None);
+        };
+        // 50 waited before; 4 fewer are served, a quarter may be chance, and eight more.
+        assert_eq!((decision.target, decision.retreat), (12, Some(Retreat { waiting: 74, target: 16 })));
+        let sample = Sample { target: 16, max_waiting: 75, ..pool.busy(400) };
+        assert_eq!(pool.step(&sample), Reason::Retreated);
+        assert_eq!((pool.sizing.target(), pool.sizing.proven()), (16, 16));
+        let before = pool.now;
+        assert_eq!(pool.until_decided(|_| 500), Reason::TryingMore, "the other way, after a pause");
+        assert!(pool.now - before > 5 * SECOND);
+    }
+
+    #[test]
+    fn line_that_grew_before_may_go_on_growing_in_a_trial_of_fewer() {
+        let mut pool = Closed::new(1, 64, 16);
+        let mut waiting = 0;
+        let retreat = loop {
+            waiting += 100;
+            let sample = Sample { waiting, max_waiting: waiting, ..pool.busy(500) };
+            pool.now += SECOND;
+            let decision = pool.sizing.step(&sample, pool.now);
+            if decision.reason == Reason::TryingFewer {
+                break decision.retreat;
+            }
+        };
+        assert_eq!(retreat, Some(Retreat { waiting: waiting + 4 + waiting / 4 + 8 + 800, target: 16 }));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(super) trait Peer: Clone + Send + Sync + 'static {
     fn get(&self) -> impl Future<Output = Result<Self::Session>> + Send;
 }
 
+const MOST_WAITING: u32 = 1_000_000;
+
 /// What it lends.
 pub(super) trait Session: Send {
     fn query(&mut self, sql: Sql, parameters: &[i64]) -> impl Future<Output = Result<Vec<Row>>> + Send;
@@ -31,9 +33,10 @@ pub(super) type Ours<M = PostgresManager> = mcp_perf::pool::Pool<M>;
 pub(super) type Bb8<M = PreparingManager> = bb8::Pool<M>;
 pub(super) type Deadpool = deadpool_postgres::Pool;
 
+/// As many may wait as there are: the others have no bound.
 pub(super) fn ours(url: &str) -> Result<mcp_perf::pool::PoolBuilder<PostgresManager>> {
     let manager = PostgresManager::builder(url)?.build()?;
-    Ok(Ours::builder("bench", manager).timeout(TIMEOUT))
+    Ok(Ours::builder("bench", manager).timeout(TIMEOUT).max_waiting(MOST_WAITING))
 }
 
 /// Without the test of a connection that is about to be lent, since ours leaves it out, too, for one that was just used.

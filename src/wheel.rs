@@ -10,6 +10,12 @@
 //! come to yet. Nobody else may depend on it then, so as soon as somebody else asks on the same connection the
 //! task drives again, for as long as there is more than one. The same holds once the driver's own client was
 //! handed out, of whose use nothing is known, until the connection is returned.
+//!
+//! While a caller has the wheel and is not polled, nobody hears what the server says on that connection, its end
+//! neither. Only that caller waits for it then.
+//!
+//! Wakers are called while the half is locked, as the half itself calls them: one that polls in the middle of being
+//! woken would wait for itself. Those of tokio and of the usual executors do not.
 
 use std::{
     fmt,
@@ -19,14 +25,16 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
+use tokio::task::coop::has_budget_remaining;
+
 use crate::sync::{Mutex, lock};
 
 /// How often a caller does what is due within one poll. What is due then is done in the next one, after others had
 /// their turn.
-const MOST_TURNS: u32 = 8;
+const MOST_ROUNDS: u32 = 8;
 
 /// The half of a connection that has to be driven.
-pub(super) trait Drive: Send + 'static {
+pub(crate) trait Drive: Send + 'static {
     /// Why it ended.
     type Ended: Send + 'static;
 
@@ -35,7 +43,7 @@ pub(super) trait Drive: Send + 'static {
 }
 
 /// The wheel of one connection.
-pub(super) struct Wheel<D: Drive> {
+pub(crate) struct Wheel<D: Drive> {
     shared: Arc<Shared<D>>,
     /// Woken when something is due for the connection.
     due: Waker,
@@ -61,6 +69,8 @@ struct Seat {
     /// The caller at the wheel was answered since it last looked.
     is_answered: bool,
     is_barred: bool,
+    /// Counts callers that took the wheel.
+    turn: u64,
     task: Option<Waker>,
 }
 
@@ -84,7 +94,7 @@ enum Next {
 
 impl<D: Drive> Wheel<D> {
     /// The future is the task.
-    pub(super) fn new(half: D) -> (Self, impl Future<Output = Option<D::Ended>> + Send + use<D>) {
+    pub(crate) fn new(half: D) -> (Self, impl Future<Output = Option<D::Ended>> + Send + use<D>) {
         let shared = Arc::new(Shared {
             half: Mutex::new(Half { going: Some(half), ended: None }),
             seat: Mutex::new(Seat {
@@ -92,6 +102,7 @@ impl<D: Drive> Wheel<D> {
                 is_due: true,
                 is_answered: false,
                 is_barred: false,
+                turn: 0,
                 task: None,
             }),
         });
@@ -107,76 +118,83 @@ impl<D: Drive> Wheel<D> {
 
     /// Waits for an answer. `is_alone` says whether nobody else waits on this connection; who comes later is to call
     /// [`share`](Self::share).
-    pub(super) async fn carry<F: Future>(&self, is_alone: impl Fn() -> bool, answer: F) -> F::Output {
+    pub(crate) async fn carry<F: Future>(&self, is_alone: impl Fn() -> bool, answer: F) -> F::Output {
         let mut answer = pin!(answer);
-        let mut hands = Hands { wheel: self, have_it: self.shared.take(is_alone) };
+        let mut hands = Hands { wheel: self, turn: self.shared.take(is_alone) };
         poll_fn(|context| hands.poll(answer.as_mut(), context)).await
     }
 
     /// Leaves the wheel to the task: somebody else has come.
     #[cold]
-    pub(super) fn share(&self) {
+    pub(crate) fn share(&self) {
         self.shared.leave_to_task(false);
     }
 
     /// Leaves the wheel to the task until it is [free](Self::free) again.
-    pub(super) fn bar(&self) {
+    pub(crate) fn bar(&self) {
         self.shared.leave_to_task(true);
     }
 
     /// Callers may take the wheel again.
-    pub(super) fn free(&self) {
+    pub(crate) fn free(&self) {
         lock(&self.shared.seat).is_barred = false;
     }
 
     /// Hangs up at once, whatever is under way.
-    pub(super) fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         self.shared.hang_up();
     }
 }
 
 impl<D: Drive> Shared<D> {
-    fn take(&self, is_alone: impl Fn() -> bool) -> bool {
+    /// Which turn it is, if the wheel is the caller's now.
+    fn take(&self, is_alone: impl Fn() -> bool) -> Option<u64> {
         let mut seat = lock(&self.seat);
         // In the lock: whoever comes after this look finds a caller at the wheel.
         if seat.is_barred || !is_alone() || !matches!(seat.who, Who::Task) {
-            return false;
+            return None;
         }
         seat.who = Who::Awake;
-        true
+        seat.is_answered = false;
+        seat.turn += 1;
+        Some(seat.turn)
     }
 
     /// `waker` is the caller's, who sleeps if there is nothing to do.
-    fn next(&self, waker: &Waker, is_first: bool) -> Next {
-        let mut seat = lock(&self.seat);
-        if matches!(seat.who, Who::Task) {
-            return Next::Lost;
-        }
-        let is_answered = std::mem::take(&mut seat.is_answered);
-        if std::mem::take(&mut seat.is_due) {
-            seat.who = Who::Awake;
-            return Next::Drive;
-        }
-        if is_answered || is_first {
-            seat.who = Who::Awake;
-            return Next::Look;
-        }
-        seat.who = Who::Asleep(waker.clone());
-        Next::Sleep
+    fn next(&self, turn: u64, waker: &Waker, is_first: bool) -> Next {
+        // Made and dropped outside the lock: a waker may own a task, and its end may come here.
+        let mut waker = Some(waker.clone());
+        let (next, _before) = {
+            let mut seat = lock(&self.seat);
+            if !seat.is_of(turn) {
+                return Next::Lost;
+            }
+            let is_answered = std::mem::take(&mut seat.is_answered);
+            let (next, who) = if std::mem::take(&mut seat.is_due) {
+                (Next::Drive, Who::Awake)
+            } else if is_answered || is_first {
+                (Next::Look, Who::Awake)
+            } else {
+                (Next::Sleep, waker.take().map_or(Who::Awake, Who::Asleep))
+            };
+            (next, std::mem::replace(&mut seat.who, who))
+        };
+        next
     }
 
     /// The caller at the wheel has gone.
-    fn leave(&self) {
-        let waker = {
+    fn leave(&self, turn: u64) {
+        // A caller that panics may have done so in the middle of what was due. And where the runtime has put off what
+        // was due, because the caller's task had its share of time, it may forget it with the caller.
+        let in_the_middle = std::thread::panicking() || !has_budget_remaining();
+        let (waker, _before) = {
             let mut seat = lock(&self.seat);
-            if matches!(seat.who, Who::Task) {
+            if !seat.is_of(turn) {
                 return;
             }
-            seat.who = Who::Task;
-            seat.is_answered = false;
-            // A caller that panics may have done so in the middle of what was due.
-            let is_due = seat.is_due || std::thread::panicking();
-            seat.task.clone().filter(|_| is_due)
+            let before = std::mem::replace(&mut seat.who, Who::Task);
+            let is_due = seat.is_due || in_the_middle;
+            (seat.task.clone().filter(|_| is_due), before)
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -229,31 +247,26 @@ impl<D: Drive> Shared<D> {
 /// A caller's hands, on the wheel or off it.
 struct Hands<'a, D: Drive> {
     wheel: &'a Wheel<D>,
-    have_it: bool,
+    turn: Option<u64>,
 }
 
 impl<D: Drive> Hands<'_, D> {
     fn poll<F: Future>(&mut self, mut answer: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
         let Wheel { shared, due, answered } = self.wheel;
-        for turn in 0..MOST_TURNS {
-            if !self.have_it {
-                return answer.poll(context);
-            }
-            match shared.next(context.waker(), turn == 0) {
+        for round in 0..MOST_ROUNDS {
+            let Some(turn) = self.turn else { return answer.poll(context) };
+            match shared.next(turn, context.waker(), round == 0) {
                 Next::Sleep => return Poll::Pending,
                 Next::Drive => shared.drive(due),
                 Next::Look => {}
                 Next::Lost => {
-                    self.have_it = false;
-                    continue;
+                    self.turn = None;
+                    return answer.poll(context);
                 }
             }
             if let Poll::Ready(output) = answer.as_mut().poll(&mut Context::from_waker(answered)) {
                 return Poll::Ready(output);
             }
-        }
-        if !self.have_it {
-            return answer.poll(context);
         }
         context.waker().wake_by_ref();
         Poll::Pending
@@ -262,8 +275,8 @@ impl<D: Drive> Hands<'_, D> {
 
 impl<D: Drive> Drop for Hands<'_, D> {
     fn drop(&mut self) {
-        if self.have_it {
-            self.wheel.shared.leave();
+        if let Some(turn) = self.turn {
+            self.wheel.shared.leave(turn);
         }
     }
 }
@@ -349,6 +362,11 @@ impl<D: Drive> Wake for Answered<D> {
 }
 
 impl Seat {
+    /// Whether the caller of this turn still has the wheel.
+    fn is_of(&self, turn: u64) -> bool {
+        self.turn == turn && !matches!(self.who, Who::Task)
+    }
+
     fn whom_to_wake(&mut self) -> Option<Waker> {
         match std::mem::replace(&mut self.who, Who::Awake) {
             Who::Task => {
@@ -495,6 +513,7 @@ mod tests {
     use std::{
         cell::Cell,
         sync::atomic::{AtomicU32, Ordering},
+        task::ready,
     };
 
     use super::{wire::Wire, *};
@@ -601,6 +620,36 @@ mod tests {
         assert_eq!(background.woken(), 0);
     }
 
+    /// As a socket of tokio does.
+    struct Budgeted;
+
+    impl Drive for Budgeted {
+        type Ended = ();
+
+        fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+            // More than a task may do at a time; there is no bound outside of one.
+            for _ in 0..1_000 {
+                ready!(tokio::task::coop::poll_proceed(context)).made_progress();
+            }
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn what_the_runtime_put_off_is_the_tasks_when_the_caller_goes_away() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (wheel, task) = Wheel::new(Budgeted);
+        let (mut task, background) = (pin!(task), Poller::new());
+        assert!(background.poll(task.as_mut()).is_pending());
+        runtime.block_on(async {
+            wheel.due.wake_by_ref();
+            assert_eq!(background.woken(), 1);
+            let caller = Poller::new();
+            assert!(caller.poll(pin!(wheel.carry(|| true, std::future::pending::<()>()))).is_pending());
+        });
+        assert_eq!(background.woken(), 1);
+    }
+
     /// As a socket does where a task has had its share of the processor.
     struct Restless;
 
@@ -623,7 +672,61 @@ mod tests {
         });
         let (mut call, caller) = (pin!(wheel.carry(|| true, never)), Poller::new());
         assert!(caller.poll(call.as_mut()).is_pending());
-        assert_eq!((caller.woken(), polls.get()), (1, MOST_TURNS));
+        assert_eq!((caller.woken(), polls.get()), (1, MOST_ROUNDS));
+    }
+
+    #[test]
+    fn caller_that_sleeps_at_the_wheel_is_told_when_it_is_hung_up_on() {
+        for by_the_runtime in [false, true] {
+            let (left, hears) = std::sync::mpsc::channel::<()>();
+            let (wheel, task) = Wheel::new(Held(left));
+            let (mut task, background, caller) = (Box::pin(task), Poller::new(), Poller::new());
+            assert!(background.poll(task.as_mut()).is_pending());
+            let waker = Arc::new(Mutex::new(None::<Waker>));
+            let ends = poll_fn(|context| {
+                *lock(&waker) = Some(context.waker().clone());
+                match hears.try_recv() {
+                    Err(std::sync::mpsc::TryRecvError::Disconnected) => Poll::Ready(()),
+                    _ => Poll::Pending,
+                }
+            });
+            let mut call = pin!(wheel.carry(|| true, ends));
+            assert!(caller.poll(call.as_mut()).is_pending());
+            if by_the_runtime {
+                drop(task);
+            } else {
+                wheel.hang_up();
+            }
+            // As a channel does that is dropped with the half.
+            lock(&waker).take().unwrap().wake();
+            assert_eq!(caller.woken(), 1);
+            assert!(caller.poll(call.as_mut()).is_ready());
+        }
+    }
+
+    struct Held(#[expect(dead_code, reason = "dropped with it")] std::sync::mpsc::Sender<()>);
+
+    impl Drive for Held {
+        type Ended = ();
+
+        fn poll(&mut self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn caller_that_moves_to_another_task_is_woken_there() {
+        let wire = Wire::default();
+        let (wheel, task) = Wheel::new(wire.half());
+        let mut task = pin!(task);
+        assert!(Poller::new().poll(task.as_mut()).is_pending());
+        let (before, after) = (Poller::new(), Poller::new());
+        let mut call = pin!(wheel.carry(|| true, wire.ask()));
+        assert!(before.poll(call.as_mut()).is_pending());
+        assert!(after.poll(call.as_mut()).is_pending());
+        assert!(Poller::new().poll(pin!(wire.serve())).is_ready());
+        assert_eq!((before.woken(), after.woken()), (0, 1));
+        assert!(after.poll(call.as_mut()).is_ready());
     }
 
     /// Panics when it is driven by a caller, and not before.
@@ -678,6 +781,75 @@ mod model {
         builder.check(model);
     }
 
+    /// Questions that are answered as soon as the half is driven.
+    #[derive(Clone, Default)]
+    struct Asked(Arc<Mutex<Questions>>);
+
+    #[derive(Default)]
+    struct Questions {
+        open: Vec<Question>,
+        due: Option<Waker>,
+        is_over: bool,
+    }
+
+    type Question = Arc<Mutex<Option<Waker>>>;
+
+    struct Echo(Asked);
+
+    impl Asked {
+        async fn ask(&self) {
+            let mut question: Option<Question> = None;
+            poll_fn(|context| match &question {
+                // The one that is held here, and nobody else's: it was answered.
+                Some(question) if Arc::strong_count(question) == 1 => Poll::Ready(()),
+                Some(question) => {
+                    *lock(question) = Some(context.waker().clone());
+                    if Arc::strong_count(question) == 1 { Poll::Ready(()) } else { Poll::Pending }
+                }
+                None => {
+                    let new = Question::default();
+                    *lock(&new) = Some(context.waker().clone());
+                    question = Some(Arc::clone(&new));
+                    let due = {
+                        let mut questions = lock(&self.0);
+                        questions.open.push(new);
+                        questions.due.take()
+                    };
+                    due.into_iter().for_each(Waker::wake);
+                    Poll::Pending
+                }
+            })
+            .await;
+        }
+
+        fn end(&self) {
+            let due = {
+                let mut questions = lock(&self.0);
+                questions.is_over = true;
+                questions.due.take()
+            };
+            due.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    impl Drive for Echo {
+        type Ended = ();
+
+        fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+            let (open, is_over) = {
+                let mut questions = lock(&self.0.0);
+                questions.due = Some(context.waker().clone());
+                (std::mem::take(&mut questions.open), questions.is_over)
+            };
+            for question in open {
+                let waker = lock(&question).take();
+                drop(question);
+                waker.into_iter().for_each(Waker::wake);
+            }
+            if is_over { Poll::Ready(()) } else { Poll::Pending }
+        }
+    }
+
     /// The caller, the task and the server, each on a thread of its own.
     #[test]
     fn no_interleaving_leaves_a_caller_at_the_wheel_without_its_answer() {
@@ -695,6 +867,7 @@ mod model {
             block_on(wheel.carry(|| true, wire.ask()));
             server.join().unwrap();
             assert_eq!(task.join().unwrap(), Some(7));
+            assert!(wire.is_hung_up_on());
         });
     }
 
@@ -722,6 +895,34 @@ mod model {
             }
             server.join().unwrap();
             assert_eq!(task.join().unwrap(), Some(7));
+        });
+    }
+
+    /// Two callers who count themselves, as those of a connection do.
+    #[test]
+    fn no_interleaving_of_two_who_count_themselves_leaves_one_without_an_answer() {
+        use loom::sync::atomic::{AtomicU32, Ordering::SeqCst};
+        fn call((wheel, asked, waiting): &(Wheel<Echo>, Asked, AtomicU32)) {
+            if waiting.fetch_add(1, SeqCst) > 0 {
+                wheel.share();
+            }
+            block_on(wheel.carry(|| waiting.load(SeqCst) == 1, asked.ask()));
+            waiting.fetch_sub(1, SeqCst);
+        }
+
+        bounded(|| {
+            let asked = Asked::default();
+            let (wheel, task) = Wheel::new(Echo(asked.clone()));
+            let shared = loom::sync::Arc::new((wheel, asked.clone(), AtomicU32::new(0)));
+            let task = loom::thread::spawn(move || block_on(task));
+            let other = {
+                let shared = shared.clone();
+                loom::thread::spawn(move || call(&shared))
+            };
+            call(&shared);
+            other.join().unwrap();
+            asked.end();
+            task.join().unwrap();
         });
     }
 
