@@ -60,8 +60,8 @@ pub enum ErrorKind {
     Tls,
     /// The other side has as many connections as it takes.
     TooManyConnections,
-    /// The other side could not be reached, or gave the call up for another one, as after a deadlock. Nothing was changed by
-    /// that call.
+    /// The other side could not be reached, or gave the call up for another one, as after a deadlock, in which case nothing
+    /// was changed. From the stores of a cache it also stands for a lost connection: the call may have been carried out.
     Unavailable,
 }
 
@@ -115,7 +115,8 @@ impl Error {
     }
 
     /// Whether the same call may succeed later without anything being changed. After
-    /// [`Disconnected`](ErrorKind::Disconnected) or [`TimedOut`](ErrorKind::TimedOut) it may have been carried out
+    /// [`Disconnected`](ErrorKind::Disconnected), [`TimedOut`](ErrorKind::TimedOut), or an
+    /// [`Unavailable`](ErrorKind::Unavailable) of a cache's store it may have been carried out
     /// already: repeat only what may happen twice. Of a failed load only the loader's
     /// own error knows; it is taken for one that may.
     #[must_use]

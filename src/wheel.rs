@@ -926,7 +926,43 @@ mod model {
         });
     }
 
-    /// One at the wheel goes away, and the other asks as the driver's own client does.
+    /// The same, where one is polled once, and not again before the other was answered.
+    #[test]
+    fn no_interleaving_of_two_who_count_themselves_makes_one_wait_for_the_other() {
+        use loom::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+        bounded(|| {
+            let asked = Asked::default();
+            let (wheel, task) = Wheel::new(Echo(asked.clone()));
+            let shared = loom::sync::Arc::new((wheel, asked.clone(), AtomicU32::new(0)));
+            let task = loom::thread::spawn(move || block_on(task));
+            let other = {
+                let shared = shared.clone();
+                loom::thread::spawn(move || {
+                    let (wheel, asked, waiting) = &*shared;
+                    if waiting.fetch_add(1, SeqCst) > 0 {
+                        wheel.share();
+                    }
+                    block_on(wheel.carry(|| waiting.load(SeqCst) == 1, asked.ask()));
+                    waiting.fetch_sub(1, SeqCst);
+                })
+            };
+            let (wheel, asked, waiting) = &*shared;
+            if waiting.fetch_add(1, SeqCst) > 0 {
+                wheel.share();
+            }
+            let mut idle = Box::pin(wheel.carry(|| waiting.load(SeqCst) == 1, asked.ask()));
+            let was_answered = poll_once(idle.as_mut()).is_ready();
+            other.join().unwrap();
+            if !was_answered {
+                block_on(idle);
+            }
+            asked.end();
+            task.join().unwrap();
+        });
+    }
+
+    /// One at the wheel goes away in the middle, and the connection ends.
     #[test]
     fn no_interleaving_loses_what_is_due_when_a_caller_goes_away() {
         bounded(|| {

@@ -41,6 +41,8 @@ struct State {
     target: u32,
     /// When and to what it goes back by itself.
     retreat: Option<Retreat>,
+    /// Whether it did since this was last asked.
+    has_retreated: bool,
     in_use: u32,
     /// How many may wait.
     room: u32,
@@ -73,7 +75,17 @@ impl Gate {
         let classes = Classes::new(shares, target);
         let lines = Lines::new(&classes);
         let usage = Usage::new(clock.now());
-        let state = State { target, retreat: None, in_use: 0, room, is_closed: false, classes, lines, usage };
+        let state = State {
+            target,
+            retreat: None,
+            has_retreated: false,
+            in_use: 0,
+            room,
+            is_closed: false,
+            classes,
+            lines,
+            usage,
+        };
         Self { state: Mutex::new(state), clock }
     }
 
@@ -102,10 +114,20 @@ impl Gate {
     pub(super) fn set_target(&self, target: u32, retreat: Option<Retreat>, now: Instant) {
         let wakers = {
             let mut state = lock(&self.state);
-            state.retreat = retreat;
+            state.retreat = retreat.map(|retreat| state.within_reach(retreat));
             state.set_target(target, now)
         };
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Stays as it is.
+    pub(super) fn forget_retreat(&self) {
+        lock(&self.state).retreat = None;
+    }
+
+    /// Whether it went back by itself since this was last asked.
+    pub(super) fn has_retreated(&self) -> bool {
+        std::mem::take(&mut lock(&self.state).has_retreated)
     }
 
     /// Has so many permits at most, after a retreat, too.
@@ -186,9 +208,20 @@ impl State {
     fn retreat(&mut self, now: Instant) -> Vec<Waker> {
         let waiting = self.lines.waiting();
         match self.retreat.take_if(|retreat| waiting > retreat.waiting) {
-            Some(retreat) => self.set_target(retreat.target.max(self.target), now),
+            Some(retreat) => {
+                self.has_retreated = true;
+                self.set_target(retreat.target.max(self.target), now)
+            }
             None => Vec::new(),
         }
+    }
+
+    /// Before the line is full and callers are turned away, unless it is about to be without any retreat.
+    fn within_reach(&self, mut retreat: Retreat) -> Retreat {
+        if self.lines.waiting() <= self.room / 2 {
+            retreat.waiting = retreat.waiting.min(self.room.saturating_sub(1));
+        }
+        retreat
     }
 
     #[inline]

@@ -313,6 +313,25 @@ fn polite_caller_waits_for_no_more_handovers_than_there_were_callers_before_it()
     assert_eq!(handovers, 2);
 }
 
+#[derive(Default)]
+struct Woken(AtomicU32);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn target_goes_back_before_anybody_is_turned_away() {
+    let gate = Gate::new(2, 3, [Share::new(), Share::new()], Clock::manual());
+    let _held = [(); 2].map(|()| gate.try_acquire(1, NOW).unwrap());
+    gate.set_target(1, Some(Retreat { waiting: 9, target: 4 }), NOW);
+    let mut waiters = [(); 3].map(|()| joined(&gate, 1));
+    assert_eq!(gate.level(), Level { in_use: 4, target: 4, waiting: 1 });
+    assert_eq!(waiters.each_mut().map(is_served), [true, true, false]);
+}
+
 #[test]
 fn target_goes_back_at_once_when_more_wait_than_may() {
     let gate = plain(2);
@@ -320,9 +339,14 @@ fn target_goes_back_at_once_when_more_wait_than_may() {
     gate.set_target(1, Some(Retreat { waiting: 1, target: 4 }), NOW);
     let mut first = joined(&gate, 1);
     assert_eq!((gate.level().target, gate.most()), (1, 4));
-    // Served while it joins, and told to look again.
-    let mut second = joined(&gate, 1);
+    // Served while it joins, and told to look again: nobody else will tell it.
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut second = gate.acquire(1);
+    assert!(Pin::new(&mut second).poll(&mut Context::from_waker(&waker)).is_pending());
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1);
     assert_eq!((gate.level().target, gate.most()), (4, 4));
+    assert!(gate.has_retreated() && !gate.has_retreated(), "said once");
     assert!(is_served(&mut first) && is_served(&mut second));
     assert_eq!(gate.level(), Level { in_use: 4, target: 4, waiting: 0 });
     drop(held);
@@ -349,4 +373,8 @@ fn target_that_is_set_anew_forgets_the_way_back() {
     gate.set_target(1, None, NOW);
     let _waits = joined(&gate, 1);
     assert_eq!(gate.level().target, 1);
+    gate.set_target(1, Some(Retreat { waiting: 1, target: 4 }), NOW);
+    gate.forget_retreat();
+    let _waits = joined(&gate, 1);
+    assert_eq!((gate.level().target, gate.has_retreated()), (1, false));
 }

@@ -13,7 +13,7 @@ use super::{
     sizing::{Retreat, Sample, Sizing},
     tracked::{Ending, Tracked},
 };
-use crate::clock::Instant;
+use crate::{clock::Instant, sync::lock};
 
 /// How often a pool looks at itself.
 pub(super) const TICK: Duration = Duration::from_secs(1);
@@ -86,10 +86,16 @@ impl<M: ManageConnection> Shared<M> {
         if *follow == Follow::Say {
             return;
         }
-        if target != sample.target {
+        {
+            // The ceiling falls before or after this, and not in between.
+            let _one = lock(&self.watch.gives_way);
             let ceiling = self.ceiling();
             let within = |retreat: Retreat| Retreat { target: retreat.target.min(ceiling), ..retreat };
-            self.gate.set_target(target, decision.retreat.map(within), now);
+            if target != sample.target {
+                self.gate.set_target(target.min(ceiling), decision.retreat.map(within), now);
+            } else if decision.retreat.is_none() {
+                self.gate.forget_retreat();
+            }
         }
         self.give_back(sample, target);
     }

@@ -61,6 +61,7 @@ impl Sampler {
             in_use_max: window.in_use_max,
             was_full: window.was_full,
             full_fraction: window.full_fraction,
+            has_retreated: shared.gate.has_retreated(),
             target: window.level.target,
             open: count.idle + count.out,
             ceiling: shared.allowed.is_some().then(|| shared.ceiling()),

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::usl::{Processor, Usl};
-use crate::pool::sizing::{Sample, Sizing};
+use crate::pool::sizing::{Retreat, Sample, Sizing};
 
 /// How long a pool waits before it asks again a server that refused a connection.
 const RETRY: f64 = 0.1;
@@ -82,6 +82,8 @@ pub struct Simulation {
     /// Callers of a closed load that are around.
     callers: u32,
     target: u32,
+    /// When and to what it goes back by itself.
+    retreat: Option<Retreat>,
     open: u32,
     idle: u32,
     in_use: u32,
@@ -119,6 +121,7 @@ struct Seen {
     in_use_max: u32,
     max_waiting: usize,
     was_full: bool,
+    has_retreated: bool,
     gave_up: u64,
     refused: u64,
 }
@@ -172,6 +175,7 @@ impl Simulation {
             next_arrival: f64::INFINITY,
             callers: 0,
             target: 1,
+            retreat: None,
             open: 0,
             idle: 0,
             in_use: 0,
@@ -225,6 +229,7 @@ impl Simulation {
 
     /// Puts a size in force. Connections in use beyond it stay until they come back.
     pub fn resize(&mut self, target: u32) {
+        self.retreat = None;
         self.target = target;
         let surplus = self.open.saturating_sub(target).min(self.idle);
         self.open -= surplus;
@@ -249,10 +254,13 @@ impl Simulation {
             outcome.completed += sample.completed;
             outcome.gave_up += sample.timeouts;
             outcome.refused += sample.too_many_connections;
-            let target = sizing.step(&sample, Duration::from_secs_f64(self.now)).target;
-            if target != self.target {
+            let decision = sizing.step(&sample, Duration::from_secs_f64(self.now));
+            if decision.target != self.target {
                 outcome.resizes += 1;
-                self.resize(target);
+                self.resize(decision.target);
+                self.retreat = decision.retreat;
+            } else if decision.retreat.is_none() {
+                self.retreat = None;
             }
         }
         outcome.target_mean /= outcome.time.as_secs_f64().max(f64::MIN_POSITIVE);
@@ -316,6 +324,11 @@ impl Simulation {
         self.queue.push_back(self.now);
         self.grant();
         self.seen.max_waiting = self.seen.max_waiting.max(self.queue.len());
+        let waiting = count(self.queue.len());
+        if let Some(retreat) = self.retreat.take_if(|retreat| waiting > retreat.waiting) {
+            self.seen.has_retreated = true;
+            self.resize(retreat.target.max(self.target));
+        }
     }
 
     /// One caller of a closed load less, if that is what this is.
@@ -415,6 +428,7 @@ impl Simulation {
             was_full: seen.was_full,
             full_fraction: seen.waiting_seconds / window,
             target: self.target,
+            has_retreated: seen.has_retreated,
             open: self.open,
             ceiling: None,
             timeouts: seen.gave_up,

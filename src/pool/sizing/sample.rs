@@ -43,6 +43,9 @@ pub struct Sample {
     /// The size in force at the end of the window, in connections: permits that are out and will not be given out
     /// again are not counted. Zero says that it is not known, and what was wanted is taken to be in force.
     pub target: u32,
+    /// Whether the pool went back to a larger size within the window, as a decision's
+    /// [`retreat`](super::Decision::retreat) said.
+    pub has_retreated: bool,
     /// Connections that are open at the end of the window, in use or not.
     pub open: u32,
     /// The largest size that is allowed from now on, where something besides the algorithm's own bounds says so (the

@@ -105,8 +105,8 @@ impl Trial {
     }
 
     /// With fewer, callers wait who did not before, and more and more of them if fewer do too little for all that is
-    /// asked for: that is given up at once. In the last window there were at most so many, and so many more at its end
-    /// than at its beginning.
+    /// asked for: that is given up at once. Before, there were at most so many, and in the last window they became so many
+    /// more.
     pub(super) fn with_retreat(mut self, most_waiting: u32, growth: u32) -> Self {
         let fewer = self.from.saturating_sub(self.size);
         let chance = most_waiting / SPARE + FEW;
@@ -119,8 +119,7 @@ impl Trial {
 
     /// Whether it was given up since the last window.
     pub(super) fn was_given_up(&self, sample: &Sample) -> bool {
-        let too_many = self.retreat.is_some_and(|retreat| sample.max_waiting > retreat.waiting);
-        too_many && sample.target == self.from
+        self.retreat.is_some() && sample.has_retreated
     }
 
     pub(super) fn direction(&self) -> Direction {

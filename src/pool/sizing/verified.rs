@@ -38,7 +38,7 @@
 //! What it does not see: other processes at the same server. Each finds that more connections get it a larger share.
 //! A budget bounds them, not this.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use super::{
     Bounds, Decision, Gain, Reason, Sample, Sizing,
@@ -97,6 +97,8 @@ pub struct ThroughputVerified {
     failed: Option<Duration>,
     shrunk: Duration,
     hold: Hold,
+    /// The most that waited at once, in each window of the baseline.
+    lines: VecDeque<u32>,
     /// How many waited at the end of the last window.
     waiting: u32,
 }
@@ -127,6 +129,7 @@ impl ThroughputVerified {
             failed: None,
             shrunk: Duration::ZERO,
             hold: Hold::default(),
+            lines: VecDeque::new(),
             waiting: 0,
         }
     }
@@ -161,6 +164,11 @@ impl ThroughputVerified {
         }
         if let Some(trial) = self.trial.take_if(|trial| trial.was_given_up(sample)) {
             self.return_to(trial.from, bounds);
+            if self.failed == Some(now) {
+                // That callers came to wait says nothing of the size.
+                self.search.rest(now);
+                return Reason::Void;
+            }
             self.search.taken_back(now);
             return Reason::Retreated;
         }
@@ -173,11 +181,7 @@ impl ThroughputVerified {
         self.proven.fade(self.target, now);
         match self.trial.take() {
             Some(trial) => self.go_on_with(trial, sample, bounds, now),
-            None => {
-                let reason = self.without_trial(sample, bounds, now);
-                self.waiting = sample.waiting;
-                reason
-            }
+            None => self.without_trial(sample, bounds, now),
         }
     }
 
@@ -191,6 +195,7 @@ impl ThroughputVerified {
                 self.proven = Proven { size: trial.size, at: now };
                 self.search.kept(steep, now);
                 self.baseline = trial.into_rates();
+                self.lines.clear();
                 reason
             }
             Verdict::Revert(reason) => {
@@ -225,7 +230,7 @@ impl ThroughputVerified {
         }
         if backlog < BACKLOG {
             if backlog < DEMAND {
-                self.baseline.clear();
+                self.forget_baseline();
             }
             return self.shrink(now);
         }
@@ -234,6 +239,10 @@ impl ThroughputVerified {
             return Reason::Steady;
         }
         self.baseline.push(sample, LONGEST_BASELINE);
+        self.lines.push_back(sample.max_waiting.max(sample.waiting));
+        if self.lines.len() > LONGEST_BASELINE {
+            self.lines.pop_front();
+        }
         if self.baseline.forget_before_change(CHANGE_WINDOWS, CHANGE) {
             self.search.forget_pauses(now);
         }
@@ -250,7 +259,7 @@ impl ThroughputVerified {
         let Some((size, before)) = size.zip(self.baseline.estimates()) else { return Reason::Steady };
         let growth = sample.waiting.saturating_sub(self.waiting);
         let trial = Trial::new(self.target, size, before, self.gain.get(), now)
-            .with_retreat(sample.max_waiting.max(sample.waiting), growth);
+            .with_retreat(self.lines.iter().copied().max().unwrap_or(0), growth);
         let reason = match trial.direction() {
             Direction::Up => Reason::TryingMore,
             Direction::Down => Reason::TryingFewer,
@@ -278,7 +287,12 @@ impl ThroughputVerified {
     fn resize(&mut self, size: u32) {
         self.is_new |= size != self.target;
         self.target = size;
+        self.forget_baseline();
+    }
+
+    fn forget_baseline(&mut self) {
         self.baseline.clear();
+        self.lines.clear();
     }
 
     fn failed_lately(&self, now: Duration) -> bool {
@@ -302,10 +316,9 @@ impl Sizing for ThroughputVerified {
     fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
         let sample = self.hold.note(sample);
         let reason = self.decide(&sample, now);
-        // Only where it begins: it holds for as long as the trial does.
-        let begins = matches!(reason, Reason::TryingFewer);
-        Decision::new(self.target, reason)
-            .or_retreat(self.trial.as_ref().filter(|_| begins).and_then(|trial| trial.retreat))
+        self.waiting = sample.waiting;
+        let retreat = self.trial.as_ref().and_then(|trial| trial.retreat);
+        Decision::new(self.target, reason).or_retreat(retreat)
     }
 
     fn target(&self) -> u32 {
@@ -578,12 +591,58 @@ mod tests {
         };
         // 50 waited before; 4 fewer are served, a quarter may be chance, and eight more.
         assert_eq!((decision.target, decision.retreat), (12, Some(Retreat { waiting: 74, target: 16 })));
-        let sample = Sample { target: 16, max_waiting: 75, ..pool.busy(400) };
+        let sample = Sample { target: 16, max_waiting: 75, has_retreated: true, ..pool.busy(400) };
         assert_eq!(pool.step(&sample), Reason::Retreated);
         assert_eq!((pool.sizing.target(), pool.sizing.proven()), (16, 16));
         let before = pool.now;
         assert_eq!(pool.until_decided(|_| 500), Reason::TryingMore, "the other way, after a pause");
         assert!(pool.now - before > 5 * SECOND);
+    }
+
+    #[test]
+    fn retreat_while_connecting_fails_says_nothing_of_the_size() {
+        let mut pool = Closed::new(1, 64, 16);
+        assert_eq!(pool.until_decided(|_| 500), Reason::TryingMore);
+        assert!(matches!(pool.until_decided(|_| 500), Reason::Reverted { .. }));
+        assert_eq!(pool.until_decided(|_| 500), Reason::TryingFewer);
+        let sample = Sample { target: 16, has_retreated: true, connect_failures: 1, ..pool.busy(0) };
+        assert_eq!(pool.step(&sample), Reason::Void);
+        assert_eq!(pool.sizing.target(), 16);
+    }
+
+    #[test]
+    fn line_of_the_whole_baseline_counts_and_growth_of_the_last_window() {
+        let mut pool = Closed::new(1, 64, 16);
+        assert_eq!(pool.until_decided(|_| 500), Reason::TryingMore);
+        assert!(matches!(pool.until_decided(|_| 500), Reason::Reverted { .. }));
+        let retreat = loop {
+            // Seventy for a moment, every third time.
+            let burst = if pool.now.as_secs().is_multiple_of(3) { 70 } else { 10 };
+            let sample = Sample { waiting: 10, max_waiting: burst, ..pool.busy(500) };
+            pool.now += SECOND;
+            let decision = pool.sizing.step(&sample, pool.now);
+            if decision.reason == Reason::TryingFewer {
+                break decision.retreat;
+            }
+        };
+        assert_eq!(retreat, Some(Retreat { waiting: 70 + 4 + 17 + 8, target: 16 }));
+    }
+
+    #[test]
+    fn way_back_is_there_for_as_long_as_the_trial_of_fewer() {
+        let mut pool = Closed::new(1, 64, 16);
+        let mut seen = Vec::new();
+        for _ in 0..200 {
+            let sample = pool.busy(500);
+            pool.now += SECOND;
+            let decision = pool.sizing.step(&sample, pool.now);
+            let is_tried = matches!(decision.reason, Reason::TryingFewer | Reason::Measuring);
+            let fewer = is_tried && decision.target < pool.sizing.proven();
+            assert_eq!(decision.retreat.is_some(), fewer, "{decision:?}");
+            seen.push(decision.reason);
+        }
+        let kept = seen.iter().filter(|reason| matches!(reason, Reason::Kept { .. })).count();
+        assert!(kept > 2, "as much is done with fewer");
     }
 
     #[test]
