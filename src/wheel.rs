@@ -772,6 +772,8 @@ mod tests {
 
 #[cfg(all(test, mcp_perf_loom))]
 mod model {
+    use loom::sync::atomic::{AtomicU32, Ordering};
+
     use super::{wire::Wire, *};
     use crate::model::{block_on, poll_once};
 
@@ -850,20 +852,21 @@ mod model {
         }
     }
 
-    /// The caller, the task and the server, each on a thread of its own.
+    /// The server, on a thread of its own, answers so many questions and ends the connection.
+    fn serving(wire: &Wire, questions: u32) -> loom::thread::JoinHandle<()> {
+        let wire = wire.clone();
+        loom::thread::spawn(move || {
+            (0..questions).for_each(|_| block_on(wire.serve()));
+            wire.end();
+        })
+    }
+
     #[test]
     fn no_interleaving_leaves_a_caller_at_the_wheel_without_its_answer() {
         bounded(|| {
             let wire = Wire::default();
             let (wheel, task) = Wheel::new(wire.half());
-            let server = {
-                let wire = wire.clone();
-                loom::thread::spawn(move || {
-                    block_on(wire.serve());
-                    wire.end();
-                })
-            };
-            let task = loom::thread::spawn(move || block_on(task));
+            let (server, task) = (serving(&wire, 1), loom::thread::spawn(move || block_on(task)));
             block_on(wheel.carry(|| true, wire.ask()));
             server.join().unwrap();
             assert_eq!(task.join().unwrap(), Some(7));
@@ -877,15 +880,7 @@ mod model {
         bounded(|| {
             let wire = Wire::default();
             let (wheel, task) = Wheel::new(wire.half());
-            let server = {
-                let wire = wire.clone();
-                loom::thread::spawn(move || {
-                    block_on(wire.serve());
-                    block_on(wire.serve());
-                    wire.end();
-                })
-            };
-            let task = loom::thread::spawn(move || block_on(task));
+            let (server, task) = (serving(&wire, 2), loom::thread::spawn(move || block_on(task)));
             let mut idle = Box::pin(wheel.carry(|| true, wire.ask()));
             let was_answered = poll_once(idle.as_mut()).is_ready();
             wheel.share();
@@ -898,87 +893,73 @@ mod model {
         });
     }
 
-    /// Two callers who count themselves, as those of a connection do.
-    #[test]
-    fn no_interleaving_of_two_who_count_themselves_leaves_one_without_an_answer() {
-        use loom::sync::atomic::{AtomicU32, Ordering::SeqCst};
-        fn call((wheel, asked, waiting): &(Wheel<Echo>, Asked, AtomicU32)) {
-            if waiting.fetch_add(1, SeqCst) > 0 {
-                wheel.share();
-            }
-            block_on(wheel.carry(|| waiting.load(SeqCst) == 1, asked.ask()));
-            waiting.fetch_sub(1, SeqCst);
-        }
-
-        bounded(|| {
-            let asked = Asked::default();
-            let (wheel, task) = Wheel::new(Echo(asked.clone()));
-            let shared = loom::sync::Arc::new((wheel, asked.clone(), AtomicU32::new(0)));
-            let task = loom::thread::spawn(move || block_on(task));
-            let other = {
-                let shared = shared.clone();
-                loom::thread::spawn(move || call(&shared))
-            };
-            call(&shared);
-            other.join().unwrap();
-            asked.end();
-            task.join().unwrap();
-        });
-    }
-
-    /// The same, where one is polled once, and not again before the other was answered.
-    #[test]
-    fn no_interleaving_of_two_who_count_themselves_makes_one_wait_for_the_other() {
-        use loom::sync::atomic::{AtomicU32, Ordering::SeqCst};
-
-        bounded(|| {
-            let asked = Asked::default();
-            let (wheel, task) = Wheel::new(Echo(asked.clone()));
-            let shared = loom::sync::Arc::new((wheel, asked.clone(), AtomicU32::new(0)));
-            let task = loom::thread::spawn(move || block_on(task));
-            let other = {
-                let shared = shared.clone();
-                loom::thread::spawn(move || {
-                    let (wheel, asked, waiting) = &*shared;
-                    if waiting.fetch_add(1, SeqCst) > 0 {
-                        wheel.share();
-                    }
-                    block_on(wheel.carry(|| waiting.load(SeqCst) == 1, asked.ask()));
-                    waiting.fetch_sub(1, SeqCst);
-                })
-            };
-            let (wheel, asked, waiting) = &*shared;
-            if waiting.fetch_add(1, SeqCst) > 0 {
-                wheel.share();
-            }
-            let mut idle = Box::pin(wheel.carry(|| waiting.load(SeqCst) == 1, asked.ask()));
-            let was_answered = poll_once(idle.as_mut()).is_ready();
-            other.join().unwrap();
-            if !was_answered {
-                block_on(idle);
-            }
-            asked.end();
-            task.join().unwrap();
-        });
-    }
-
     /// One at the wheel goes away in the middle, and the connection ends.
     #[test]
     fn no_interleaving_loses_what_is_due_when_a_caller_goes_away() {
         bounded(|| {
             let wire = Wire::default();
             let (wheel, task) = Wheel::new(wire.half());
-            let server = {
-                let wire = wire.clone();
-                loom::thread::spawn(move || {
-                    block_on(wire.serve());
-                    wire.end();
-                })
-            };
-            let task = loom::thread::spawn(move || block_on(task));
+            let (server, task) = (serving(&wire, 1), loom::thread::spawn(move || block_on(task)));
             let _ = poll_once(Box::pin(wheel.carry(|| true, wire.ask())).as_mut());
             server.join().unwrap();
             assert_eq!(task.join().unwrap(), Some(7));
+        });
+    }
+
+    /// Callers who count themselves, as those of a connection do.
+    struct Counted {
+        wheel: Wheel<Echo>,
+        asked: Asked,
+        waiting: AtomicU32,
+    }
+
+    impl Counted {
+        async fn call(&self) {
+            if self.waiting.fetch_add(1, Ordering::SeqCst) > 0 {
+                self.wheel.share();
+            }
+            let is_alone = || self.waiting.load(Ordering::SeqCst) == 1;
+            self.wheel.carry(is_alone, self.asked.ask()).await;
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A caller on another thread, and what is done here meanwhile.
+    fn beside_another(here: impl Fn(&Counted, loom::thread::JoinHandle<()>) + Send + Sync + 'static) {
+        bounded(move || {
+            let asked = Asked::default();
+            let (wheel, task) = Wheel::new(Echo(asked.clone()));
+            let task = loom::thread::spawn(move || block_on(task));
+            let counted = Counted { wheel, asked, waiting: AtomicU32::new(0) };
+            let counted = loom::sync::Arc::new(counted);
+            let other = {
+                let counted = counted.clone();
+                loom::thread::spawn(move || block_on(counted.call()))
+            };
+            here(&counted, other);
+            counted.asked.end();
+            task.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn no_interleaving_of_two_leaves_one_without_an_answer() {
+        beside_another(|counted, other| {
+            block_on(counted.call());
+            other.join().unwrap();
+        });
+    }
+
+    /// One is polled once, and not again before the other was answered.
+    #[test]
+    fn no_interleaving_of_two_makes_one_wait_for_the_other() {
+        beside_another(|counted, other| {
+            let mut idle = Box::pin(counted.call());
+            let was_answered = poll_once(idle.as_mut()).is_ready();
+            other.join().unwrap();
+            if !was_answered {
+                block_on(idle);
+            }
         });
     }
 }

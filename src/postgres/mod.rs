@@ -17,6 +17,11 @@
 //! guard that rolls back unless it was committed. How much of the rest is undone is the [`ResetPolicy`]'s to say. All
 //! of it happens in the background, and the next call on that connection waits until it has.
 //!
+//! A caller that is alone on its connection, which is the rule where a pool lends it, reads and writes the socket itself
+//! while it waits. The usual way over a task costs a hand-over in both directions, often between threads. Where
+//! several ask on one connection at once, or through the driver's client, a task does it, so that nobody depends on a
+//! caller that is not polled.
+//!
 //! Errors tell what a program can do: see the kinds at [`connect`](PostgresManager#method.connect) and
 //! [`query_cached`](PostgresConnection::query_cached). A failover is noticed by the first connection that hears of it,
 //! and costs all of them.

@@ -170,7 +170,10 @@ async fn in_turn(
             Pair { ours: second, rival: first }
         };
         let (ours_ms, rival_ms) = (pair.ours * 1e3, pair.rival * 1e3);
-        eprintln!("  p99: ours {ours_ms:.1} ms at target {}, the other {rival_ms:.1} ms", ours.stats().target);
+        eprintln!(
+            "  p99: ours {ours_ms:.1} ms at target {}, the other {rival_ms:.1} ms",
+            ours.stats().target
+        );
         pairs.push(pair);
     }
     Ok(pairs)
