@@ -129,7 +129,11 @@ impl<D: Drive> Wheel<D> {
     pub(crate) fn share(&self) {
         self.shared.leave_to_task(false);
     }
+}
 
+/// For connections whose own client is handed out, and that may have to go at once.
+#[cfg(any(test, feature = "postgres"))]
+impl<D: Drive> Wheel<D> {
     /// Leaves the wheel to the task until it is [free](Self::free) again.
     pub(crate) fn bar(&self) {
         self.shared.leave_to_task(true);
