@@ -241,7 +241,12 @@ impl<D: Drive> Shared<D> {
     }
 
     fn wake_task(&self) {
-        let waker = lock(&self.seat).task.clone();
+        self.wake(|seat| seat.task.clone());
+    }
+
+    /// Wakes somebody outside the lock.
+    fn wake(&self, whom: impl FnOnce(&mut Seat) -> Option<Waker>) {
+        let waker = whom(&mut lock(&self.seat));
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -329,14 +334,10 @@ impl<D: Drive> Wake for Due<D> {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let waker = {
-            let mut seat = lock(&self.0.seat);
+        self.0.wake(|seat| {
             seat.is_due = true;
             seat.whom_to_wake()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        });
     }
 }
 
@@ -348,20 +349,14 @@ impl<D: Drive> Wake for Answered<D> {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let waker = {
-            let mut seat = lock(&self.0.seat);
-            match seat.who {
-                // Who lost the wheel was woken then, and looks for itself.
-                Who::Task => None,
-                Who::Asleep(_) | Who::Awake => {
-                    seat.is_answered = true;
-                    seat.whom_to_wake()
-                }
+        self.0.wake(|seat| match seat.who {
+            // Who lost the wheel was woken then, and looks for itself.
+            Who::Task => None,
+            Who::Asleep(_) | Who::Awake => {
+                seat.is_answered = true;
+                seat.whom_to_wake()
             }
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        });
     }
 }
 
