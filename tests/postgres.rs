@@ -229,6 +229,8 @@ async fn garbage_in_the_table_is_a_miss_and_is_written_over() {
         "expires = '-infinity'",
         "bytes = 'MP', expires = 'infinity'",
         "fence = gen_random_uuid(), bytes = 'MP'",
+        // Begins as the fence of an absence does.
+        "fence = '41000000-0000-0000-0000-000000000001', bytes = 'MP'",
     ] {
         let cache = node(&server).await;
         cache.insert(&key, "value".to_owned()).await.unwrap();

@@ -307,17 +307,23 @@ impl Store for PostgresStore {
         let written = |session: Arc<Session>| {
             let (new, fence) = (entry_fence(), &fence);
             async move {
-                let written = match fence {
-                    None => session.count(Query::Put, &[&name, &new, &bytes, &life]).await,
-                    Some(Seen::Absent(generation, read)) => {
+                let row = match fence {
+                    None => {
+                        let written = session.count(Query::Put, &[&name, &new, &bytes, &life]).await?;
+                        return Ok((written, new));
+                    }
+                    Some(Seen::Absent(generation, read, row)) => {
                         let values: [&(dyn ToSql + Sync); 6] = [&name, &new, &bytes, &life, generation, read];
-                        session.count(Query::PutAbsent, &values).await
+                        let written = session.count(Query::PutAbsent, &values).await?;
+                        if written > 0 {
+                            return Ok((written, new));
+                        }
+                        row
                     }
-                    Some(Seen::Present(fence)) => {
-                        session.count(Query::PutPresent, &[&name, &new, &bytes, &life, fence]).await
-                    }
+                    Some(Seen::Present(row)) => row,
                 };
-                Ok((written?, new))
+                let written = session.count(Query::PutPresent, &[&name, &new, &bytes, &life, row]).await?;
+                Ok((written, new))
             }
         };
         let (written, new) = self.writes.run("write", written).await?;

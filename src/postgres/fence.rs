@@ -20,7 +20,8 @@ use crate::cache::Fence;
 
 /// What a fence saw.
 pub(super) enum Seen {
-    Absent(Uuid, Time),
+    /// Nothing, in this generation and at this time; or a row with this fence, which nobody here has written.
+    Absent(Uuid, Time, Uuid),
     Present(Uuid),
 }
 
@@ -37,14 +38,15 @@ pub(super) fn absence(generation: Uuid, read: Time) -> Fence {
 }
 
 pub(super) fn seen(fence: Fence) -> Seen {
-    let mut bytes = fence.to_bytes();
-    if bytes[0] != ABSENT {
-        return Seen::Present(Uuid(bytes));
+    let whole = Uuid(fence.to_bytes());
+    let mut generation = whole;
+    if generation.0[0] != ABSENT {
+        return Seen::Present(whole);
     }
     let mut read = [0; 8];
-    read.copy_from_slice(&bytes[8..]);
-    bytes[8..].fill(0);
-    Seen::Absent(Uuid(bytes), Time(i64::from_be_bytes(read)))
+    read.copy_from_slice(&whole.0[8..]);
+    generation.0[8..].fill(0);
+    Seen::Absent(generation, Time(i64::from_be_bytes(read)), whole)
 }
 
 pub(super) fn generation() -> Uuid {
