@@ -1,13 +1,14 @@
 //! P1: does the pool find the size at which the server does most, and how soon? And how long do calls take then?
 //!
-//! Fixed pools of 2 to 64 connections are swept, of bb8 and of deadpool; the best and the worst of all of them is what
-//! ours is held against. In each round ours begins anew with two connections and may learn for a minute, less the slice
-//! in which it is measured. 128 callers, so that every size has more than it can serve.
+//! Fixed pools of 2 to 64 connections are swept, of bb8 and of deadpool. The best and the worst of all of them is what
+//! ours is held against: in each round it begins anew with two connections, learns, and has slices in turn with those
+//! two in the last seconds of its first minute. 128 callers, so that every size has more than it can serve.
 //!
 //! How long calls take is measured at three quarters of what the best fixed pool can do, from when a call should have
 //! begun: in the sweep, where more is asked for than can be done, a pool that lets callers starve has the shortest
-//! times. A pool of ours learns under the full load for a minute, and then both have slices in turn. If it is still too
-//! small it is overloaded, turns callers away, and the times say so.
+//! times. A pool of ours learns under the full load for a minute, and then both have slices in turn. What the best
+//! can do is measured again before each pair of them, since a machine that others share is not always as quick. If ours
+//! is still too small it is overloaded, and the times say so.
 //!
 //! `pool.p1` has the server on one core and the clients on another, `pool.p1_unpinned` both wherever the system puts
 //! them.
@@ -40,15 +41,18 @@ struct Plan {
     rounds: usize,
     /// In which times are measured. They vary more than rates do.
     times: usize,
-    /// From the start of ours to the end of its slice.
+    /// From the start of ours to the end of its last slice.
     within: Duration,
     slice: Duration,
+    /// How often ours, the best and the worst have a turn in a round, and for how long.
+    turns: u32,
+    turn: Duration,
 }
 
-/// A pool of a kind and a size, or ours, in all rounds.
+/// A pool of a kind and a size, in all rounds of the sweep.
 struct Cell {
-    name: String,
-    rival: Option<(Rival, u32)>,
+    rival: Rival,
+    size: u32,
     /// Calls a second.
     rounds: Vec<f64>,
 }
@@ -57,6 +61,19 @@ struct Cell {
 enum Rival {
     Bb8,
     Deadpool,
+}
+
+/// A pool of a rival.
+enum Fixed {
+    Bb8(peers::Bb8),
+    Deadpool(peers::Deadpool),
+}
+
+/// Ours against the best and against the worst, in seconds per call.
+#[derive(Default)]
+struct Pairs {
+    best: Vec<Pair>,
+    worst: Vec<Pair>,
 }
 
 impl Plan {
@@ -68,6 +85,8 @@ impl Plan {
                 times: 15,
                 within: Duration::from_secs(60),
                 slice: Duration::from_secs(3),
+                turns: 3,
+                turn: Duration::from_secs(1),
             },
             Effort::Quick => Self {
                 sizes: &FEW_SIZES,
@@ -75,6 +94,8 @@ impl Plan {
                 times: 1,
                 within: Duration::from_secs(12),
                 slice: Duration::from_secs(1),
+                turns: 1,
+                turn: Duration::from_secs(1),
             },
         }
     }
@@ -85,97 +106,111 @@ pub(super) fn run(effort: Effort, placement: Placement, workload: Workload) -> R
         Placement::Apart => "pool.p1",
         Placement::Anywhere => "pool.p1_unpinned",
     };
-    let site = Site::start(placement, 2 * CEILING)?;
+    // For ours, and for the two that it is held against.
+    let site = Site::start(placement, 3 * CEILING)?;
     sweep(&format!("{case}.{}", workload.name()), &site, workload, &Plan::new(effort))
 }
 
 fn sweep(name: &str, site: &Site, workload: Workload, plan: &Plan) -> Result<()> {
-    let fixed = plan.sizes.iter().flat_map(|size| [(Rival::Bb8, *size), (Rival::Deadpool, *size)]);
-    let mut cells = vec![Cell::new(None)];
-    cells.extend(fixed.map(|rival| Cell::new(Some(rival))));
+    let kinds = [Rival::Bb8, Rival::Deadpool];
+    let sizes = plan.sizes.iter().flat_map(|size| kinds.map(|rival| (rival, *size)));
+    let mut cells: Vec<Cell> = sizes.map(|(rival, size)| Cell { rival, size, rounds: Vec::new() }).collect();
     for round in 0..plan.rounds {
         eprintln!("{name}: round {} of {}", round + 1, plan.rounds);
         // Whoever was last goes first in the next round.
         for place in 0..cells.len() {
             let index = if round % 2 == 0 { place } else { cells.len() - 1 - place };
             let cell = &mut cells[index];
-            let rate = cell.run(site, workload, plan)?;
+            let rate = site.runtime.block_on(cell.run(&site.url(), workload, plan))?;
+            eprintln!("  {}: {rate:.0}/s", cell.name());
             cell.rounds.push(rate);
             site.tidy()?;
         }
     }
-    report(name, &cells)?;
-    let best = cells.iter().skip(1).max_by(Cell::by_rate).context("nothing was swept")?;
-    let times = times(site, workload, plan, best)?;
-    Comparison::microseconds(&format!("{name}.best_fixed_p99"), &best.name).at_most(1.1).of(times)
+    let best = cells.iter().max_by(Cell::by_rate).context("nothing was swept")?;
+    let worst = cells.iter().min_by(Cell::by_rate).context("nothing was swept")?;
+    let mut pairs = Pairs::default();
+    for round in 0..plan.rounds {
+        eprintln!("{name}: ours, the best and the worst, round {} of {}", round + 1, plan.rounds);
+        site.runtime.block_on(pairs.add_round(&site.url(), workload, plan, best, worst))?;
+        site.tidy()?;
+    }
+    // All cells, the losing ones too, and then the best and the worst.
+    let median = median(pairs.best.iter().map(|pair| pair.ours.recip()));
+    for cell in &cells {
+        let pair = |rate: &f64| Pair { ours: median.recip(), rival: rate.recip() };
+        let (name, pairs) = (format!("{name}.{}", cell.name()), cell.rounds.iter().map(pair));
+        Comparison::rate(&name, &cell.name()).of(pairs.collect())?;
+    }
+    for (case, rival, bar, pairs) in
+        [("best_fixed", best, 0.95, pairs.best), ("worst_fixed", worst, 1.5, pairs.worst)]
+    {
+        Comparison::rate(&format!("{name}.{case}"), &rival.name()).at_least(bar).of(pairs)?;
+    }
+    let times = site.runtime.block_on(times(&site.url(), workload, plan, best))?;
+    site.tidy()?;
+    Comparison::microseconds(&format!("{name}.best_fixed_p99"), &best.name()).at_most(1.1).of(times)
 }
 
-/// All cells, the losing ones too, and then the best and the worst.
-fn report(name: &str, cells: &[Cell]) -> Result<()> {
-    let [ours, rivals @ ..] = cells else { return Ok(()) };
-    for rival in rivals {
-        let name = format!("{name}.{}", rival.name);
-        Comparison::rate(&name, &rival.name).of(ours.against(rival))?;
+impl Pairs {
+    /// Ours begins anew, learns, and has its turns.
+    async fn add_round(
+        &mut self,
+        url: &str,
+        workload: Workload,
+        plan: &Plan,
+        best: &Cell,
+        worst: &Cell,
+    ) -> Result<()> {
+        let (best, worst) = (best.warm(url, workload).await?, worst.warm(url, workload).await?);
+        let ours = ours(url)?;
+        whole(drive(&ours, workload, CALLERS, plan.within - 3 * plan.turns * plan.turn).await?)?;
+        for turn in 0..plan.turns {
+            let rate_of_best = best.rate(workload, plan.turn).await?;
+            let rate_of_ours = whole(drive(&ours, workload, CALLERS, plan.turn).await?)?;
+            let rate_of_worst = worst.rate(workload, plan.turn).await?;
+            let stats = ours.stats();
+            eprintln!(
+                "  turn {}: ours {rate_of_ours:.0}/s at target {}, the best {rate_of_best:.0}/s, \
+                 the worst {rate_of_worst:.0}/s",
+                turn + 1,
+                stats.target
+            );
+            let pair = |rival: f64| Pair { ours: rate_of_ours.recip(), rival: rival.recip() };
+            self.best.push(pair(rate_of_best));
+            self.worst.push(pair(rate_of_worst));
+        }
+        ours.shutdown(Duration::from_secs(5)).await?;
+        Ok(())
     }
-    let (best, worst) = (rivals.iter().max_by(Cell::by_rate), rivals.iter().min_by(Cell::by_rate));
-    for (case, rival, bar) in [("best_fixed", best, 0.95), ("worst_fixed", worst, 1.5)] {
-        let rival = rival.context("nothing was swept")?;
-        Comparison::rate(&format!("{name}.{case}"), &rival.name).at_least(bar).of(ours.against(rival))?;
-    }
-    Ok(())
 }
 
 /// The 99th percentile of how long calls take, ours and of the best.
-fn times(site: &Site, workload: Workload, plan: &Plan, best: &Cell) -> Result<Vec<Pair>> {
-    let rate = OFFERED * best.median();
-    let times = site.runtime.block_on(async {
-        let url = site.url();
-        let ours = ours(&url)?;
-        drive(&ours, workload, CALLERS, plan.within).await?;
-        let times = match best.rival {
-            Some((Rival::Bb8, size)) => {
-                in_turn(&ours, &peers::bb8(&url, size).await?, workload, plan, rate).await?
-            }
-            Some((Rival::Deadpool, size)) => {
-                in_turn(&ours, &peers::deadpool(&url, size)?, workload, plan, rate).await?
-            }
-            None => Vec::new(),
-        };
-        ours.shutdown(Duration::from_secs(5)).await?;
-        anyhow::Ok(times)
-    });
-    let times = times?;
-    site.tidy()?;
-    Ok(times)
-}
-
-async fn in_turn(
-    ours: &peers::Ours,
-    rival: &impl Peer,
-    workload: Workload,
-    plan: &Plan,
-    rate: f64,
-) -> Result<Vec<Pair>> {
-    drive(rival, workload, CALLERS, WARM_UP).await?;
+async fn times(url: &str, workload: Workload, plan: &Plan, best: &Cell) -> Result<Vec<Pair>> {
+    let ours = ours(url)?;
+    whole(drive(&ours, workload, CALLERS, plan.within).await?)?;
+    let rival = best.warm(url, workload).await?;
     let mut pairs = Vec::new();
     for round in 0..plan.times {
+        let rate = OFFERED * rival.rate(workload, plan.turn).await?;
         let (first, second);
         let pair = if round % 2 == 0 {
-            first = p99(ours, workload, rate, plan.slice).await?;
-            second = p99(rival, workload, rate, plan.slice).await?;
+            first = p99(&ours, workload, rate, plan.slice).await?;
+            second = rival.p99(workload, rate, plan.slice).await?;
             Pair { ours: first, rival: second }
         } else {
-            first = p99(rival, workload, rate, plan.slice).await?;
-            second = p99(ours, workload, rate, plan.slice).await?;
+            first = rival.p99(workload, rate, plan.slice).await?;
+            second = p99(&ours, workload, rate, plan.slice).await?;
             Pair { ours: second, rival: first }
         };
         let (ours_ms, rival_ms) = (pair.ours * 1e3, pair.rival * 1e3);
         eprintln!(
-            "  p99: ours {ours_ms:.1} ms at target {}, the other {rival_ms:.1} ms",
+            "  p99 at {rate:.0}/s: ours {ours_ms:.1} ms at target {}, the other {rival_ms:.1} ms",
             ours.stats().target
         );
         pairs.push(pair);
     }
+    ours.shutdown(Duration::from_secs(5)).await?;
     Ok(pairs)
 }
 
@@ -187,67 +222,66 @@ async fn p99(pool: &impl Peer, workload: Workload, rate: f64, span: Duration) ->
     Ok(tally.percentile(workload.tail()))
 }
 
+/// Calls a second, all of which have to have gone well.
+fn whole(tally: Tally) -> Result<f64> {
+    let rate = tally.rate();
+    if let Some(failure) = tally.failure {
+        return Err(failure.context("a call failed"));
+    }
+    ensure!(tally.calls() > 0, "nothing was done");
+    Ok(rate)
+}
+
+fn median(rates: impl Iterator<Item = f64>) -> f64 {
+    let mut rates: Vec<f64> = rates.collect();
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied().unwrap_or_default()
+}
+
 fn ours(url: &str) -> Result<peers::Ours> {
     Ok(peers::ours(url)?.adaptive(BEGINS_WITH..=CEILING).initial(BEGINS_WITH).build()?)
 }
 
 impl Cell {
-    fn new(rival: Option<(Rival, u32)>) -> Self {
-        let name = match rival {
-            None => "ours".to_owned(),
-            Some((Rival::Bb8, size)) => format!("bb8_{size}"),
-            Some((Rival::Deadpool, size)) => format!("deadpool_{size}"),
-        };
-        Self { name, rival, rounds: Vec::new() }
-    }
-
-    fn run(&self, site: &Site, workload: Workload, plan: &Plan) -> Result<f64> {
-        let url = site.url();
-        let tally: Result<Tally> = site.runtime.block_on(async {
-            match self.rival {
-                None => {
-                    let pool = ours(&url)?;
-                    let tally = measure(&pool, workload, plan.within - plan.slice, plan.slice).await?;
-                    let stats = pool.stats();
-                    eprintln!("  ours: target {}, proven {}", stats.target, stats.proven);
-                    pool.shutdown(Duration::from_secs(5)).await?;
-                    Ok(tally)
-                }
-                Some((Rival::Bb8, size)) => {
-                    measure(&peers::bb8(&url, size).await?, workload, WARM_UP, plan.slice).await
-                }
-                Some((Rival::Deadpool, size)) => {
-                    measure(&peers::deadpool(&url, size)?, workload, WARM_UP, plan.slice).await
-                }
-            }
-        });
-        let tally = tally?;
-        eprintln!("  {}: {:.0}/s", self.name, tally.rate());
-        if let Some(failure) = tally.failure {
-            return Err(failure.context(format!("a call of {} failed", self.name)));
+    fn name(&self) -> String {
+        match self.rival {
+            Rival::Bb8 => format!("bb8_{}", self.size),
+            Rival::Deadpool => format!("deadpool_{}", self.size),
         }
-        ensure!(tally.calls() > 0, "{}: nothing was done", self.name);
-        Ok(tally.rate())
     }
 
-    fn median(&self) -> f64 {
-        let mut rates = self.rounds.clone();
-        rates.sort_by(f64::total_cmp);
-        rates.get(rates.len() / 2).copied().unwrap_or_default()
+    async fn run(&self, url: &str, workload: Workload, plan: &Plan) -> Result<f64> {
+        let pool = self.warm(url, workload).await?;
+        pool.rate(workload, plan.slice).await.with_context(|| self.name())
+    }
+
+    /// A pool whose connections are open, and have run each statement.
+    async fn warm(&self, url: &str, workload: Workload) -> Result<Fixed> {
+        let pool = match self.rival {
+            Rival::Bb8 => Fixed::Bb8(peers::bb8(url, self.size).await?),
+            Rival::Deadpool => Fixed::Deadpool(peers::deadpool(url, self.size)?),
+        };
+        pool.rate(workload, WARM_UP).await.with_context(|| self.name())?;
+        Ok(pool)
     }
 
     fn by_rate(one: &&Self, other: &&Self) -> Ordering {
-        one.median().total_cmp(&other.median())
-    }
-
-    /// In seconds per call.
-    fn against(&self, rival: &Self) -> Vec<Pair> {
-        let rounds = self.rounds.iter().zip(&rival.rounds);
-        rounds.map(|(ours, rival)| Pair { ours: ours.recip(), rival: rival.recip() }).collect()
+        median(one.rounds.iter().copied()).total_cmp(&median(other.rounds.iter().copied()))
     }
 }
 
-async fn measure<P: Peer>(pool: &P, workload: Workload, warm_up: Duration, slice: Duration) -> Result<Tally> {
-    drive(pool, workload, CALLERS, warm_up).await?;
-    drive(pool, workload, CALLERS, slice).await
+impl Fixed {
+    async fn rate(&self, workload: Workload, span: Duration) -> Result<f64> {
+        whole(match self {
+            Self::Bb8(pool) => drive(pool, workload, CALLERS, span).await?,
+            Self::Deadpool(pool) => drive(pool, workload, CALLERS, span).await?,
+        })
+    }
+
+    async fn p99(&self, workload: Workload, rate: f64, span: Duration) -> Result<f64> {
+        match self {
+            Self::Bb8(pool) => p99(pool, workload, rate, span).await,
+            Self::Deadpool(pool) => p99(pool, workload, rate, span).await,
+        }
+    }
 }

@@ -7,8 +7,8 @@
 //! | `overhead` | taking and returning a connection that costs nothing | 0.3 | 0.1 |
 //! | `fairness` | a polite caller among greedy ones | 0.3 | 0.1 |
 //! | `prepared` | one row by its key, with the statement prepared | 0.5 | 0.1 |
-//! | `p1` | the knee: does it find the best size, and how soon | 35 | 2.5 |
-//! | `p1_unpinned` | the same with server and clients wherever the system puts them | 35 | 2.5 |
+//! | `p1` | the knee: does it find the best size, and how soon | 40 | 2.5 |
+//! | `p1_unpinned` | the same with server and clients wherever the system puts them | 40 | 2.5 |
 //! | `p2` | 50 callers at once after silence, and then 500 | 10 | 0.5 |
 //! | `p3` | backends killed, the server restarted, callers that go away | 2 | 0.8 |
 //! | `p4` | four processes' worth of pools at one server that has too few connections for all | 7 | 1.7 |
