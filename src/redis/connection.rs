@@ -8,6 +8,10 @@
 //! way leaves in up to [`WAVES`] parts, a turn apart, so that client and server work at the same time. Nothing waits for
 //! an answer before it is sent: stopping at one or two batches in flight halves what a few callers get.
 //!
+//! Answers are handed out a batch at a time, though more may have come: those whom the first answers have their turn, and
+//! what they ask leaves, before the next is looked at. The server answers at once all that it found at once, and if all
+//! of that were handed out together all callers would ask together again: then one side works while the other waits.
+//!
 //! # Health
 //!
 //! A connection is open until it is not, and then never again: its end was read or written to no avail, it brought
@@ -57,8 +61,6 @@ const MOST_CALLS: usize = 16 * 1024;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// In so many parts the calls are to be under way that wait at one time, if there are enough of them.
 const WAVES: usize = 4;
-/// So many calls leave together if there are so many.
-const LEAST_WAVE: usize = 4;
 /// So many ticks may a connection owe an answer without a byte of it: a second.
 const SILENCE: u32 = 20;
 /// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
@@ -376,7 +378,7 @@ impl Driver {
         // Some now and the rest a moment later: while the server answers some, the callers of others are at work. All
         // together they would take turns, and half of the time one side would wait for the other.
         let waves = WAVES.saturating_sub(self.owed.len()).max(1);
-        let some = queue.calls.len().div_ceil(waves).max(LEAST_WAVE);
+        let some = queue.calls.len().div_ceil(waves);
         let calls = if some < queue.calls.len() {
             let calls: Vec<Call> = queue.calls.drain(..some).collect();
             let taken: usize = calls.iter().map(Call::size).sum();
@@ -478,6 +480,9 @@ impl Driver {
     /// whether there may be more.
     fn receive(&mut self, context: &mut Context<'_>) -> Result<bool, Fault> {
         loop {
+            if self.settle()? {
+                return Ok(true);
+            }
             let room = wire::missing(&self.incoming).clamp(PIECE, MOST_ROOM);
             self.incoming.reserve(room);
             let room = self.incoming.capacity() - self.incoming.len();
@@ -485,8 +490,7 @@ impl Driver {
                 Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
                 Poll::Ready(Ok(count)) => {
                     self.was_heard = true;
-                    self.settle()?;
-                    if count == room {
+                    if self.settle()? || count == room {
                         return Ok(true);
                     }
                 }
@@ -496,8 +500,8 @@ impl Driver {
         }
     }
 
-    /// Hands out the answers that are there.
-    fn settle(&mut self) -> Result<(), Fault> {
+    /// Hands out the answers that are there, up to the end of one batch. Returns whether there may be more.
+    fn settle(&mut self) -> Result<bool, Fault> {
         while let Some(token) = wire::next(&mut self.incoming)? {
             let is_settled = match self.owed.front_mut() {
                 None => return Err(Fault::Lost(Lost::NotRedis)),
@@ -517,15 +521,22 @@ impl Driver {
                     *missing == 0
                 }
             };
-            if is_settled && let Some(Owed::Run { answers, waiter, .. }) = self.owed.pop_front() {
-                let refusal = answers.iter().find_map(|answer| match answer {
-                    Token::Refusal(refusal) => Some(refusal.clone()),
-                    _ => None,
-                });
-                drop(waiter.send(refusal.map_or(Ok(answers), |refusal| Err(Fault::Refused(refusal)))));
+            if !is_settled {
+                continue;
+            }
+            match self.owed.pop_front() {
+                Some(Owed::Run { answers, waiter, .. }) => {
+                    let refusal = answers.iter().find_map(|answer| match answer {
+                        Token::Refusal(refusal) => Some(refusal.clone()),
+                        _ => None,
+                    });
+                    drop(waiter.send(refusal.map_or(Ok(answers), |refusal| Err(Fault::Refused(refusal)))));
+                }
+                Some(Owed::Batch(_)) if !self.incoming.is_empty() => return Ok(true),
+                _ => {}
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Gives the connection up when it has been silent for too long.
