@@ -103,6 +103,8 @@ pub mod cache;
 pub mod clock;
 mod error;
 mod event;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod generation;
 pub mod guide;
 pub mod limit;
 #[cfg(all(test, mcp_perf_loom))]

@@ -93,6 +93,31 @@ async fn command_whose_caller_has_gone_takes_nothing_and_its_answer_is_nobody_el
     }
 }
 
+/// After a failover the old primary answers everybody, and carries nothing out.
+#[tokio::test]
+async fn refusal_to_write_costs_every_connection_that_leads_there_and_seldom() {
+    let server = RedisServer::start();
+    let pool = pool(&server, 3);
+    let all = async || {
+        let connections = [get(&pool).await.unwrap(), get(&pool).await.unwrap(), get(&pool).await.unwrap()];
+        connections.map(|connection| connection.id())
+    };
+    let mut before = all().await;
+    before.sort_unstable();
+    let mut others = server.connection().await;
+    let () = cmd("REPLICAOF").arg(&["127.0.0.1", "1"]).query_async(&mut others).await.unwrap();
+    for round in 0..3 {
+        let mut connection = get(&pool).await.unwrap();
+        let error = connection.query::<()>(&Cmd::set("key", round)).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("READONLY"), "{error}");
+    }
+    let () = cmd("REPLICAOF").arg(&["NO", "ONE"]).query_async(&mut others).await.unwrap();
+    let mut after = all().await;
+    after.sort_unstable();
+    assert!(before.iter().all(|id| !after.contains(id)), "{before:?}, {after:?}");
+    assert!(after.iter().all(|id| *id < 8), "once, however often it is refused: {after:?}");
+}
+
 #[tokio::test]
 async fn callers_who_wait_on_the_server_do_not_hold_up_each_other() {
     let server = RedisServer::start();

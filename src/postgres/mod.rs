@@ -82,7 +82,6 @@ mod connection;
 mod connector;
 mod fault;
 mod fence;
-mod generation;
 mod line;
 #[cfg(feature = "pool")]
 mod observed;

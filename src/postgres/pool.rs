@@ -13,10 +13,9 @@ use super::{
     cancel,
     connection::PostgresConnection,
     connector::{self, Connector},
-    generation::Generation,
     line::{Line, ResetPolicy},
 };
-use crate::{Error, clock::Clock};
+use crate::{Error, clock::Clock, generation::Generation};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -301,7 +300,7 @@ impl PostgresManagerBuilder {
             return Err(Error::configuration("statement_cache", "more than 10,000"));
         }
         let connector = tls.connector(&config, &options, timeout)?;
-        let generation = Arc::new(Generation::new(settings.clock.clone()));
+        let generation = Arc::new(Generation::new("postgres", settings.clock.clone()));
         Ok(PostgresManager { connector, settings: Arc::new(settings), generation })
     }
 

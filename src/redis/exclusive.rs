@@ -10,6 +10,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Waker},
 };
 
@@ -24,7 +25,7 @@ use super::{
     fault::{Fault, Lost},
     wire::Extent,
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, clock::Clock, generation::Generation};
 
 /// Commands that change what a connection is to the server. `CLIENT` is looked at more closely.
 const CHANGING: [&str; 18] = [
@@ -58,6 +59,8 @@ const UNCHANGING: [&str; 7] = ["GETNAME", "ID", "INFO", "KILL", "LIST", "TRACKIN
 /// - A connection is closed instead of lent again if a call on it failed or was dropped before its end, if the server has
 ///   closed it or sent what nobody asked for, and if a command changed what it is (`SELECT`, `MULTI`, `WATCH`,
 ///   `SUBSCRIBE`, `CLIENT REPLY` and their like).
+/// - A server that answers `READONLY` is the primary no longer: every connection that was made before is closed instead
+///   of lent again, at most once in ten seconds.
 /// - On checkout `is_valid` asks the server by `PING`.
 ///
 /// # Examples
@@ -77,7 +80,10 @@ const UNCHANGING: [&str; 7] = ["GETNAME", "ID", "INFO", "KILL", "LIST", "TRACKIN
 /// # let _ = job; Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct RedisManager(Address);
+pub struct RedisManager {
+    address: Address,
+    generation: Arc<Generation>,
+}
 
 /// A connection to Redis that one caller has to itself, made by a [`RedisManager`].
 pub struct RedisConnection {
@@ -86,6 +92,9 @@ pub struct RedisConnection {
     /// A command was sent whose answer was not read to its end.
     is_owed: bool,
     has_changed: bool,
+    generation: Arc<Generation>,
+    /// The generation that it belongs to.
+    born: u64,
 }
 
 impl RedisManager {
@@ -96,7 +105,11 @@ impl RedisManager {
     /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form. It is not quoted, since it may hold a
     /// password.
     pub fn new(url: &str) -> Result<Self, Error> {
-        Ok(Self(Address::parse(url)?))
+        Ok(Self::at(Address::parse(url)?))
+    }
+
+    fn at(address: Address) -> Self {
+        Self { address, generation: Arc::new(Generation::new("redis", Clock::system())) }
     }
 
     /// Whom to trust with `rediss://`: the certificates in this PEM, and no others. Unless set, the authorities that
@@ -107,7 +120,7 @@ impl RedisManager {
     /// [`Configuration`](ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
     #[cfg(feature = "redis-tls")]
     pub fn certificate_authority(self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
-        Ok(Self(self.0.trusting(pem.as_ref())?))
+        Ok(Self::at(self.address.trusting(pem.as_ref())?))
     }
 }
 
@@ -123,8 +136,17 @@ impl ManageConnection for RedisManager {
     /// [`TimedOut`](ErrorKind::TimedOut), [`Unavailable`](ErrorKind::Unavailable) if nothing answers there or the
     /// server is starting, and [`Refused`](ErrorKind::Refused) for the rest.
     async fn connect(&self) -> Result<RedisConnection, Error> {
-        let stream = self.0.open().await.map_err(not_connected)?;
-        Ok(RedisConnection { stream, incoming: BytesMut::new(), is_owed: false, has_changed: false })
+        // Before the attempt: what is given up meanwhile may be where this one leads.
+        let born = self.generation.current();
+        let stream = self.address.open().await.map_err(not_connected)?;
+        Ok(RedisConnection {
+            stream,
+            incoming: BytesMut::new(),
+            is_owed: false,
+            has_changed: false,
+            generation: Arc::clone(&self.generation),
+            born,
+        })
     }
 
     /// Asks the server whether it is there.
@@ -132,7 +154,7 @@ impl ManageConnection for RedisManager {
         connection.query(&::redis::cmd("PING")).await
     }
 
-    /// Whether a call on it failed or was left, it was changed, or the server has closed it.
+    /// Whether a call on it failed or was left, it was changed, the server has closed it, or is the primary no longer.
     fn has_broken(&self, connection: &mut RedisConnection) -> bool {
         connection.is_over()
     }
@@ -162,7 +184,13 @@ impl RedisConnection {
         self.is_owed = false;
         let wrong = |error| Error::refused("redis answered with another type than was asked for", error);
         match answer {
-            Value::ServerError(refusal) => Err(refused(::redis::RedisError::from(refusal))),
+            Value::ServerError(refusal) => {
+                let refusal = ::redis::RedisError::from(refusal);
+                if refusal.code() == Some("READONLY") {
+                    self.generation.retire_read_only(self.born);
+                }
+                Err(refused(refusal))
+            }
             answer => T::from_redis_value(answer).map_err(wrong),
         }
     }
@@ -170,7 +198,7 @@ impl RedisConnection {
     /// Whether nobody should use it any more.
     #[must_use]
     pub fn is_over(&mut self) -> bool {
-        self.is_owed || self.has_changed || self.has_heard()
+        self.is_owed || self.has_changed || self.born < self.generation.current() || self.has_heard()
     }
 
     async fn exchange(&mut self, command: &[u8]) -> Result<Value, Fault> {

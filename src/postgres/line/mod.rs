@@ -24,11 +24,10 @@ use tokio_postgres::{Client, error::SqlState};
 use super::{
     connector::{Canceller, Connected, Connection},
     fault::{Fault, is_going_down, is_over, is_stale},
-    generation::Generation,
     pool::Settings,
     statements::{Cell, Prepared, Statements},
 };
-use crate::{Error, ErrorKind, wheel::Wheel};
+use crate::{Error, ErrorKind, generation::Generation, wheel::Wheel};
 
 /// How long the server may take to answer when it has nothing else to do.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -195,6 +194,7 @@ impl Line {
     /// with it.
     pub(super) fn close(self: &Arc<Self>) {
         self.wheel.share();
+        self.count_forgotten();
         let may_run = self.traces.swap(0, Ordering::Relaxed) & DIRTY != 0;
         if may_run && !self.client.is_closed() {
             self.repair(NOTHING, GRACE, None);

@@ -15,33 +15,37 @@ const READ_ONLY_PAUSE: Duration = Duration::from_secs(10);
 ///
 /// Raised once by however many connections notice the same thing, because only those of the current generation can.
 #[derive(Debug)]
-pub(super) struct Generation {
+pub(crate) struct Generation {
+    /// What the server is called in the log.
+    server: &'static str,
     current: AtomicU64,
     read_only: Mutex<Option<Instant>>,
     clock: Clock,
 }
 
 impl Generation {
-    pub(super) fn new(clock: Clock) -> Self {
-        Self { current: AtomicU64::new(0), read_only: Mutex::new(None), clock }
+    pub(crate) fn new(server: &'static str, clock: Clock) -> Self {
+        Self { server, current: AtomicU64::new(0), read_only: Mutex::new(None), clock }
     }
 
-    pub(super) fn current(&self) -> u64 {
+    pub(crate) fn current(&self) -> u64 {
         self.current.load(Ordering::Acquire)
     }
 
     /// Gives up every connection of the generation `born`, unless that was done.
-    pub(super) fn retire(&self, born: u64) {
+    #[cfg(any(test, feature = "postgres"))]
+    pub(crate) fn retire(&self, born: u64) {
         let raised = self.current.compare_exchange(born, born + 1, Ordering::AcqRel, Ordering::Acquire);
         if raised.is_ok() {
+            let server = self.server;
             tracing::info!(
-                "postgres: the server goes down or ends connections; every connection is replaced"
+                "{server}: the server goes down or ends connections; every connection is replaced"
             );
         }
     }
 
     /// The same because of a refusal to write, which may not help, and is not done again and again.
-    pub(super) fn retire_read_only(&self, born: u64) {
+    pub(crate) fn retire_read_only(&self, born: u64) {
         let now = self.clock.now();
         let mut last = lock(&self.read_only);
         if last.is_some_and(|last| now.since(last) < READ_ONLY_PAUSE) {
@@ -50,7 +54,8 @@ impl Generation {
         let raised = self.current.compare_exchange(born, born + 1, Ordering::AcqRel, Ordering::Acquire);
         if raised.is_ok() {
             *last = Some(now);
-            tracing::warn!("postgres: the server refuses to write; every connection is replaced");
+            let server = self.server;
+            tracing::warn!("{server}: the server refuses to write; every connection is replaced");
         }
     }
 }
@@ -61,7 +66,7 @@ mod tests {
 
     #[test]
     fn however_many_notice_it_is_raised_once() {
-        let generation = Generation::new(Clock::manual());
+        let generation = Generation::new("test", Clock::manual());
         generation.retire(0);
         generation.retire(0);
         assert_eq!(generation.current(), 1);
@@ -71,7 +76,7 @@ mod tests {
 
     #[test]
     fn refusal_that_only_an_old_connection_heard_of_does_not_hide_the_next() {
-        let generation = Generation::new(Clock::manual());
+        let generation = Generation::new("test", Clock::manual());
         generation.retire(0);
         generation.retire_read_only(0);
         assert_eq!(generation.current(), 1, "it is of the server that was left");
@@ -82,7 +87,7 @@ mod tests {
     #[test]
     fn server_that_always_refuses_to_write_is_not_connected_to_without_end() {
         let clock = Clock::manual();
-        let generation = Generation::new(clock.clone());
+        let generation = Generation::new("test", clock.clone());
         for born in 0..100 {
             generation.retire_read_only(born);
         }
