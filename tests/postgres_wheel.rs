@@ -153,6 +153,44 @@ fn query_that_is_forgotten_holds_up_neither_a_reset_nor_a_test() {
     });
 }
 
+/// What nobody polls and nobody drops holds up neither the next user, nor the end of what another has left.
+#[test]
+fn query_that_is_forgotten_is_ended_when_the_connection_is_returned() {
+    on_every_runtime(async |server| {
+        let manager =
+            PostgresManager::builder(&server.url()).unwrap().statement_timeout(None).build().unwrap();
+        let slow = "select pg_sleep(600)";
+        for is_closed in [false, true] {
+            let mut connection = manager.connect().await.unwrap();
+            let mut forgotten = Box::pin(async {
+                let _ = connection.query_cached(slow, &[]).await;
+            });
+            while !poll_once(forgotten.as_mut()).await && slept(server) != "1" {
+                tokio::time::sleep(Duration::from_millis(5)).await; // until the server is at it
+            }
+            std::mem::forget(forgotten);
+            if is_closed {
+                drop(connection);
+            } else {
+                assert!(!manager.has_broken(&mut connection));
+                assert_eq!(number(&connection, "select 7::int8").await, 7);
+            }
+            let ends = async {
+                while slept(server) != "0" {
+                    tokio::time::sleep(Duration::from_millis(5)).await; // polling, with a deadline
+                }
+            };
+            in_time("it ends", ends).await;
+        }
+    });
+}
+
+/// How many wait for no good on the server.
+fn slept(server: &PostgresServer) -> String {
+    let sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    server.psql(sleeping).unwrap()
+}
+
 #[test]
 fn many_at_once_on_one_connection_are_all_answered() {
     on_every_runtime(async |server| {

@@ -348,8 +348,17 @@ impl Line {
         }
     }
 
+    /// Whoever had the connection has it no longer, so nobody can wait for an answer any more. A call that is still
+    /// counted was forgotten: nobody will poll it, nor drop it, and what it asked for may run. To be called by the owner.
+    fn count_forgotten(&self) {
+        if self.in_flight.swap(0, Ordering::SeqCst) > 0 {
+            self.mark(USED | DIRTY);
+        }
+    }
+
     /// Starts to reset what the last user left, if there is anything.
     pub(super) fn let_go(self: &Arc<Self>) {
+        self.count_forgotten();
         let traces = self.traces.swap(0, Ordering::Relaxed);
         if let Some(sql) = self.reset_asked(traces) {
             self.repair(sql, GRACE, None);
