@@ -29,6 +29,8 @@ const CERTAIN: f64 = 2.5;
 const LIKELY: f64 = 1.0;
 /// Below this share of the time with callers waiting, the queue is gone.
 const QUEUE_GONE: f64 = 0.25;
+/// Below this share of what was done and of what was in use before, and with the queue gone, the load is.
+const LOAD_GONE: f64 = 0.5;
 
 /// Where fewer are tried, so many of those that waited before may come to wait by chance, and a few more; and where the
 /// line grew already, as many as come in so many windows.
@@ -144,6 +146,9 @@ impl Trial {
             let late = self.in_force.is_none() && now.saturating_sub(self.began) > patience;
             return if late { Verdict::Void } else { Verdict::Measuring };
         };
+        if self.is_left_by_the_load(sample) {
+            return Verdict::Void;
+        }
         if self.rates.len() == 0 {
             // By how long queries take by now: at the new size it may be longer.
             self.settled = in_force.saturating_add(under_way);
@@ -155,6 +160,15 @@ impl Trial {
         }
         let longest = hold.saturating_mul(LONGEST_HOLDS).clamp(LONGEST, LONGEST_OF_ALL);
         self.verdict(now.saturating_sub(self.settled), longest)
+    }
+
+    /// Whether so much less is asked for that what is done says nothing of the size. Where the queue is gone because this
+    /// size does more, as much is done as before; where queries are slow, few may come back, and are in use.
+    fn is_left_by_the_load(&self, sample: &Sample) -> bool {
+        let is_less = |done| done < LOAD_GONE * self.before.throughput.mean;
+        sample.backlog() < QUEUE_GONE
+            && sample.throughput().is_some_and(is_less)
+            && sample.in_use_mean < LOAD_GONE * f64::from(self.from)
     }
 
     fn is_in_force(&self, sample: &Sample) -> bool {

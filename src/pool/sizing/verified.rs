@@ -13,7 +13,8 @@
 //!    by exceeds [`Gain`] × the share that the size changed by; so a smaller size is kept if it loses less than that.
 //!    It is also kept if nobody waits any more, since then nothing can rise. What was kept is proven, and gone on from
 //!    at once. What was taken back is followed by a pause, 10 s doubling to 5 min, varied by half. A smaller size is
-//!    taken back at once, in the middle of a window, when the line grows much longer than it was.
+//!    taken back at once, in the middle of a window, when the line grows much longer than it was. A trial that the load
+//!    leaves is broken off: what is not asked for is not done at any size.
 //! 3. *Shrink.* Down to one more than the most in use in 5 minutes, by a sixteenth every 10 s. What is proven is
 //!    remembered for 10 minutes, and then fades by a quarter every 10 minutes: a smaller knee can only have come in
 //!    hours, and a spike after a quiet hour should not start from nothing.
@@ -476,6 +477,22 @@ mod tests {
             pool.step(&sample);
         }
         assert_eq!(pool.sizing.target(), 31);
+    }
+
+    /// What is not asked for is not done, at any size.
+    #[test]
+    fn trial_that_the_load_leaves_is_void() {
+        for (initial, tried) in [(4, Reason::TryingMore), (16, Reason::TryingFewer)] {
+            let mut pool = Closed::new(1, 16, initial);
+            assert_eq!(pool.until_decided(|_| 500), tried);
+            for _ in 0..2 {
+                let sample = pool.busy(500);
+                assert_eq!(pool.step(&sample), Reason::Measuring);
+            }
+            let sample = pool.idle(1);
+            assert_eq!(pool.step(&sample), Reason::Void);
+            assert_eq!((pool.sizing.target(), pool.sizing.proven()), (initial, initial));
+        }
     }
 
     #[test]
