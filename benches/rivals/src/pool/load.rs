@@ -38,6 +38,11 @@ impl Tally {
         self.times.len() as f64 / self.span.as_secs_f64()
     }
 
+    /// Takes in the times of another one's calls.
+    pub(super) fn add_times_of(&mut self, other: &Self) {
+        self.times.extend_from_slice(&other.times);
+    }
+
     /// The time, in seconds, that this share of the calls did not exceed.
     pub(super) fn percentile(&mut self, share: f64) -> f64 {
         let index = ((self.times.len() as f64 * share) as usize).min(self.times.len().saturating_sub(1));
