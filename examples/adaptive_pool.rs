@@ -19,7 +19,7 @@ use mcp_perf::{
     Error,
     pool::{
         Pool, Stats,
-        sizing::{Bounds, Decision, Sample, Sizing, ThroughputVerified},
+        sizing::{Bounds, Decision, Reason, Sample, Sizing, ThroughputVerified},
     },
     postgres::PostgresManager,
 };
@@ -53,7 +53,7 @@ impl Sizing for Aloud {
     fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
         let old = self.0.target();
         let decision = self.0.step(sample, now);
-        if decision.target != old {
+        if decision.target != old || matches!(decision.reason, Reason::Kept { .. } | Reason::DemandMet) {
             println!("        size {old} -> {}: {}", decision.target, decision.reason);
         }
         decision

@@ -48,6 +48,7 @@ struct Inner {
     is_away: AtomicBool,
     tests_hang: AtomicBool,
     looks_panic: AtomicBool,
+    ends_panic: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -170,6 +171,8 @@ impl bb8::ManageConnection for Server {
 impl Drop for Wire {
     fn drop(&mut self) {
         self.server.0.open.fetch_sub(1, Ordering::SeqCst);
+        let panics = self.server.0.ends_panic.load(Ordering::SeqCst);
+        assert!(!panics || std::thread::panicking(), "as the test wants it");
     }
 }
 
@@ -559,6 +562,15 @@ async fn time_out_names_holders_waiters_and_the_last_connect_error() {
     assert!(text.contains("waited 2.0s for its turn; 1 of 1 in use"), "{text}");
     assert!(text.contains("1 wait"), "{text}");
     assert!(text.contains(&format!("tests/pool.rs:{line}")), "{text}");
+    let pool = builder(&server).size(1).timeout(SECOND).class("reports", Share::new()).build().unwrap();
+    let reports = pool.class("reports").unwrap();
+    let held = pool.get_for(reports).await.unwrap();
+    let line = line!() - 1;
+    assert_eq!(&*pool.stats().longest[0].class, "reports");
+    let text = refused(&pool).await.to_string();
+    assert!(text.contains(&format!("held longest: 1.0s at tests/pool.rs:{line} (reports)")), "{text}");
+    drop(held);
+    let pool = builder(&server).size(1).build().unwrap();
     // A connection may come back, but does not; and another cannot be opened.
     pool.set_target(1).unwrap();
     let pool = builder(&server).size(2).keep_open(0).timeout(2 * SECOND).build().unwrap();
@@ -718,6 +730,125 @@ async fn connection_at_the_sight_of_which_the_manager_panics_is_broken() {
 // Connecting.
 
 /// HikariCP's spike: 150 ms to connect, 2 ms of work, fifty callers at once.
+/// Its end is somebody else's code, and the pool's own task runs it.
+#[tokio::test(start_paused = true)]
+async fn connection_whose_end_panics_takes_nothing_along() {
+    let server = Server::default();
+    let pool = builder(&server).size(3).keep_open(0).idle_timeout(SECOND).build().unwrap();
+    let held = (pool.get().await.unwrap(), pool.get().await.unwrap(), pool.get().await.unwrap());
+    drop(held);
+    server.0.ends_panic.store(true, Ordering::SeqCst);
+    sleep(15 * SECOND).await;
+    assert_eq!((server.open(), pool.stats().open, pool.stats().idle), (0, 0, 0));
+    server.0.ends_panic.store(false, Ordering::SeqCst);
+    let held = (pool.get().await.unwrap(), pool.get().await.unwrap(), pool.get().await.unwrap());
+    drop(held);
+    sleep(15 * SECOND).await;
+    assert_eq!((server.open(), pool.stats().closed.idle), (0, 6), "the task goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_tries_waits_for_nobody_to_return_where_none_can_be_opened() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).keep_open(0).timeout(30 * SECOND).build().unwrap();
+    let held = pool.get().await.unwrap();
+    let (clock, began) = stopwatch();
+    server.goes_away();
+    // The attempt fails, and later none is made for the time being.
+    for _ in 0..20 {
+        assert!(pool.try_get().await.unwrap().is_none());
+    }
+    assert!(clock.now().since(began) < SECOND, "{:?}", clock.now().since(began));
+    server.comes_back();
+    sleep(10 * SECOND).await;
+    assert!(pool.try_get().await.unwrap().is_some());
+    drop(held);
+    // One that hangs is waited for, as long as connecting may take.
+    let pool = builder(&server).size(2).keep_open(0).connect_timeout(3 * SECOND).build().unwrap();
+    let _held = pool.get().await.unwrap();
+    server.plan([Attempt::Hangs, Attempt::Hangs]);
+    let (clock, began) = stopwatch();
+    assert!(pool.try_get().await.unwrap().is_none());
+    assert_eq!(clock.now().since(began).as_secs(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_tries_has_what_is_opened_or_comes_back_meanwhile() {
+    let server = Server::default();
+    server.connecting_takes(SECOND);
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    let held = pool.get().await.unwrap();
+    let (clock, began) = stopwatch();
+    assert!(pool.try_get().await.unwrap().is_some());
+    assert_eq!(clock.now().since(began).as_secs(), 1);
+    sleep(SECOND).await;
+    let pool = builder(&server).size(2).keep_open(0).build().unwrap();
+    drop(held);
+    let held = pool.get().await.unwrap();
+    let trying = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.try_get().await }
+    });
+    settle().await;
+    drop(held);
+    let (clock, began) = stopwatch();
+    assert!(trying.await.unwrap().unwrap().is_some());
+    assert_eq!(clock.now().since(began), Duration::ZERO);
+}
+
+/// Whoever looks after the pool is not kept from it by those who wait for what is wrong with it.
+#[tokio::test(start_paused = true)]
+async fn system_class_has_places_of_its_own_in_the_line() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).max_waiting(1).build().unwrap();
+    let held = pool.get().await.unwrap();
+    let other = asks(&pool).await;
+    let system = asks_for(&pool, Class::SYSTEM).await;
+    assert!(!system.is_finished());
+    assert_eq!(refused(&pool).await.kind(), ErrorKind::Overloaded);
+    let error = pool.get_for(Class::SYSTEM).await.map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "as many, and no more");
+    drop(held);
+    let held = system.await.unwrap().unwrap();
+    assert!(!other.is_finished());
+    drop(held);
+    drop(other.await.unwrap().unwrap());
+}
+
+/// Law 10, where it was somebody's turn and the connection was no good.
+#[tokio::test(start_paused = true)]
+async fn caller_whose_connection_fails_its_test_is_still_next() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).keep_open(0).build().unwrap();
+    let (mut first, second) = (pool.get().await.unwrap(), pool.get().await.unwrap());
+    // Permits are free, and no connection can be opened.
+    server.goes_away();
+    let (one, two) = (asks(&pool).await, asks(&pool).await);
+    first.mark_dirty();
+    drop(first);
+    settle().await;
+    assert_eq!((server.tests(), one.is_finished(), two.is_finished()), (1, false, false));
+    drop(second);
+    settle().await;
+    assert!(one.is_finished() && !two.is_finished());
+    drop(one.await.unwrap().unwrap());
+    drop(two.await.unwrap().unwrap());
+}
+
+/// One that takes its time leads to a pool that nobody has any more.
+#[tokio::test(start_paused = true)]
+async fn attempt_to_connect_keeps_nothing_open_that_nobody_has() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).connect_timeout(1_000 * SECOND).build().unwrap();
+    server.plan([Attempt::Hangs]);
+    drop(pool.get().await.unwrap());
+    settle().await;
+    assert_eq!((server.open(), pool.stats().idle), (1, 1));
+    drop(pool);
+    settle().await;
+    assert_eq!(server.open(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn burst_opens_few_connections_because_returned_ones_come_sooner() {
     let server = Server::default();

@@ -114,8 +114,32 @@ async fn ceiling_that_falls_is_kept_to_and_nothing_is_taken_from_a_caller() {
     assert_eq!((pool.stats().open, server.stats().open), (3, 3));
     assert_eq!(fill(&pool).await.len(), 3);
 
+    // What was being opened when the ceiling fell is one too many, too.
+    drop(fill(&pool).await);
+    let slow = FakeServer::new(Usl::new(0.1, 0.001)).connecting(4 * SECOND);
+    let told_late = Told::of(8);
+    let late = builder(&slow).keep_open(0).allowance(told_late.clone()).build().unwrap();
+    let wants_four = tokio::spawn({
+        let late = late.clone();
+        async move {
+            let mut all = Vec::new();
+            for _ in 0..4 {
+                all.push(late.get().await.unwrap());
+            }
+            all
+        }
+    });
+    while (slow.stats().open, slow.stats().connecting) != (3, 1) {
+        sleep(100 * MILLI).await;
+    }
+    told_late.set(3);
+    sleep(10 * SECOND).await;
+    assert_eq!((slow.stats().open, late.stats().closed.surplus), (3, 1));
+    wants_four.abort();
+
     // Idle ones go by themselves.
     told.set(8);
+    sleep(SECOND + 100 * MILLI).await;
     pool.set_target(8).unwrap();
     drop(fill(&pool).await);
     assert_eq!(pool.stats().open, 8);

@@ -198,7 +198,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::{
-        super::{Pool, classes::DEFAULT, echo::Echo, supply::Openers},
+        super::{Pool, classes::DEFAULT, echo::Echo, queue::End, supply::Openers},
         *,
     };
     use crate::sync::Mutex;
@@ -246,7 +246,7 @@ mod tests {
         first.join().unwrap();
         releases.join().unwrap();
         let opened = (0..8).map(|_| {
-            let (waiting, Openers(count)) = pool.0.supply.line_up(DEFAULT);
+            let (waiting, Openers(count)) = pool.0.supply.line_up(DEFAULT, End::Back);
             std::mem::forget(waiting);
             count
         });

@@ -12,7 +12,7 @@ use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{
     allowance::{self, Allowance, Allowed},
-    classes::Share,
+    classes::{DEFAULT_NAME, Share},
     connect::Turnstile,
     front::Pool,
     gate::Gate,
@@ -165,7 +165,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// How many callers may wait at once: 4,096 unless set, at least 1. Whoever comes then is turned away at once.
+    /// How many callers may wait at once: 4,096 unless set, at least 1. Whoever comes then is turned away at once. As
+    /// many more of [`Class::SYSTEM`](super::Class::SYSTEM) may.
     #[doc(alias = "queue_size")]
     pub fn max_waiting(mut self, callers: u32) -> Self {
         self.max_waiting = callers;
@@ -414,11 +415,11 @@ impl<M: ManageConnection> PoolBuilder<M> {
 }
 
 /// The names of the classes that every pool has.
-const OWN: [&str; 2] = ["system", "default"];
+const OWN: [&str; 2] = ["system", DEFAULT_NAME];
 
-fn with_own_classes(named: &[(String, Share)], system_reserve: u32) -> (Box<[Box<str>]>, Vec<Share>) {
+fn with_own_classes(named: &[(String, Share)], system_reserve: u32) -> (Box<[Arc<str>]>, Vec<Share>) {
     let own = [Share::new().guarantee(system_reserve), Share::new()];
-    let names = OWN.into_iter().map(Box::from).chain(named.iter().map(|(name, _)| name.as_str().into()));
+    let names = OWN.into_iter().map(Arc::from).chain(named.iter().map(|(name, _)| name.as_str().into()));
     let shares = own.into_iter().chain(named.iter().map(|(_, share)| *share));
     (names.collect(), shares.collect())
 }

@@ -22,6 +22,7 @@ pub(super) const SYSTEM: usize = 0;
 
 /// Where callers are who name no class.
 pub(super) const DEFAULT: usize = 1;
+pub(super) const DEFAULT_NAME: &str = "default";
 
 /// A class of callers of a pool: [`Pool::class`](super::Pool::class) knows them by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,8 +35,9 @@ pub struct Class {
 impl Class {
     /// Callers who name no class.
     pub const DEFAULT: Self = Self { pool: 0, index: DEFAULT };
-    /// Health checks, migrations and the like: served before everybody else. With
-    /// [`system_reserve`](super::PoolBuilder::system_reserve) they need not wait for a return either.
+    /// Health checks, migrations and the like: served before everybody else, and not turned away because others wait.
+    /// With [`system_reserve`](super::PoolBuilder::system_reserve) they need not wait for a return either; without, they
+    /// do where every connection is held.
     pub const SYSTEM: Self = Self { pool: 0, index: SYSTEM };
 }
 

@@ -14,10 +14,10 @@ use super::{
     builder::PoolBuilder,
     classes::Class,
     guard::Connection,
-    shared::{Call, NAMED, Shared},
+    shared::{Call, Patience, Shared},
     stats::Stats,
 };
-use crate::Error;
+use crate::{Error, sync::lock};
 
 /// A pool of the connections that a [`bb8::ManageConnection`] makes; cheap to clone, clones are the same.
 ///
@@ -88,10 +88,11 @@ impl<M: ManageConnection> Pool<M> {
         class: Class,
     ) -> impl Future<Output = Result<Connection<M>, Error>> + Send + use<'_, M> {
         let place = Location::caller();
-        async move { self.0.lend(self.call(class, place)?).await }
+        async move { self.0.lend(self.call(class, place, Patience::Either)?).await }
     }
 
-    /// A connection if nobody has to return theirs first, else `None`. It may have to be opened, which is waited for.
+    /// A connection if nobody has to return theirs first, else `None`. It may have to be opened, which is waited for; if
+    /// that fails while others have connections, it is `None`, too.
     ///
     /// # Errors
     ///
@@ -112,7 +113,7 @@ impl<M: ManageConnection> Pool<M> {
         class: Class,
     ) -> impl Future<Output = Result<Option<Connection<M>>, Error>> + Send + use<'_, M> {
         let place = Location::caller();
-        async move { self.0.try_lend(self.call(class, place)?).await }
+        async move { self.0.try_lend(self.call(class, place, Patience::Opening)?).await }
     }
 
     /// A class that was [named](PoolBuilder::class) when the pool was built.
@@ -138,6 +139,8 @@ impl<M: ManageConnection> Pool<M> {
         if !(1..=ceiling).contains(&connections) {
             return Err(Error::configuration("target", format_args!("must be from 1 to {ceiling}")));
         }
+        // What is allowed falls before or after this, and not in between.
+        let _one = lock(&self.0.watch.gives_way);
         self.0.gate.set_target(connections.min(self.0.ceiling()), None, self.0.clock.now());
         Ok(())
     }
@@ -192,7 +195,7 @@ impl<M: ManageConnection> Pool<M> {
             overloads: recorded.overloads.sum(),
             closed: recorded.closed_so_far(),
             leaks: recorded.leaks.sum(),
-            longest: shared.supply.longest(NAMED, shared.clock.now()),
+            longest: shared.longest(shared.clock.now()),
             classes: shared.by_class(),
         }
     }
@@ -225,11 +228,16 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// Somebody asks, now: the future may have been made long ago.
-    fn call(&self, class: Class, place: &'static Location<'static>) -> Result<Call, Error> {
+    fn call(
+        &self,
+        class: Class,
+        place: &'static Location<'static>,
+        patience: Patience,
+    ) -> Result<Call, Error> {
         if class.pool != 0 && class.pool != self.0.id {
             return Err(Error::configuration("class", "it is one of another pool"));
         }
-        Ok(Call { class: class.index, place, began: self.0.clock.now() })
+        Ok(Call { class: class.index, place, began: self.0.clock.now(), patience })
     }
 }
 

@@ -23,7 +23,7 @@ use std::{
 use super::{
     classes::{Classes, Share},
     lines::Lines,
-    queue::Ticket,
+    queue::{End, Ticket},
     sizing::Retreat,
     usage::{Level, Usage, Window},
 };
@@ -44,7 +44,8 @@ struct State {
     /// Whether it did since this was last asked.
     has_retreated: bool,
     in_use: u32,
-    /// How many may wait.
+    /// How many may wait, and as many more of the system's class: what keeps others out must not keep out whoever is to
+    /// find out why.
     room: u32,
     is_closed: bool,
     classes: Classes,
@@ -240,11 +241,11 @@ impl State {
     }
 
     fn join(&mut self, class: usize, waker: &Waker, now: Instant) -> Result<Ticket, Denied> {
-        if self.lines.waiting() >= self.room {
+        if self.lines.waiting_beside(class) >= self.room {
             return Err(Denied::Full);
         }
         self.usage.count(self.level(), now);
-        let ticket = self.lines.join(class, waker.clone());
+        let ticket = self.lines.join(class, End::Back, waker.clone());
         self.usage.note(self.level());
         Ok(ticket)
     }
@@ -318,8 +319,12 @@ impl<'a> Future for Acquire<'a> {
         let (gate, class) = (self.gate, self.class);
         let mut state = lock(&gate.state);
         let mut wakers = Vec::new();
+        let mut before = None;
         let served = match self.ticket.take() {
-            Some(ticket) => state.lines.collect(class, ticket, context.waker()),
+            Some(ticket) => state.lines.collect(class, ticket, context.waker()).map_err(|(ticket, waker)| {
+                before = waker;
+                ticket
+            }),
             None => {
                 let now = gate.clock.now();
                 match state.enter(class, now) {
@@ -340,6 +345,7 @@ impl<'a> Future for Acquire<'a> {
             Ok(Served::Closed) => Poll::Ready(Err(Denied::Closed)),
             Err(ticket) => {
                 drop(state);
+                drop(before);
                 self.ticket = Some(ticket);
                 // One of them may be the caller's own.
                 wakers.into_iter().for_each(Waker::wake);
@@ -353,15 +359,15 @@ impl Drop for Acquire<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
         let now = self.gate.clock.now();
-        let waker = {
+        let (waker, _own) = {
             let mut state = lock(&self.gate.state);
             let level = state.level();
             match state.lines.leave(self.class, ticket) {
-                Some(Served::Permit) => state.release(self.class, now),
-                Some(Served::Closed) => None,
-                None => {
+                Ok(Served::Permit) => (state.release(self.class, now), None),
+                Ok(Served::Closed) => (None, None),
+                Err(own) => {
                     state.usage.count(level, now);
-                    None
+                    (None, own)
                 }
             }
         };

@@ -1,7 +1,8 @@
 //! Who has a connection, since when, and where in the code it was asked for.
 
-use std::{fmt, panic::Location, time::Duration};
+use std::{fmt, panic::Location, sync::Arc, time::Duration};
 
+use super::classes::DEFAULT_NAME;
 use crate::clock::Instant;
 
 /// Somebody who has a connection.
@@ -26,19 +27,22 @@ pub(super) struct Holders {
 }
 
 /// How long somebody has a connection, and where it was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Held {
     /// For how long.
     pub held: Duration,
     /// Where [`Pool::get`](super::Pool::get) was called.
     pub place: &'static Location<'static>,
-    pub(super) class: usize,
+    /// The name of the [class](super::Class) that it was asked for; `default` if none was named.
+    pub class: Arc<str>,
 }
 
 impl Holder {
-    fn held(&self, now: Instant) -> Held {
-        Held { held: now.since(self.since), place: self.place, class: self.class }
+    /// `classes` are their names.
+    pub(super) fn held(&self, classes: &[Arc<str>], now: Instant) -> Held {
+        let class = classes.get(self.class).map_or_else(|| Arc::from(""), Arc::clone);
+        Held { held: now.since(self.since), place: self.place, class }
     }
 }
 
@@ -65,30 +69,33 @@ impl Holders {
     }
 
     /// The `count` that hold for longest, in that order.
-    pub(super) fn longest(&self, count: usize, now: Instant) -> Vec<Held> {
-        let mut all: Vec<Held> = self.slots.iter().flatten().map(|holder| holder.held(now)).collect();
-        all.sort_unstable_by_key(|held| std::cmp::Reverse(held.held));
+    pub(super) fn longest(&self, count: usize) -> Vec<Holder> {
+        let mut all: Vec<Holder> = self.slots.iter().flatten().copied().collect();
+        all.sort_unstable_by_key(|holder| holder.since);
         all.truncate(count);
         all
     }
 
     /// Those that hold for `threshold` or longer and were not yet told of.
-    pub(super) fn overdue(&mut self, threshold: Duration, now: Instant) -> Vec<Held> {
+    pub(super) fn overdue(&mut self, threshold: Duration, now: Instant) -> Vec<Holder> {
         let mut overdue = Vec::new();
         for holder in self.slots.iter_mut().flatten() {
-            let held = holder.held(now);
-            if held.held >= threshold && !holder.was_told {
+            if now.since(holder.since) >= threshold && !holder.was_told {
                 holder.was_told = true;
-                overdue.push(held);
+                overdue.push(*holder);
             }
         }
         overdue
     }
 }
 
-/// As `41.2s at src/report.rs:17`.
+/// As `41.2s at src/report.rs:17`, or with the class if one was named: `41.2s at src/report.rs:17 (reports)`.
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1?} at {}:{}", self.held, self.place.file(), self.place.line())
+        write!(f, "{:.1?} at {}:{}", self.held, self.place.file(), self.place.line())?;
+        match &*self.class {
+            DEFAULT_NAME | "" => Ok(()),
+            class => write!(f, " ({class})"),
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use super::{
     classes::{Classes, SYSTEM},
-    queue::{Queue, Ticket},
+    queue::{End, Queue, Ticket},
 };
 
 /// A line of tasks for each class, each of which is served a `T`.
@@ -34,22 +34,33 @@ impl<T> Lines<T> {
         self.lines.iter().map(Queue::waiting)
     }
 
-    /// Joins the end of a line; see [`Queue::join`].
-    pub(super) fn join(&mut self, class: usize, waker: Waker) -> Ticket {
+    /// How many wait who find a place as this class does: the system's own, or all others.
+    pub(super) fn waiting_beside(&self, class: usize) -> u32 {
+        let system = self.lines[SYSTEM].waiting();
+        if class == SYSTEM { system } else { self.waiting - system }
+    }
+
+    /// Joins a line; see [`Queue::join`].
+    pub(super) fn join(&mut self, class: usize, end: End, waker: Waker) -> Ticket {
         self.waiting += 1;
-        self.lines[class].join(waker)
+        self.lines[class].join(end, waker)
     }
 
     /// What was served; see [`Queue::collect`].
-    pub(super) fn collect(&mut self, class: usize, ticket: Ticket, waker: &Waker) -> Result<T, Ticket> {
+    pub(super) fn collect(
+        &mut self,
+        class: usize,
+        ticket: Ticket,
+        waker: &Waker,
+    ) -> Result<T, (Ticket, Option<Waker>)> {
         self.lines[class].collect(ticket, waker)
     }
 
     /// Leaves; see [`Queue::leave`].
-    pub(super) fn leave(&mut self, class: usize, ticket: Ticket) -> Option<T> {
-        let served = self.lines[class].leave(ticket);
-        self.waiting -= u32::from(served.is_none());
-        served
+    pub(super) fn leave(&mut self, class: usize, ticket: Ticket) -> Result<T, Option<Waker>> {
+        let left = self.lines[class].leave(ticket);
+        self.waiting -= u32::from(left.is_err());
+        left
     }
 
     /// Serves whoever is next of the classes that may be served; the waker is theirs.

@@ -1,6 +1,7 @@
 //! What is done once in a while: closing what is idle or old, keeping some open, telling of leaks, and sizing.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
@@ -8,10 +9,11 @@ use std::{
 use bb8::ManageConnection;
 
 use super::{
+    holders::Held,
     sampler::Sampler,
     shared::Shared,
-    sizing::{Retreat, Sample, Sizing},
-    tracked::{Ending, Tracked},
+    sizing::{Reason, Retreat, Sample, Sizing},
+    tracked::{Ending, Tracked, Tracking},
 };
 use crate::{clock::Instant, sync::lock};
 
@@ -65,7 +67,9 @@ impl<M: ManageConnection> Shared<M> {
         let decision = sizing.step(sample, age);
         self.watch.proven.store(sizing.proven(), Ordering::Relaxed);
         let target = decision.target.clamp(self.settings.floor, self.ceiling());
-        if target != before {
+        // A trial that succeeds changes no size, and is what everybody wants to hear of.
+        let is_proof = matches!(decision.reason, Reason::Kept { .. } | Reason::DemandMet);
+        if target != before || is_proof {
             tracing::info!(
                 pool = &*self.name,
                 old = before,
@@ -74,12 +78,16 @@ impl<M: ManageConnection> Shared<M> {
                 is_followed = *follow == Follow::Do,
                 completed = sample.completed,
                 waiting = sample.waiting,
+                max_waiting = sample.max_waiting,
+                timeouts = sample.timeouts,
                 full = sample.full_fraction,
                 in_use = sample.in_use_mean,
                 open = sample.open,
+                ceiling = self.ceiling(),
                 hold = ?sample.hold_p50,
                 wait = ?sample.wait_p95,
                 connect_failures = sample.connect_failures,
+                too_many_connections = sample.too_many_connections,
                 "size"
             );
         }
@@ -116,13 +124,14 @@ impl<M: ManageConnection> Shared<M> {
 
     fn tell_leaks(&self, now: Instant) {
         let Some(threshold) = self.settings.leak_threshold else { return };
-        for held in self.supply.overdue(threshold, now) {
+        for holder in self.supply.overdue(threshold, now) {
+            let Held { held, place, class } = holder.held(&self.classes, now);
             self.recorded.leaks.add();
             tracing::warn!(
                 pool = &*self.name,
-                class = self.classes.get(held.class).map(|name| &**name),
-                held = ?held.held,
-                place = %held.place,
+                class = &*class,
+                ?held,
+                %place,
                 "a connection is held for long: is it leaked, or is this work meant to take so long?"
             );
         }
@@ -134,31 +143,32 @@ impl<M: ManageConnection> Shared<M> {
     /// bb8 lends the one that was returned last, so what is idle for long is at the far end: all are taken, and put
     /// back in the same order. That takes microseconds, and no look at the network.
     pub(super) async fn look_at_idle(self: &Arc<Self>, now: Instant) {
-        let count = self.supply.take_all();
-        let mut taken = Vec::new();
-        for _ in 0..count {
+        let mut taken = Taken { pool: self, count: self.supply.take_all(), connections: Vec::new() };
+        for _ in 0..taken.count {
             match self.store.get_owned().await {
-                Ok(connection) => taken.push(connection),
-                Err(_) => self.after_loss(self.supply.closed()),
+                Ok(connection) => taken.connections.push(connection),
+                Err(_) => taken.is_lost(),
             }
         }
         let open = self.supply.count();
         let mut surplus = (open.idle + open.out).saturating_sub(self.settings.keep_open);
         // The one that was used longest ago first.
-        while let Some(mut connection) = taken.pop() {
+        while let Some(mut connection) = taken.connections.pop() {
             let tracked: &mut Tracked<M::Connection> = &mut connection;
             let is_idle = self.settings.idle_timeout.is_some_and(|most| now.since(tracked.last_used) >= most);
             let ending = self.tracking.examine(tracked, now);
             let ending = ending.or_else(|| self.watch.take_surplus().then_some(Ending::Surplus));
             let ending = ending.or((is_idle && surplus > 0).then_some(Ending::Idle));
             tracked.ending = ending;
-            drop(connection);
+            if !is_dropped(connection) {
+                tracing::error!(pool = &*self.name, "the end of a connection panicked");
+            }
             match ending {
-                None => self.supply.looked_at(),
+                None => taken.is_back(),
                 Some(why) => {
                     surplus = surplus.saturating_sub(1);
                     self.recorded.closed(why);
-                    self.after_loss(self.supply.closed());
+                    taken.is_lost();
                 }
             }
         }
@@ -169,6 +179,42 @@ impl<M: ManageConnection> Shared<M> {
         let open = count.idle + count.out;
         self.recorded.show([level.in_use, count.idle, open, level.target, level.waiting + count.waiting]);
     }
+}
+
+/// Idle connections that are being looked at. Whatever interrupts that, all of them are counted again.
+struct Taken<'a, M: ManageConnection> {
+    pool: &'a Arc<Shared<M>>,
+    count: u32,
+    connections: Vec<bb8::PooledConnection<'static, Tracking<M>>>,
+}
+
+impl<M: ManageConnection> Taken<'_, M> {
+    /// One is in bb8 again.
+    fn is_back(&mut self) {
+        self.count -= 1;
+        self.pool.supply.looked_at();
+    }
+
+    /// One is closed.
+    fn is_lost(&mut self) {
+        self.count -= 1;
+        self.pool.after_loss(self.pool.supply.closed());
+    }
+}
+
+impl<M: ManageConnection> Drop for Taken<'_, M> {
+    fn drop(&mut self) {
+        self.connections.clear();
+        while self.count > 0 {
+            self.is_back();
+        }
+    }
+}
+
+/// Gives a connection back to bb8, which closes it if it is to go. Closing is the work of somebody else's code: if that
+/// panics it must not take the task along.
+fn is_dropped<T>(connection: T) -> bool {
+    catch_unwind(AssertUnwindSafe(|| drop(connection))).is_ok()
 }
 
 #[cfg(test)]

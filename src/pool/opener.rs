@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::{
     connect::Turn,
     shared::Shared,
-    tracked::{Ending, Tracked},
+    tracked::{Ending, Tracked, Tracking},
 };
 use crate::{Error, ErrorKind, sync::lock};
 
@@ -55,15 +55,16 @@ impl<M: ManageConnection> Opener<M> {
         if let Turn::Wait(pause) = turn {
             return Step::After(pause);
         }
-        let attempt = Attempt { shared: &shared, is_over: false };
-        match attempt.make().await {
-            Some(connection) => {
-                self.is_counted = false;
-                shared.keep(connection);
-                Step::Ended
-            }
-            None => Step::Again,
+        let attempt = Attempt { pool: Weak::clone(&self.pool), is_over: false };
+        let (tracking, patience) = (shared.tracking.clone(), shared.settings.connect_timeout);
+        // However long it takes, it keeps nothing alive but the manager.
+        drop(shared);
+        let Some(connection) = attempt.make(tracking, patience).await else { return Step::Again };
+        self.is_counted = false;
+        if let Some(shared) = self.pool.upgrade() {
+            shared.keep(connection);
         }
+        Step::Ended
     }
 }
 
@@ -77,25 +78,24 @@ impl<M: ManageConnection> Drop for Opener<M> {
 }
 
 /// An attempt to connect, which the turnstile hears of however it ends.
-struct Attempt<'a, M: ManageConnection> {
-    shared: &'a Arc<Shared<M>>,
+struct Attempt<M: ManageConnection> {
+    pool: Weak<Shared<M>>,
     is_over: bool,
 }
 
-impl<M: ManageConnection> Attempt<'_, M> {
-    async fn make(mut self) -> Option<Tracked<M::Connection>> {
-        let shared = self.shared;
-        let began = shared.clock.now();
-        let patience = shared.settings.connect_timeout;
-        let made = tokio::time::timeout(patience, shared.store.dedicated_connection()).await;
+impl<M: ManageConnection> Attempt<M> {
+    async fn make(mut self, tracking: Tracking<M>, patience: Duration) -> Option<Tracked<M::Connection>> {
+        let began = tracking.clock().now();
+        let made = tokio::time::timeout(patience, tracking.connect()).await;
+        self.is_over = true;
+        let shared = self.pool.upgrade()?;
         let made = made.unwrap_or_else(|elapsed| {
             let message = format!("pool {}: connect: no answer within {patience:?}", shared.name);
             Err(Error::with_source(ErrorKind::TimedOut, message, elapsed))
         });
-        self.is_over = true;
         match made {
             Ok(connection) => {
-                shared.recorded.connects.record(shared.clock.now().since(began));
+                shared.recorded.connects.record(tracking.clock().now().since(began));
                 let change = lock(&shared.turnstile).succeeded();
                 shared.report(change, None);
                 Some(connection)
@@ -108,27 +108,27 @@ impl<M: ManageConnection> Attempt<'_, M> {
     }
 }
 
-impl<M: ManageConnection> Drop for Attempt<'_, M> {
+impl<M: ManageConnection> Drop for Attempt<M> {
     fn drop(&mut self) {
-        if !self.is_over {
-            self.shared.connect_failed(None);
+        if let (false, Some(shared)) = (self.is_over, self.pool.upgrade()) {
+            shared.connect_failed(None);
         }
     }
 }
 
 impl<M: ManageConnection> Shared<M> {
-    /// Puts a new connection where those who wait find it.
+    /// Puts a new connection where those who wait find it, unless it has become one too many while it was opened.
     fn keep(self: &Arc<Self>, connection: Tracked<M::Connection>) {
-        if self.gate.is_closed() {
-            self.recorded.closed(Ending::Retired);
+        if let Err(openers) = self.supply.admit() {
+            self.recorded.closed(if self.gate.is_closed() { Ending::Retired } else { Ending::Surplus });
             drop(connection);
-            self.start(self.supply.gave_up());
+            self.start(openers);
             return;
         }
         match self.store.add(connection) {
-            Ok(()) => self.supply.opened(),
+            Ok(()) => self.supply.looked_at(),
             // bb8 counts what it was asked to hold and what it holds; there is room for as many as are counted here.
-            Err(_) => self.start(self.supply.gave_up()),
+            Err(_) => self.after_loss(self.supply.closed()),
         }
     }
 

@@ -3,6 +3,9 @@
 //! A doubly linked list in one vector: joining, being served and leaving from anywhere in the line take the same
 //! time however many wait, and once the vector has grown nobody allocates. It holds at most as many places as ever
 //! waited at once, which whoever owns the queue bounds.
+//!
+//! A waker may own its task, and what that holds may come back here when it goes. So wakers are handed out, to be dropped
+//! where nothing is locked.
 
 use std::task::Waker;
 
@@ -37,6 +40,14 @@ enum State<T> {
 #[must_use]
 pub(super) struct Ticket(usize);
 
+/// Where somebody joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Ahead of everybody: it was their turn before, and they got nothing.
+    Front,
+    Back,
+}
+
 impl<T> Queue<T> {
     pub(super) const fn new() -> Self {
         Self { places: Vec::new(), free: NONE, head: NONE, tail: NONE, waiting: 0 }
@@ -47,9 +58,12 @@ impl<T> Queue<T> {
         self.waiting
     }
 
-    /// Joins the end of the line.
-    pub(super) fn join(&mut self, waker: Waker) -> Ticket {
-        let place = Place { state: State::Waiting(waker), previous: self.tail, next: NONE };
+    pub(super) fn join(&mut self, end: End, waker: Waker) -> Ticket {
+        let (previous, next) = match end {
+            End::Front => (NONE, self.head),
+            End::Back => (self.tail, NONE),
+        };
+        let place = Place { state: State::Waiting(waker), previous, next };
         let index = self.free;
         let index = if index == NONE {
             self.places.push(place);
@@ -59,11 +73,14 @@ impl<T> Queue<T> {
             self.places[index] = place;
             index
         };
-        match self.tail {
+        match previous {
             NONE => self.head = index,
-            tail => self.places[tail].next = index,
+            previous => self.places[previous].next = index,
         }
-        self.tail = index;
+        match next {
+            NONE => self.tail = index,
+            next => self.places[next].previous = index,
+        }
         self.waiting += 1;
         Ticket(index)
     }
@@ -81,29 +98,32 @@ impl<T> Queue<T> {
         }
     }
 
-    /// What was served; the ticket back if nothing was, and then `waker` is who to wake.
-    pub(super) fn collect(&mut self, ticket: Ticket, waker: &Waker) -> Result<T, Ticket> {
+    /// What was served; the ticket back if nothing was, and then `waker` is who to wake, instead of the one that is
+    /// handed out.
+    pub(super) fn collect(&mut self, ticket: Ticket, waker: &Waker) -> Result<T, (Ticket, Option<Waker>)> {
         if let State::Waiting(current) = &mut self.places[ticket.0].state {
-            current.clone_from(waker);
-            return Err(ticket);
+            let is_another = !current.will_wake(waker);
+            let before = is_another.then(|| std::mem::replace(current, waker.clone()));
+            return Err((ticket, before));
         }
         let index = ticket.0;
         match self.vacate(index) {
             State::Served(what) => Ok(what),
-            State::Free | State::Waiting(_) => Err(Ticket(index)),
+            State::Free | State::Waiting(_) => Err((Ticket(index), None)),
         }
     }
 
-    /// Leaves; what was served meanwhile is handed back, for somebody else.
+    /// Leaves; what was served meanwhile is handed back, for somebody else, and otherwise the waker.
     #[expect(clippy::needless_pass_by_value, reason = "a place is left once")]
-    pub(super) fn leave(&mut self, ticket: Ticket) -> Option<T> {
+    pub(super) fn leave(&mut self, ticket: Ticket) -> Result<T, Option<Waker>> {
         let index = ticket.0;
         if matches!(self.places[index].state, State::Waiting(_)) {
             self.unlink(index);
         }
         match self.vacate(index) {
-            State::Served(what) => Some(what),
-            State::Free | State::Waiting(_) => None,
+            State::Served(what) => Ok(what),
+            State::Waiting(waker) => Err(Some(waker)),
+            State::Free => Err(None),
         }
     }
 
@@ -138,6 +158,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Act {
         Join,
+        JoinFirst,
         Serve(u32),
         Leave(prop::sample::Index),
         Collect(prop::sample::Index),
@@ -146,6 +167,7 @@ mod tests {
     fn act() -> impl Strategy<Value = Act> {
         prop_oneof![
             3 => Just(Act::Join),
+            1 => Just(Act::JoinFirst),
             2 => any::<u32>().prop_map(Act::Serve),
             1 => any::<prop::sample::Index>().prop_map(Act::Leave),
             2 => any::<prop::sample::Index>().prop_map(Act::Collect),
@@ -161,8 +183,12 @@ mod tests {
             for (number, act) in (0..).zip(acts) {
                 match act {
                     Act::Join => {
-                        held.push((number, queue.join(Waker::noop().clone()), None));
+                        held.push((number, queue.join(End::Back, Waker::noop().clone()), None));
                         line.push_back(number);
+                    }
+                    Act::JoinFirst => {
+                        held.push((number, queue.join(End::Front, Waker::noop().clone()), None));
+                        line.push_front(number);
                     }
                     Act::Serve(what) => {
                         let first = line.pop_front();
@@ -174,13 +200,13 @@ mod tests {
                     Act::Leave(index) if !held.is_empty() => {
                         let (number, ticket, served) = held.swap_remove(index.index(held.len()));
                         line.retain(|waiting| *waiting != number);
-                        prop_assert_eq!(queue.leave(ticket), served);
+                        prop_assert_eq!(queue.leave(ticket).ok(), served);
                     }
                     Act::Collect(index) if !held.is_empty() => {
                         let (number, ticket, served) = held.swap_remove(index.index(held.len()));
                         match queue.collect(ticket, Waker::noop()) {
                             Ok(what) => prop_assert_eq!(Some(what), served),
-                            Err(ticket) => {
+                            Err((ticket, _)) => {
                                 prop_assert_eq!(served, None);
                                 held.push((number, ticket, None));
                             }
@@ -198,9 +224,8 @@ mod tests {
     fn places_are_used_again() {
         let mut queue = Queue::<()>::new();
         for _ in 0..1_000 {
-            let (first, second) = (queue.join(Waker::noop().clone()), queue.join(Waker::noop().clone()));
-            queue.leave(first);
-            queue.leave(second);
+            let [first, second] = [(); 2].map(|()| queue.join(End::Back, Waker::noop().clone()));
+            assert!(queue.leave(first).is_err() && queue.leave(second).is_err());
         }
         assert_eq!(queue.places.len(), 2);
     }

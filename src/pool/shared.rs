@@ -19,6 +19,7 @@ use super::{
     guard::{Connection, Lease},
     holders::{Held, Holder},
     opener,
+    queue::End,
     stats::{ClassStats, Recorded},
     supply::{Openers, Supply, Waiting},
     tracked::{Ending, Tracking},
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// How many holders an error names.
-pub(super) const NAMED: usize = 3;
+const NAMED: usize = 3;
 
 /// What all clones of a pool, its connections and its tasks have in common.
 pub(super) struct Shared<M: ManageConnection> {
@@ -49,7 +50,7 @@ pub(super) struct Shared<M: ManageConnection> {
     pub(super) turnstile: Mutex<Turnstile>,
     /// How many attempts to connect are made at once.
     pub(super) attempts: Arc<Semaphore>,
-    pub(super) classes: Box<[Box<str>]>,
+    pub(super) classes: Box<[Arc<str>]>,
     pub(super) recorded: Recorded,
     pub(super) watch: Watch,
 }
@@ -60,6 +61,16 @@ pub(super) struct Call {
     pub(super) class: usize,
     pub(super) place: &'static Location<'static>,
     pub(super) began: Instant,
+    pub(super) patience: Patience,
+}
+
+/// What a caller waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// That somebody returns a connection, or that one is opened.
+    Either,
+    /// That one is opened, as long as that may be.
+    Opening,
 }
 
 /// Whether a connection can be lent.
@@ -122,13 +133,14 @@ impl<M: ManageConnection> Shared<M> {
             }
             Err(denied) => return Err(yielded(self.denied(denied)).await),
         };
-        self.lend_with(permit, call, now).await
+        // Whoever waits for either is not told that one has to be returned first.
+        self.lend_with(permit, call, now).await?.ok_or_else(|| self.miscounted())
     }
 
     /// Lends one if no one else has to return theirs first.
     pub(super) async fn try_lend(self: &Arc<Self>, call: Call) -> Result<Option<Connection<M>>, Error> {
         match self.gate.try_acquire(call.class, call.began) {
-            Ok(permit) => self.lend_with(permit, call, call.began).await.map(Some),
+            Ok(permit) => self.lend_with(permit, call, call.began).await,
             Err(Denied::Taken) => Ok(None),
             Err(denied) => Err(yielded(self.denied(denied)).await),
         }
@@ -139,15 +151,20 @@ impl<M: ManageConnection> Shared<M> {
         permit: Permit<'_>,
         call: Call,
         mut now: Instant,
-    ) -> Result<Connection<M>, Error> {
+    ) -> Result<Option<Connection<M>>, Error> {
         // What comes from here on is no wait for others: it is in the times of connecting, or is a test.
         let waited = now.since(call.began);
         let mut are_cut_off = false;
+        let mut place = End::Back;
         loop {
             let slot = match self.supply.take(call.holder(now)) {
                 Some(slot) => slot,
                 None => {
-                    self.wait_for_connection(call).await?;
+                    if !self.wait_for_connection(call, place).await? {
+                        return Ok(None);
+                    }
+                    // If it is no good: it is still this caller's turn.
+                    place = End::Front;
                     now = self.clock.now();
                     self.supply.hold(call.holder(now))
                 }
@@ -177,7 +194,7 @@ impl<M: ManageConnection> Shared<M> {
             connection.begin();
             permit.forget();
             self.recorded.waits.record(waited);
-            return Ok(connection);
+            return Ok(Some(connection));
         }
     }
 
@@ -222,14 +239,27 @@ impl<M: ManageConnection> Shared<M> {
         }
     }
 
+    /// Whether there is one for the caller.
     #[cold]
-    async fn wait_for_connection(self: &Arc<Self>, call: Call) -> Result<(), Error> {
+    async fn wait_for_connection(self: &Arc<Self>, call: Call, place: End) -> Result<bool, Error> {
         if let Some(error) = self.hopeless() {
             return Err(yielded(error).await);
         }
-        let (waiting, openers) = self.supply.line_up(call.class);
+        let failed = self.supply.next_failure();
+        let (waiting, openers) = self.supply.line_up(call.class, place);
         self.start(openers);
-        self.wait_in_line(waiting, call.began).await
+        if call.patience == Patience::Either {
+            self.wait_in_line(waiting, call.began).await?;
+            return Ok(true);
+        }
+        let is_none_opened =
+            self.supply.is_in_vain() || lock(&self.turnstile).refusal(self.clock.now()).is_some();
+        tokio::select! {
+            biased; // one may have come back meanwhile
+            served = self.wait_in_line(waiting, call.began) => served.map(|()| true),
+            () = std::future::ready(()), if is_none_opened => Ok(false),
+            () = failed => Ok(false),
+        }
     }
 
     async fn wait_in_line(&self, waiting: Waiting<'_>, began: Instant) -> Result<(), Error> {
@@ -335,10 +365,15 @@ impl<M: ManageConnection> Shared<M> {
         }
     }
 
+    /// Those that hold connections for longest, in that order.
+    pub(super) fn longest(&self, now: Instant) -> Vec<Held> {
+        self.supply.longest(NAMED).iter().map(|holder| holder.held(&self.classes, now)).collect()
+    }
+
     /// As `4 of 4 in use, 2 wait, held longest: 1.2s at src/a.rs:1, 1.0s at src/b.rs:2`.
     fn who_holds(&self, now: Instant) -> String {
         let (level, count) = (self.gate.level(), self.supply.count());
-        let held = self.supply.longest(NAMED, now);
+        let held = self.longest(now);
         let mut text = format!(
             "{} of {} in use, {} open, {} wait",
             level.in_use,

@@ -20,13 +20,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::{
     classes::{Classes, Share},
-    holders::{Held, Holder, Holders, Slot},
+    holders::{Holder, Holders, Slot},
     lines::Lines,
-    queue::Ticket,
+    queue::{End, Ticket},
 };
 use crate::{
     Error,
@@ -38,6 +38,8 @@ pub(super) struct Supply {
     state: Mutex<State>,
     /// Told when a connection goes for good or comes back after [`close`](Supply::close).
     returned: Notify,
+    /// Told when an attempt to connect failed.
+    failures: Notify,
 }
 
 struct State {
@@ -87,7 +89,7 @@ impl Supply {
             lines,
             holders: Holders::default(),
         };
-        Self { state: Mutex::new(state), returned: Notify::new() }
+        Self { state: Mutex::new(state), returned: Notify::new(), failures: Notify::new() }
     }
 
     /// An idle connection: bb8 has one for whoever is told so.
@@ -105,9 +107,9 @@ impl Supply {
 
     /// Waits for a connection. Whoever got one is to [hold](Self::hold) it at once. After [`close`](Self::close) nobody
     /// waits: who had his turn before is sent away here.
-    pub(super) fn line_up(&self, class: usize) -> (Waiting<'_>, Openers) {
+    pub(super) fn line_up(&self, class: usize, end: End) -> (Waiting<'_>, Openers) {
         let mut state = lock(&self.state);
-        let ticket = state.lines.join(class, Waker::noop().clone());
+        let ticket = state.lines.join(class, end, Waker::noop().clone());
         if let Some(closed) = state.closed.clone() {
             let _ = state.next(Err(closed));
         } else if state.idle > 0 {
@@ -162,13 +164,13 @@ impl Supply {
         idle
     }
 
-    /// Of those that were taken to be looked at, one was put back into bb8.
+    /// Of those that were taken to be looked at or that were [admitted](Self::admit), one was put into bb8.
     pub(super) fn looked_at(&self) {
         let waker = lock(&self.state).put_back();
         self.after(waker);
     }
 
-    /// Of those that were taken to be looked at, one was closed.
+    /// Of those that were taken to be looked at or that were admitted, one was closed.
     pub(super) fn closed(&self) -> Openers {
         let openers = {
             let mut state = lock(&self.state);
@@ -199,15 +201,24 @@ impl Supply {
         is_superfluous
     }
 
-    /// An opener has put a connection into bb8, and ends.
-    pub(super) fn opened(&self) {
-        let waker = {
-            let mut state = lock(&self.state);
-            state.opening -= 1;
+    /// An opener has a connection, and ends. Whether there is room for it: there may be fewer by now, or none.
+    /// If there is it is to be put into bb8 and counted as [looked at](Self::looked_at).
+    pub(super) fn admit(&self) -> Result<(), Openers> {
+        let mut state = lock(&self.state);
+        state.opening -= 1;
+        if state.closed.is_none() && state.idle + state.out < state.ceiling {
             state.out += 1;
-            state.put_back()
-        };
-        self.after(waker);
+            Ok(())
+        } else {
+            Err(state.missing())
+        }
+    }
+
+    /// An opener has put a connection into bb8.
+    #[cfg(test)]
+    fn opened(&self) {
+        self.admit().unwrap();
+        self.looked_at();
     }
 
     /// An opener ends, and opened nothing.
@@ -215,6 +226,17 @@ impl Supply {
         let mut state = lock(&self.state);
         state.opening -= 1;
         state.missing()
+    }
+
+    /// Whether nothing is being opened for whoever came last, so that somebody has to return a connection first.
+    pub(super) fn is_in_vain(&self) -> bool {
+        let state = lock(&self.state);
+        state.lines.waiting() > state.opening
+    }
+
+    /// Waits for the next failure of an attempt to connect, counted from when the future was made.
+    pub(super) fn next_failure(&self) -> Notified<'_> {
+        self.failures.notified()
     }
 
     /// An attempt to connect failed. If there is no connection that may come back, whoever is next is told, or all
@@ -229,6 +251,7 @@ impl Supply {
             }
         };
         wakers.into_iter().for_each(Waker::wake);
+        self.failures.notify_waiters();
     }
 
     /// Sends away everybody who waits or comes to wait, and opens nothing more.
@@ -260,11 +283,11 @@ impl Supply {
         Count { idle, out, opening, waiting: state.lines.waiting() }
     }
 
-    pub(super) fn longest(&self, count: usize, now: Instant) -> Vec<Held> {
-        lock(&self.state).holders.longest(count, now)
+    pub(super) fn longest(&self, count: usize) -> Vec<Holder> {
+        lock(&self.state).holders.longest(count)
     }
 
-    pub(super) fn overdue(&self, threshold: Duration, now: Instant) -> Vec<Held> {
+    pub(super) fn overdue(&self, threshold: Duration, now: Instant) -> Vec<Holder> {
         lock(&self.state).holders.overdue(threshold, now)
     }
 
@@ -351,28 +374,34 @@ impl Future for Waiting<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(ticket) = self.ticket.take() else { return Poll::Pending };
-        match lock(&self.supply.state).lines.collect(self.class, ticket, context.waker()) {
-            Ok(served) => return Poll::Ready(served),
-            Err(ticket) => self.ticket = Some(ticket),
+        let collected = lock(&self.supply.state).lines.collect(self.class, ticket, context.waker());
+        match collected {
+            Ok(served) => Poll::Ready(served),
+            Err((ticket, _before)) => {
+                self.ticket = Some(ticket);
+                Poll::Pending
+            }
         }
-        Poll::Pending
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        let waker = {
+        let (waker, own) = {
             let mut state = lock(&self.supply.state);
             match state.lines.leave(self.class, ticket) {
-                Some(Ok(())) => {
+                Ok(Ok(())) => {
                     state.classes.leave(self.class);
-                    state.put_back()
+                    (state.put_back(), None)
                 }
-                Some(Err(_)) | None => return,
+                Ok(Err(_)) => return,
+                Err(own) => (None, Some(own)),
             }
         };
-        self.supply.after(waker);
+        if own.is_none() {
+            self.supply.after(waker);
+        }
     }
 }
 
@@ -409,11 +438,11 @@ mod tests {
     #[test]
     fn there_are_as_many_openers_as_waiters_and_no_more_than_there_is_room() {
         let supply = supply(2, 0);
-        let (_one, openers) = supply.line_up(DEFAULT);
+        let (_one, openers) = supply.line_up(DEFAULT, End::Back);
         assert_eq!(openers, Openers(1));
-        let (two, openers) = supply.line_up(DEFAULT);
+        let (two, openers) = supply.line_up(DEFAULT, End::Back);
         assert_eq!(openers, Openers(1));
-        let (_three, openers) = supply.line_up(DEFAULT);
+        let (_three, openers) = supply.line_up(DEFAULT, End::Back);
         assert_eq!(openers, Openers(0));
         supply.opened();
         assert!(!supply.is_superfluous());
@@ -427,11 +456,11 @@ mod tests {
     #[test]
     fn opener_is_superfluous_when_what_was_returned_came_sooner() {
         let supply = supply(4, 0);
-        let (mut first, _) = supply.line_up(DEFAULT);
+        let (mut first, _) = supply.line_up(DEFAULT, End::Back);
         supply.opened();
         assert_eq!(poll(&mut first), Poll::Ready(Ok(())));
         let slot = supply.hold(holder());
-        let (mut second, openers) = supply.line_up(DEFAULT);
+        let (mut second, openers) = supply.line_up(DEFAULT, End::Back);
         assert_eq!(openers, Openers(1));
         supply.put_back(slot);
         assert!(supply.is_superfluous());
@@ -443,13 +472,13 @@ mod tests {
     fn failure_is_told_only_where_nothing_may_come_back() {
         let error = Error::new(ErrorKind::Unavailable, "as the test wants it");
         let supply = supply(4, 0);
-        let (mut first, _) = supply.line_up(DEFAULT);
-        let (mut second, _) = supply.line_up(DEFAULT);
+        let (mut first, _) = supply.line_up(DEFAULT, End::Back);
+        let (mut second, _) = supply.line_up(DEFAULT, End::Back);
         supply.failed(&error, false);
         assert_eq!(poll(&mut first), Poll::Ready(Err(ErrorKind::Unavailable)));
         assert!(poll(&mut second).is_pending());
         supply.opened();
-        let (mut third, _) = supply.line_up(DEFAULT);
+        let (mut third, _) = supply.line_up(DEFAULT, End::Back);
         supply.failed(&error, true);
         assert!(poll(&mut third).is_pending());
         assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
@@ -458,9 +487,9 @@ mod tests {
     #[test]
     fn nobody_waits_once_it_is_closed() {
         let supply = supply(2, 1);
-        let (mut before, _) = supply.line_up(DEFAULT);
+        let (mut before, _) = supply.line_up(DEFAULT, End::Back);
         supply.close(&Error::new(ErrorKind::Closed, "as the test wants it"));
-        let (mut after, openers) = supply.line_up(DEFAULT);
+        let (mut after, openers) = supply.line_up(DEFAULT, End::Back);
         assert_eq!(openers, Openers(0));
         for waiting in [&mut before, &mut after] {
             assert_eq!(poll(waiting), Poll::Ready(Err(ErrorKind::Closed)));
@@ -482,13 +511,14 @@ mod tests {
         let supply = supply(3, 0);
         let out: Vec<Slot> = (0..3)
             .map(|_| {
-                let (mut waiting, _) = supply.line_up(DEFAULT);
+                let (mut waiting, _) = supply.line_up(DEFAULT, End::Back);
                 supply.opened();
                 assert_eq!(poll(&mut waiting), Poll::Ready(Ok(())));
                 supply.hold(holder())
             })
             .collect();
-        let mut line = [DEFAULT, DEFAULT, SURE, SURE, SURE, SYSTEM].map(|class| supply.line_up(class).0);
+        let mut line =
+            [DEFAULT, DEFAULT, SURE, SURE, SURE, SYSTEM].map(|class| supply.line_up(class, End::Back).0);
         let mut served = Vec::new();
         for slot in out {
             supply.put_back(slot);
@@ -502,7 +532,7 @@ mod tests {
     #[test]
     fn one_connection_at_least_is_for_everybody() {
         let supply = supply(4, 0);
-        let mut line = [SURE, SURE, SURE, DEFAULT].map(|class| supply.line_up(class).0);
+        let mut line = [SURE, SURE, SURE, DEFAULT].map(|class| supply.line_up(class, End::Back).0);
         supply.opened();
         let mut served = Vec::new();
         for _ in 0..3 {
@@ -517,14 +547,14 @@ mod tests {
     #[test]
     fn waiter_that_was_served_and_goes_away_hands_on_the_connection() {
         let supply = supply(1, 0);
-        let (first, _) = supply.line_up(DEFAULT);
-        let (mut second, _) = supply.line_up(DEFAULT);
+        let (first, _) = supply.line_up(DEFAULT, End::Back);
+        let (mut second, _) = supply.line_up(DEFAULT, End::Back);
         supply.opened();
         drop(first);
         assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
         drop(second);
         assert_eq!(supply.count().out, 1, "who was told has it");
-        let (third, _) = supply.line_up(DEFAULT);
+        let (third, _) = supply.line_up(DEFAULT, End::Back);
         supply.looked_at();
         drop(third);
         assert_eq!(supply.count(), Count { idle: 1, ..Count::default() });
@@ -551,7 +581,7 @@ mod model {
 
     fn get(supply: &Supply, class: usize) -> Slot {
         supply.take(holder(class)).unwrap_or_else(|| {
-            block_on(supply.line_up(class).0).unwrap();
+            block_on(supply.line_up(class, End::Back).0).unwrap();
             supply.hold(holder(class))
         })
     }
@@ -562,7 +592,7 @@ mod model {
             let supply = loom::sync::Arc::new(supply(1, 0));
             let waiter = {
                 let supply = supply.clone();
-                loom::thread::spawn(move || block_on(supply.line_up(DEFAULT).0).is_err())
+                loom::thread::spawn(move || block_on(supply.line_up(DEFAULT, End::Back).0).is_err())
             };
             supply.close(&Error::new(crate::ErrorKind::Closed, "as the model wants it"));
             assert!(waiter.join().unwrap());
@@ -574,7 +604,7 @@ mod model {
     fn no_interleaving_loses_a_connection_that_is_returned() {
         loom::model(|| {
             let supply = loom::sync::Arc::new(supply(1, 0));
-            let (first, _) = supply.line_up(DEFAULT);
+            let (first, _) = supply.line_up(DEFAULT, End::Back);
             supply.opened();
             block_on(first).unwrap();
             let slot = supply.hold(holder(DEFAULT));
@@ -588,7 +618,7 @@ mod model {
             let impatient = {
                 let supply = supply.clone();
                 loom::thread::spawn(move || {
-                    if poll_once(supply.line_up(DEFAULT).0).is_ready() {
+                    if poll_once(supply.line_up(DEFAULT, End::Back).0).is_ready() {
                         let slot = supply.hold(holder(DEFAULT));
                         supply.put_back(slot);
                     }

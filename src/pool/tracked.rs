@@ -97,6 +97,10 @@ impl<M: ManageConnection> Tracking<M> {
         }))
     }
 
+    pub(super) fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
     /// Has every connection that exists closed when it is next looked at.
     pub(super) fn retire_all(&self) {
         self.0.generation.fetch_add(1, Ordering::AcqRel);
