@@ -173,7 +173,7 @@ async fn pool_that_grows_because_callers_wait_collapses() {
 /// What a trial of fewer costs, where it turns out to be too few at once.
 #[tokio::test(start_paused = true)]
 async fn trial_of_fewer_is_given_up_before_the_line_is_long() {
-    // One that does as much with five as with eight, and with every one less much less.
+    // Each connection does its part, so that every one less is work that piles up: forty-four calls a second with six.
     let server = FakeServer::new(Usl::new(0.0, 0.0)).connecting(SECOND / 50);
     let log = Log::hear();
     let pool = builder(&server).adaptive(2..=8).initial(8).build().unwrap();
@@ -185,6 +185,6 @@ async fn trial_of_fewer_is_given_up_before_the_line_is_long() {
     }
     drop(load);
     let reasons = log.fields("reason");
-    assert!(reasons.iter().any(|reason| reason.contains("trying whether fewer")), "{reasons:#?}");
-    assert!(most < 100, "{most} waited, {reasons:#?}");
+    assert!(reasons.iter().any(|reason| reason.starts_with("taken back at once")), "{reasons:#?}");
+    assert!(most < 500, "{most} waited, {reasons:#?}");
 }
