@@ -155,7 +155,8 @@ fn sweep(name: &str, site: &Site, workload: Workload, plan: &Plan) -> Result<()>
         Comparison::rate(&format!("{name}.{case}"), &rival.name()).at_least(bar).of(pairs)?;
     }
     let [mut of_ours, mut of_best] = [Tally::default(), Tally::default()];
-    let times = times(&site.url(), workload, plan, best, [&mut of_ours, &mut of_best]);
+    let url = site.url();
+    let times = times(&url, workload, plan, best, [&mut of_ours, &mut of_best]);
     let times = site.runtime.block_on(times)?;
     site.tidy()?;
     let [of_ours, of_best] = [of_ours, of_best].map(|mut tally| 1e3 * tally.percentile(workload.tail()));
