@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use super::{
     front::Cache,
     local::Engine,
     remote::{Debts, Remote},
-    stats::Events,
+    stats::{Events, RemoteEvents},
     store::ErasedStore,
 };
 use crate::{Error, clock::Clock};
@@ -531,7 +531,8 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
         let coherence = self
             .bus
             .map(|bus| Coherence::new(bus, &self.local.name, self.local.clock.clone(), self.max_staleness));
-        let remote = Remote {
+        let remote = Arc::new_cyclic(|me| Remote {
+            me: Weak::clone(me),
             store: self.store,
             format: Format::new(&self.local.name, self.codec, self.compression, self.schema, self.max_value),
             cache: self.local.name.as_str().into(),
@@ -542,11 +543,12 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             lease: self.lease,
             clock: self.local.clock.clone(),
             events: Arc::clone(&events),
+            own_events: Arc::new(RemoteEvents::new(&self.local.name)),
             gate: Arc::default(),
             debts: Debts::default(),
             coherence,
             tell_unfit_from: AtomicU64::new(0),
-        };
+        });
         Ok(Cache::new(self.local, events, Some((remote, self.max_staleness))))
     }
 }
