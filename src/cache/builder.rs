@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -531,7 +531,8 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
         let coherence = self
             .bus
             .map(|bus| Coherence::new(bus, &self.local.name, self.local.clock.clone(), self.max_staleness));
-        let remote = Remote {
+        let remote = Arc::new_cyclic(|me| Remote {
+            me: Weak::clone(me),
             store: self.store,
             format: Format::new(&self.local.name, self.codec, self.compression, self.schema, self.max_value),
             cache: self.local.name.as_str().into(),
@@ -546,7 +547,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             debts: Debts::default(),
             coherence,
             tell_unfit_from: AtomicU64::new(0),
-        };
+        });
         Ok(Cache::new(self.local, events, Some((remote, self.max_staleness))))
     }
 }

@@ -53,7 +53,7 @@
 //! | messages damaged or forged | a wrong sum is no message, so a gap; a forged one makes others forget too much, or links what is not there, which leads nowhere | `max_staleness` |
 //! | the ledger is evicted, or the store comes back in an earlier state | a fence that no link leads to, for none is as it was before: a gap | `max_staleness` |
 //! | the remote tier is away from a reader | nothing is confirmed: no entry outlives `max_staleness` | `max_staleness` |
-//! | the remote tier is away from a writer | its call fails and is owed; it is published all the same, so that those it reaches forget | `max_staleness` after it is paid, which every beat tries |
+//! | the remote tier is away from a writer | its call fails and is owed; it is published all the same, so that those it reaches forget | `max_staleness` after it is paid, which beats and reads try |
 //! | the announcement fails, twice, and the invalidation succeeds | the same | the same |
 //! | a process is stopped between 2 and 3 for longer than `SETTLING` | it announces again | `max_staleness` |
 //!
@@ -277,9 +277,10 @@ impl Coherence {
         Told { began, announced, _batch: batch }
     }
 
-    /// Publishes one item with its own link.
-    pub(super) fn publish(&self, link: Link, item: &Item<'_>) {
-        self.send(message::batch(Some(link), 1, &item.to_bytes()));
+    /// Publishes one item, or nothing, with its own link.
+    pub(super) fn publish(&self, link: Link, item: Option<&Item<'_>>) {
+        let bytes = item.map(Item::to_bytes).unwrap_or_default();
+        self.send(message::batch(Some(link), item.is_some().into(), &bytes));
         self.link(link);
     }
 

@@ -38,7 +38,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     pub(super) fn new(
         settings: Settings<V>,
         events: Arc<Events>,
-        remote: Option<(Remote<V>, Duration)>,
+        remote: Option<(Arc<Remote<V>>, Duration)>,
     ) -> Self {
         let tiers = Arc::new(Tiers::new(settings, events, remote));
         tiers.coherence().inspect(|coherence| coherence.start(&Arc::downgrade(&tiers)));
@@ -413,7 +413,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// # Errors
     ///
-    /// The remote tier's error. It is gone for this process then, which reads nothing there until it could tell;
+    /// The remote tier's error. It is gone for this process then, which does not ask for it there until it could tell;
     /// other processes may read it there until then, or until it dies. Calling again is safe.
     ///
     /// # Cancel safety

@@ -231,7 +231,11 @@ impl<V: Clone + Send + Sync + 'static> Drop for Held<V> {
 impl Claim {
     /// Writes a lease over what the fence saw; `None` if that cannot be done or nobody knows whether it was. Of no
     /// duration it gives the lease back, and leaves the value that was there before.
-    async fn write<V>(&mut self, remote: &Remote<V>, lease: Duration) -> Option<Written> {
+    async fn write<V: Send + Sync + 'static>(
+        &mut self,
+        remote: &Remote<V>,
+        lease: Duration,
+    ) -> Option<Written> {
         let (bytes, life) = self.sealed(remote, lease)?;
         let written = remote.put(&self.key, bytes, life, Some(self.fence)).await.ok()?;
         if let Written::Stored(fence) = written {

@@ -45,8 +45,8 @@
 //!   every two seconds in the background, and says so once in the log. Memory answers for
 //!   [`max_staleness`](RemoteCacheBuilder::max_staleness) at a time even then, since other processes may still
 //!   reach what this one cannot. What could not be invalidated there is an error of the call that wanted it, and
-//!   is owed: this process reads nothing there before it was told. What it answers is never trusted: bytes that are
-//!   not ours, damaged, or of another type are a miss.
+//!   is owed: this process does not ask for that there before it was told. What it answers is never trusted: bytes
+//!   that are not ours, damaged, or of another type are a miss.
 //!
 //! Dropping any of the futures here is safe at any point: loads and writes run in tasks of their own and
 //! are finished.
@@ -111,6 +111,7 @@ mod chain;
 mod codec;
 mod coherence;
 mod compress;
+mod debts;
 mod envelope;
 mod explain;
 mod flight;

@@ -1,16 +1,33 @@
 //! The shell around a [`Store`](super::Store): names, deadlines, leaving it alone while it is away, and owing it
 //! what it could not be told.
 //!
-//! An invalidation that did not reach the store is *owed*. Until it is paid nothing is read from the store, so that
-//! at least this process is not answered from before its own invalidations; every read tries to pay first.
+//! # What is owed
+//!
+//! An invalidation that did not reach the store is *owed*. Until it is paid the store is not asked for what it
+//! concerns, so that at least this process is not answered from before its own invalidations. Every read has what is
+//! due paid, and waits for that only if it concerns what it asks for: a debt that the store will not take keeps
+//! nobody from what he asks for besides it. When what is tried is decided in [`debts`](super::debts).
+//!
+//! Reading while something else is owed is safe, case by case:
+//!
+//! - **An entry** is found by its name alone, and nobody asks for that name.
+//! - **A tag** is a part of the answer, or else of a second question: what an entry carries is compared with the stamps
+//!   of now before it is used, those that the caller did not name are asked for [by name](super::look), and an entry
+//!   whose stamps cannot be told is a miss. A large value that memory has is only asked about together with all of its
+//!   tags.
+//! - **The whole cache** is asked for in every question.
+//! - **The ledger**, owed where an announcement failed, is for the others: what they announce is none the less heard
+//!   here. It is not looked at while it is owed.
+//!
+//! What was read before the debt came to be is barred as if the store had been told: running loads were fenced, and
+//! tags have another version, again after the debt was noted.
 //!
 //! Where the cache has a bus, every invalidation is announced before and published after: see
 //! [`coherence`](super::coherence).
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,12 +35,14 @@ use std::{
 
 use bytes::Bytes;
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 
 use super::{
     availability::{Failure, Gate, Passage, Round, Turn},
     builder::MAX_TIME_TO_LIVE,
     chain::{Link, SETTLING},
     coherence::{Coherence, Told},
+    debts::{Due, Owed, Standing, What},
     envelope,
     format::Format,
     key::Key,
@@ -40,6 +59,8 @@ use crate::{
 
 /// The remote tier of one cache.
 pub(super) struct Remote<V> {
+    /// Itself, for the task that pays.
+    pub(super) me: Weak<Self>,
     pub(super) store: Arc<dyn ErasedStore>,
     pub(super) format: Format<V>,
     pub(super) cache: Box<str>,
@@ -67,27 +88,20 @@ const LONGEST_PROBE: Duration = Duration::from_secs(1);
 /// How often a link of the ledger's chain is tried before the chain is broken instead.
 const LINK_TRIES: usize = 8;
 
-/// Beyond this many debts the whole cache is invalidated instead.
-const MOST_DEBTS: usize = 10_000;
-
-/// Invalidations that the store has not been told, by name, each with a number that tells a later one from it.
+/// Invalidations that the store has not been told.
 #[derive(Default)]
 pub(super) struct Debts {
     exist: AtomicBool,
     owed: Mutex<Owed>,
-    /// How the last attempt to pay failed, if it did; held while there is one.
-    paying: tokio::sync::Mutex<Option<Error>>,
-    attempts: AtomicU64,
+    /// Whether there is a task that pays.
+    is_paying: AtomicBool,
+    /// Told when that has tried something, and when it ends.
+    tried: Notify,
     refuses_writes: AtomicBool,
 }
 
-#[derive(Clone, Default)]
-struct Owed {
-    entries: HashMap<String, u64>,
-    /// A removal outlasts an expiry that comes after it.
-    stamps: HashMap<String, (u64, Invalidation)>,
-    number: u64,
-}
+/// The one task that pays.
+struct Paying<V>(Arc<Remote<V>>);
 
 /// Whether the bytes of entries are wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,7 +118,7 @@ pub(super) struct Read {
     pub(super) tags: Vec<Stamp>,
 }
 
-impl<V> Remote<V> {
+impl<V: Send + Sync + 'static> Remote<V> {
     /// Reads an entry with the stamps of `tags`, in one trip.
     pub(super) async fn read(&self, key: &Key<'_>, tags: &[&str]) -> Result<Read, Error> {
         let name = envelope::entry_name(&self.cache, key);
@@ -143,7 +157,7 @@ impl<V> Remote<V> {
         let tags: Vec<String> = tags.iter().map(|tag| envelope::tag_name(&self.cache, tag)).collect();
         let stamps: SmallVec<[&str; 4]> =
             std::iter::once(&*self.epoch).chain(tags.iter().map(String::as_str)).collect();
-        self.pay().await?;
+        self.pay(names, &stamps).await?;
         let found = match look {
             Look::Read => self.store.get_many(names, &stamps),
             Look::Peek => self.store.peek_many(names, &stamps),
@@ -170,16 +184,18 @@ impl<V> Remote<V> {
         let item = Item::Key(key.clone(), Invalidation::Remove);
         let told = self.announce(&item).await;
         let name = envelope::entry_name(&self.cache, key);
+        let owed = self.owed(&name);
         let removed = self.call(Kind::Write, self.store.remove_many(&[&name], self.hold)).await;
-        if removed.is_err() {
-            self.owe_entry(name);
+        match &removed {
+            Ok(()) => self.settle(owed.as_slice()),
+            Err(_) => self.owe(&name, What::Entry),
         }
         self.done(told, &item, removed).await
     }
 
     /// Notes that what is stored under the key is not to be read again.
     pub(super) fn owe_removal(&self, key: &Key<'_>) {
-        self.owe_entry(envelope::entry_name(&self.cache, key));
+        self.owe(&envelope::entry_name(&self.cache, key), What::Entry);
     }
 
     /// Changes the stamp of a tag, or of the whole cache.
@@ -195,13 +211,15 @@ impl<V> Remote<V> {
         };
         let told = self.announce(&item).await;
         let change = Restamp { name: &name, invalidation, stamp };
+        // To expire is not to remove.
+        let is_covered = |owed: &Due| {
+            invalidation == Invalidation::Remove || owed.what == What::Stamp(Invalidation::Expire)
+        };
+        let owed = self.owed(&name).filter(is_covered);
         let written = self.call(Kind::Write, self.store.restamp(&[change])).await;
-        if written.is_err() {
-            self.owe(|owed, number| {
-                let owed = owed.stamps.entry(name).or_insert((number, invalidation));
-                let removes = owed.1 == Invalidation::Remove;
-                *owed = (number, if removes { Invalidation::Remove } else { invalidation });
-            });
+        match &written {
+            Ok(()) => self.settle(owed.as_slice()),
+            Err(_) => self.owe(&name, What::Stamp(invalidation)),
         }
         self.done(told, &item, written).await
     }
@@ -230,7 +248,7 @@ impl<V> Remote<V> {
         let again = coherence.announce(item, || self.extend(coherence)).await;
         let announced = again.announced();
         if announced.is_err() {
-            self.owe_entry(coherence.ledger.clone());
+            self.owe(&coherence.ledger, What::Entry);
         }
         done.and(announced)
     }
@@ -261,7 +279,7 @@ impl<V> Remote<V> {
 
     /// The fence of the ledger, which is made if it is not there; `None` if somebody else made it meanwhile.
     pub(super) async fn ledger(&self, coherence: &Coherence) -> Result<Option<Fence>, Error> {
-        self.pay().await?;
+        self.pay(&[&coherence.ledger], &[]).await?;
         let slot = self.ledger_slot(coherence).await?;
         if slot.entry.is_some() {
             return Ok(Some(slot.fence));
@@ -284,98 +302,155 @@ impl<V> Remote<V> {
         self.call(Kind::Write, self.store.put_if(put)).await
     }
 
-    fn owe_entry(&self, name: String) {
-        self.owe(|owed, number| {
-            owed.entries.insert(name, number);
-        });
+    fn owe(&self, name: &str, what: What) {
+        let now = self.clock.now();
+        self.change(|owed| owed.owe(name, what, &self.epoch, now));
     }
 
-    fn owe(&self, note: impl FnOnce(&mut Owed, u64)) {
+    /// What is owed under a name, before the store is told by who invalidates it anew.
+    fn owed(&self, name: &str) -> Option<Due> {
+        if self.debts.exist.load(Ordering::Acquire) { lock(&self.debts.owed).debt(name) } else { None }
+    }
+
+    fn settle(&self, paid: &[Due]) {
+        if !paid.is_empty() {
+            self.change(|owed| owed.settle(paid));
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Owed)) {
         let mut owed = lock(&self.debts.owed);
-        owed.number += 1;
-        let number = owed.number;
-        note(&mut owed, number);
-        if owed.entries.len() + owed.stamps.len() > MOST_DEBTS {
-            let everything = (self.epoch.to_string(), (number, Invalidation::Remove));
-            (owed.entries, owed.stamps) = (HashMap::new(), HashMap::from([everything]));
-        }
-        self.debts.exist.store(true, Ordering::Release);
+        change(&mut owed);
+        self.debts.exist.store(owed.len() > 0, Ordering::Release);
     }
 
-    /// Tells the store what it is owed, if anything, one caller at a time. Who waited for another's attempt that
-    /// failed shares its failure: in turn, a hundred callers would wait for a hundred refusals.
-    async fn pay(&self) -> Result<(), Error> {
+    /// Has what is due paid. Nobody waits for it but who asks for a name that is owed, and he for no longer than a
+    /// call may take. An error if one of the names is owed still.
+    async fn pay(&self, entries: &[&str], stamps: &[&str]) -> Result<(), Error> {
         if !self.debts.exist.load(Ordering::Acquire) {
             return Ok(());
         }
-        let attempts = self.debts.attempts.load(Ordering::Acquire);
-        let turn = async { Ok(self.debts.paying.lock().await) };
-        let mut failure =
-            within(self.timeout, turn).await.inspect_err(|_| self.events.remote_failures.add())?;
-        if self.debts.attempts.load(Ordering::Acquire) != attempts
-            && let Some(error) = &*failure
-        {
-            self.events.remote_failures.add();
-            return Err(error.clone());
-        }
-        if !self.debts.exist.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let paid = self.pay_all().await;
-        *failure = paid.as_ref().err().cloned();
-        self.debts.attempts.fetch_add(1, Ordering::AcqRel);
-        paid
-    }
-
-    /// New stamps are drawn, since an old one may have been in use.
-    async fn pay_all(&self) -> Result<(), Error> {
-        let began = self.clock.now();
-        let link = self.extend_alone().await?;
-        let paid = lock(&self.debts.owed).clone();
-        let entries: Vec<&str> = paid.entries.keys().map(String::as_str).collect();
-        let change = |(name, (_, invalidation)): (&'_ String, &(u64, Invalidation))| {
-            (name.clone(), *invalidation, Stamp::random())
+        self.begin_to_pay();
+        let paid = async {
+            loop {
+                // Both before the look at what is owed, so that nothing is missed that is done after it.
+                let tried = self.debts.tried.notified();
+                let is_paying = self.debts.is_paying.load(Ordering::Acquire);
+                let names = entries.iter().chain(stamps).copied();
+                let standing = lock(&self.debts.owed).standing(names, self.clock.now());
+                match standing {
+                    Standing::Paid => return Ok(()),
+                    Standing::Due if is_paying => tried.await,
+                    Standing::Due | Standing::PutOff => {
+                        let problem =
+                            "the remote tier has not been told of an invalidation of what it is asked for";
+                        return Err(Error::new(ErrorKind::Unavailable, problem));
+                    }
+                }
+            }
         };
-        let changes: Vec<_> = paid.stamps.iter().map(change).collect();
-        let stamps: Vec<Restamp<'_>> = changes
-            .iter()
-            .map(|(name, invalidation, stamp)| Restamp { name, invalidation: *invalidation, stamp: *stamp })
-            .collect();
-        if !stamps.is_empty() {
-            self.call(Kind::Write, self.store.restamp(&stamps)).await?;
+        within(self.timeout, paid).await.inspect_err(|_| self.events.remote_failures.add())
+    }
+
+    /// Starts the task that pays, unless it is running or has nothing to do.
+    fn begin_to_pay(&self) {
+        if !lock(&self.debts.owed).is_due(self.clock.now()) {
+            return;
         }
-        if !entries.is_empty() {
-            self.call(Kind::Write, self.store.remove_many(&entries, self.hold)).await?;
+        let Some(remote) = self.me.upgrade() else { return };
+        if !self.debts.is_paying.swap(true, Ordering::AcqRel) {
+            tokio::spawn(Paying(remote).run());
         }
-        let took_too_long = self.clock.now().since(began) > SETTLING;
-        let links = [link, if took_too_long { self.extend_alone().await? } else { None }];
-        // What exactly it was others cannot be told: of entries there are only names.
+    }
+
+    /// Tells the store what is due, until nothing is, or for as long as one announcement covers.
+    async fn pay_all(&self) {
+        let began = self.clock.now();
+        let Ok(link) = self.extend_alone().await else {
+            return self.change(|owed| owed.rest(self.clock.now()));
+        };
+        let mut links: SmallVec<[Link; 2]> = link.into_iter().collect();
+        let mut has_paid = false;
+        while self.clock.now().since(began) <= SETTLING {
+            let due = lock(&self.debts.owed).take(self.clock.now());
+            if due.is_empty() {
+                break;
+            }
+            let (entries, stamps): (Vec<Due>, Vec<Due>) =
+                due.into_iter().partition(|due| due.what == What::Entry);
+            for due in [stamps, entries].iter().filter(|due| !due.is_empty()) {
+                let told = match self.tell(due).await {
+                    Some(Ok(())) if self.clock.now().since(began) > SETTLING => {
+                        let again = self.extend_alone().await;
+                        links.extend(again.iter().copied().flatten());
+                        // If others cannot find out it is as if it had not been told.
+                        again.ok().map(|_| Ok(()))
+                    }
+                    told => told,
+                };
+                let now = self.clock.now();
+                self.change(|owed| match &told {
+                    Some(Ok(())) => owed.settle(due),
+                    Some(Err(_)) => owed.refused(due, now, fastrand::f64()),
+                    None => owed.rest(now),
+                });
+                has_paid |= matches!(told, Some(Ok(())));
+                self.debts.tried.notify_waiters();
+            }
+        }
         if let Some(coherence) = &self.coherence {
-            links.into_iter().flatten().for_each(|link| coherence.publish(link, &Item::Doubt));
+            // What exactly it was others cannot be told: of entries there are only names. What was not paid is
+            // announced again when it is.
+            let item = has_paid.then_some(&Item::Doubt);
+            links.into_iter().for_each(|link| coherence.publish(link, item));
         }
-        let mut owed = lock(&self.debts.owed);
-        owed.entries.retain(|name, number| paid.entries.get(name) != Some(number));
-        owed.stamps.retain(|name, number| paid.stamps.get(name) != Some(number));
-        self.debts.exist.store(!(owed.entries.is_empty() && owed.stamps.is_empty()), Ordering::Release);
-        Ok(())
+    }
+
+    /// Tells the store debts that are all of entries, or all of stamps; `None` if it is left alone.
+    async fn tell(&self, due: &[Due]) -> Option<Result<(), Error>> {
+        let round = self.passage()?;
+        let names: Vec<&str> = due.iter().map(|due| &*due.name).collect();
+        let change = |due: &'_ Due| match due.what {
+            What::Entry => None,
+            // A new one, since an old one may have been in use.
+            What::Stamp(invalidation) => Some((invalidation, Stamp::random())),
+        };
+        let change = |(due, name)| {
+            let (invalidation, stamp) = change(due)?;
+            Some(Restamp { name, invalidation, stamp })
+        };
+        let stamps: Vec<Restamp<'_>> = due.iter().zip(names.iter().copied()).filter_map(change).collect();
+        Some(match stamps.is_empty() {
+            true => self.ask(round, Kind::Write, self.store.remove_many(&names, self.hold)).await,
+            false => self.ask(round, Kind::Write, self.store.restamp(&stamps)).await,
+        })
     }
 
     /// One call, if the tier is not known to be away, with its deadline.
     async fn call<T>(&self, kind: Kind, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let passage = self.gate.passage(&self.clock);
-        let round = match passage {
-            Passage::Ask(round) => round,
-            Passage::Probe(_) | Passage::Skip => {
-                if let Passage::Probe(round) = passage {
-                    self.probe(round);
-                }
-                self.events.remote_failures.add();
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the remote tier is away and left alone for now",
-                ));
-            }
-        };
+        match self.passage() {
+            Some(round) => self.ask(round, kind, call).await,
+            None => Err(Error::new(ErrorKind::Unavailable, "the remote tier is away and left alone for now")),
+        }
+    }
+
+    /// Leave to ask the tier, if it is not known to be away.
+    fn passage(&self) -> Option<Round> {
+        match self.gate.passage(&self.clock) {
+            Passage::Ask(round) => return Some(round),
+            Passage::Probe(round) => self.probe(round),
+            Passage::Skip => {}
+        }
+        self.events.remote_failures.add();
+        None
+    }
+
+    async fn ask<T>(
+        &self,
+        round: Round,
+        kind: Kind,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let result = within(self.timeout, call).await;
         note(&self.gate, round, &result, &self.clock, &self.cache);
         if let Err(error) = &result {
@@ -423,6 +498,20 @@ impl<V> Remote<V> {
             Err(error) => tracing::warn!(cache = %self.cache, cause = %error, "remote tier refuses writes"),
             Ok(_) => tracing::info!(cache = %self.cache, "remote tier takes writes again"),
         }
+    }
+}
+
+impl<V: Send + Sync + 'static> Paying<V> {
+    async fn run(self) {
+        self.0.pay_all().await;
+    }
+}
+
+impl<V> Drop for Paying<V> {
+    fn drop(&mut self) {
+        let Debts { is_paying, tried, .. } = &self.0.debts;
+        is_paying.store(false, Ordering::Release);
+        tried.notify_waiters();
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
     pub(super) flights: Arc<Flights<V>>,
     pub(super) load_limit: Option<LoadLimit>,
     pub(super) tags: Tags,
-    pub(super) remote: Option<Remote<V>>,
+    pub(super) remote: Option<Arc<Remote<V>>>,
     /// The longest that memory may answer without asking the remote tier.
     pub(super) max_local_life: Duration,
     /// With a bus, for how long beyond that.
@@ -105,10 +105,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     pub(super) fn new(
         settings: Settings<V>,
         events: Arc<Events>,
-        remote: Option<(Remote<V>, Duration)>,
+        remote: Option<(Arc<Remote<V>>, Duration)>,
     ) -> Self {
         let (remote, max_local_life) = remote.unzip();
-        let coherence = remote.as_ref().and_then(|remote: &Remote<V>| remote.coherence.as_ref());
+        let coherence = remote.as_ref().and_then(|remote: &Arc<Remote<V>>| remote.coherence.as_ref());
         let covered = coherence.map(|coherence| Arc::clone(&coherence.covered));
         Self {
             local: AnyLocal::new(settings.engine, settings.capacity, settings.weigher.is_some()),

@@ -1,0 +1,356 @@
+//! What the remote tier could not be told, and when it is to be tried again: the pure half of paying, whose other
+//! half is in [`remote`](super::remote).
+//!
+//! A *debt* is the name of an entry or of a stamp, and what was to become of it. All debts that are due are tried
+//! together, [`CHUNK`] at a time. Nobody can tell which of a chunk was refused, so its debts are tried one by one from
+//! then on: one that the store will not take, or not in time, must not keep the others waiting. Each has its own pause,
+//! from [`FIRST_PAUSE`] doubling to [`LONGEST_PAUSE`], a fifth more or less. Besides, after any attempt that failed
+//! everything rests for [`FIRST_PAUSE`], so that a store that refuses all of them is asked ten times a second, however
+//! much is owed to it. That the tier was away is no debt's fault: whether it is asked then is up to its
+//! [gate](super::availability).
+//!
+//! Deciding is pure: time comes in, what to try comes out. That whoever failed goes alone is as in
+//! [`write_behind`](super::write_behind).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::tags::Invalidation;
+use crate::clock::Instant;
+
+/// How many debts are tried in one call.
+const CHUNK: usize = 256;
+/// Beyond this many debts the whole cache is invalidated instead.
+const MOST_DEBTS: usize = 10_000;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What was to become of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// An entry that is to be removed.
+    Entry,
+    Stamp(Invalidation),
+}
+
+/// All debts of one cache to its store.
+#[derive(Debug, Default)]
+pub(super) struct Owed {
+    debts: HashMap<Arc<str>, Debt>,
+    /// The names, by when they are to be tried.
+    queue: BTreeMap<(Instant, u64), Arc<str>>,
+    number: u64,
+    /// Nothing is tried before.
+    rests_until: Instant,
+}
+
+#[derive(Debug)]
+struct Debt {
+    what: What,
+    /// Tells it from an earlier one of the same name.
+    number: u64,
+    due: Instant,
+    goes_alone: bool,
+    /// How often it was not taken when it was tried alone.
+    refusals: u32,
+}
+
+/// A debt that is being tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) name: Arc<str>,
+    pub(super) what: What,
+    number: u64,
+}
+
+/// How it stands with names that somebody asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// None of them is owed.
+    Paid,
+    /// One is owed, and all that are may be tried now.
+    Due,
+    /// One is owed, and not to be tried yet.
+    PutOff,
+}
+
+impl Owed {
+    pub(super) fn len(&self) -> usize {
+        self.debts.len()
+    }
+
+    /// Takes note of a debt; `everything` is the name of the stamp that stands for all of them. One that is owed
+    /// already keeps its pause: that it was asked for again makes the store no more willing.
+    pub(super) fn owe(&mut self, name: &str, what: What, everything: &str, now: Instant) {
+        self.number += 1;
+        let number = self.number;
+        let (mut debt, name) = match self.debts.remove_entry(name) {
+            Some((name, debt)) => {
+                self.queue.remove(&(debt.due, debt.number));
+                (debt, name)
+            }
+            None => (Debt { what, number, due: now, goes_alone: false, refusals: 0 }, name.into()),
+        };
+        // A removal outlasts an expiry that comes after it.
+        if debt.what != What::Stamp(Invalidation::Remove) {
+            debt.what = what;
+        }
+        debt.number = number;
+        self.queue.insert((debt.due, number), Arc::clone(&name));
+        self.debts.insert(name, debt);
+        if self.debts.len() > MOST_DEBTS {
+            (self.debts, self.queue) = (HashMap::new(), BTreeMap::new());
+            self.owe(everything, What::Stamp(Invalidation::Remove), everything, now);
+        }
+    }
+
+    /// How it stands with these names.
+    pub(super) fn standing<'a>(&self, names: impl Iterator<Item = &'a str>, now: Instant) -> Standing {
+        let mut standing = Standing::Paid;
+        for debt in names.filter_map(|name| self.debts.get(name)) {
+            if debt.due > now {
+                return Standing::PutOff;
+            }
+            standing = Standing::Due;
+        }
+        standing
+    }
+
+    /// What is owed under a name, to be [settled](Self::settle) by who tells the store himself.
+    pub(super) fn debt(&self, name: &str) -> Option<Due> {
+        let (name, Debt { what, number, .. }) = self.debts.get_key_value(name)?;
+        Some(Due { name: Arc::clone(name), what: *what, number: *number })
+    }
+
+    /// Whether there is anything to try.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.rests_until && self.queue.first_key_value().is_some_and(|((due, _), _)| *due <= now)
+    }
+
+    /// What is to be tried in one attempt; nothing if nothing is due.
+    pub(super) fn take(&self, now: Instant) -> Vec<Due> {
+        let mut taken = Vec::new();
+        if !self.is_due(now) {
+            return taken;
+        }
+        for ((due, _), name) in self.queue.iter().take(CHUNK) {
+            let Some(debt) = self.debts.get(name).filter(|_| *due <= now) else { break };
+            if debt.goes_alone && !taken.is_empty() {
+                break;
+            }
+            taken.push(Due { name: Arc::clone(name), what: debt.what, number: debt.number });
+            if debt.goes_alone {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// The store was told. What was owed anew meanwhile still is.
+    pub(super) fn settle(&mut self, paid: &[Due]) {
+        for Due { name, number, .. } in paid {
+            if let Some(debt) = self.debts.get(name).filter(|debt| debt.number == *number) {
+                self.queue.remove(&(debt.due, debt.number));
+                self.debts.remove(name);
+            }
+        }
+    }
+
+    /// The store would not take it, or not in time. `draw`, at random from 0 up to 1, spreads the pause.
+    pub(super) fn refused(&mut self, tried: &[Due], now: Instant, draw: f64) {
+        let was_alone = tried.len() == 1;
+        for Due { name, .. } in tried {
+            // Owed anew meanwhile, it is as unwelcome as before.
+            let Some(debt) = self.debts.get_mut(name) else { continue };
+            self.queue.remove(&(debt.due, debt.number));
+            debt.goes_alone = true;
+            debt.due = now;
+            if was_alone {
+                debt.due = now.after(pause(debt.refusals).mul_f64(0.8 + 0.4 * draw));
+                debt.refusals = debt.refusals.saturating_add(1);
+            }
+            self.queue.insert((debt.due, debt.number), Arc::clone(name));
+        }
+        if was_alone {
+            self.rest(now);
+        }
+    }
+
+    /// Nothing is tried for a moment: the store cannot be told anything, or has just refused something.
+    pub(super) fn rest(&mut self, now: Instant) {
+        self.rests_until = now.after(FIRST_PAUSE);
+    }
+}
+
+/// The pause after a refusal that came after so many others.
+fn pause(refusals: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << refusals.min(10)).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The middle of the spread.
+    const MIDDLE: f64 = 0.5;
+    const EXPIRE: What = What::Stamp(Invalidation::Expire);
+    const REMOVE: What = What::Stamp(Invalidation::Remove);
+
+    const fn at(milliseconds: u64) -> Instant {
+        Instant::from_nanos(milliseconds * 1_000_000)
+    }
+
+    fn owing(names: &[&str]) -> Owed {
+        let mut owed = Owed::default();
+        for name in names {
+            owed.owe(name, What::Entry, "epoch", at(0));
+        }
+        owed
+    }
+
+    fn names(due: &[Due]) -> Vec<&str> {
+        due.iter().map(|due| &*due.name).collect()
+    }
+
+    fn standing(owed: &Owed, name: &str, now: Instant) -> Standing {
+        owed.standing([name].into_iter(), now)
+    }
+
+    #[test]
+    fn debts_are_tried_together_and_those_of_a_refused_chunk_one_by_one() {
+        let mut owed = owing(&["a", "b", "c"]);
+        let chunk = owed.take(at(0));
+        assert_eq!(names(&chunk), ["a", "b", "c"]);
+        owed.refused(&chunk, at(0), MIDDLE);
+        for name in ["a", "b", "c"] {
+            let alone = owed.take(at(0));
+            assert_eq!(names(&alone), [name]);
+            owed.settle(&alone);
+        }
+        assert_eq!(owed.len(), 0);
+        assert!(!owed.is_due(at(0)));
+    }
+
+    #[test]
+    fn chunk_is_bounded_and_takes_the_longest_owed_first() {
+        let all: Vec<String> = (0..CHUNK + 10).map(|number| number.to_string()).collect();
+        let mut owed = owing(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        let first = owed.take(at(0));
+        assert_eq!(names(&first), all[..CHUNK]);
+        owed.settle(&first);
+        assert_eq!(names(&owed.take(at(0))), all[CHUNK..]);
+    }
+
+    #[test]
+    fn pause_of_a_debt_doubles_up_to_its_cap_and_is_spread_by_a_fifth() {
+        let pause_after = |refusals: u64, draw: f64| {
+            let mut owed = owing(&["a"]);
+            let mut now = at(0);
+            for number in 1.. {
+                owed.refused(&owed.take(now), now, draw);
+                let before = now;
+                now = owed.queue.first_key_value().unwrap().0.0;
+                if number == refusals {
+                    return now.since(before);
+                }
+                now = now.max(owed.rests_until);
+            }
+            unreachable!("the count ends")
+        };
+        for (refusals, milliseconds) in [(1, 100), (2, 200), (3, 400), (7, 6_400), (8, 10_000), (40, 10_000)]
+        {
+            assert_eq!(pause_after(refusals, MIDDLE), Duration::from_millis(milliseconds), "{refusals}");
+        }
+        assert_eq!(pause_after(1, 0.0), Duration::from_millis(80));
+        assert_eq!(pause_after(8, 1.0), Duration::from_secs(12));
+    }
+
+    #[test]
+    fn refused_debt_does_not_hold_up_what_is_owed_later() {
+        let mut owed = owing(&["bad"]);
+        owed.refused(&owed.take(at(0)), at(0), MIDDLE);
+        owed.refused(&owed.take(at(100)), at(100), MIDDLE);
+        owed.owe("good", What::Entry, "epoch", at(150));
+        assert_eq!(names(&owed.take(at(199))), Vec::<&str>::new(), "everything rests after a refusal");
+        assert_eq!(names(&owed.take(at(200))), ["good"]);
+        assert_eq!(standing(&owed, "bad", at(200)), Standing::PutOff);
+        assert_eq!(standing(&owed, "good", at(200)), Standing::Due);
+        assert_eq!(standing(&owed, "other", at(200)), Standing::Paid);
+        let both = ["good", "bad"].into_iter();
+        assert_eq!(owed.standing(both, at(200)), Standing::PutOff);
+    }
+
+    #[test]
+    fn what_is_owed_anew_while_it_is_paid_is_owed_still() {
+        let mut owed = owing(&["a", "b"]);
+        let chunk = owed.take(at(0));
+        owed.owe("a", What::Entry, "epoch", at(1));
+        owed.settle(&chunk);
+        assert_eq!(names(&owed.take(at(1))), ["a"]);
+    }
+
+    #[test]
+    fn debt_that_is_owed_anew_keeps_its_pause() {
+        let mut owed = owing(&["a"]);
+        owed.refused(&owed.take(at(0)), at(0), MIDDLE);
+        owed.refused(&owed.take(at(100)), at(100), MIDDLE);
+        owed.owe("a", What::Entry, "epoch", at(200));
+        assert!(owed.take(at(299)).is_empty());
+        assert_eq!(names(&owed.take(at(300))), ["a"]);
+    }
+
+    #[test]
+    fn removal_outlasts_an_expiry_that_comes_after_it() {
+        for (first, second, both) in
+            [(REMOVE, EXPIRE, REMOVE), (EXPIRE, REMOVE, REMOVE), (EXPIRE, EXPIRE, EXPIRE)]
+        {
+            let mut owed = Owed::default();
+            owed.owe("tag", first, "epoch", at(0));
+            owed.owe("tag", second, "epoch", at(0));
+            assert_eq!(owed.take(at(0)).iter().map(|due| due.what).collect::<Vec<_>>(), [both]);
+        }
+    }
+
+    #[test]
+    fn more_debts_than_there_is_room_for_become_the_removal_of_everything() {
+        let mut owed = Owed::default();
+        for number in 0..=MOST_DEBTS {
+            owed.owe(&number.to_string(), What::Entry, "epoch", at(0));
+        }
+        let everything = owed.take(at(0));
+        assert_eq!((names(&everything), everything[0].what), (vec!["epoch"], REMOVE));
+        assert_eq!((owed.len(), owed.queue.len()), (1, 1));
+    }
+
+    #[test]
+    fn queue_and_debts_hold_the_same_names_whatever_happens_to_them() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut owed = Owed::default();
+        let mut now = at(0);
+        for _ in 0..20_000 {
+            now = now.after(Duration::from_millis(random.u64(..30)));
+            let taken = owed.take(now);
+            match random.u8(..5) {
+                0 => owed.settle(&taken),
+                1 => owed.refused(&taken, now, random.f64()),
+                2 => {
+                    owed.owe(&random.u8(..40).to_string(), What::Entry, "epoch", now);
+                    owed.settle(&taken);
+                }
+                3 => {
+                    owed.owe(&random.u8(..40).to_string(), What::Entry, "epoch", now);
+                    owed.refused(&taken, now, random.f64());
+                }
+                _ => owed.owe(&random.u8(..40).to_string(), What::Entry, "epoch", now),
+            }
+            assert_eq!(owed.debts.len(), owed.queue.len());
+            for ((due, number), name) in &owed.queue {
+                let debt = &owed.debts[name];
+                assert_eq!((debt.due, debt.number), (*due, *number));
+            }
+        }
+    }
+}
