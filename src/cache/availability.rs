@@ -112,6 +112,21 @@ pub(super) enum Failure {
     Slow,
 }
 
+/// Whether a cache uses its remote tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RemoteStatus {
+    /// The cache has no remote tier.
+    #[default]
+    None,
+    /// It is asked.
+    Up,
+    /// It is left alone, after too many calls that failed or were slow, until it answers a ping.
+    Away,
+    /// It answered a ping: a few calls go through, and if they are answered, all.
+    Returning,
+}
+
 /// A change that the operator should hear of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
@@ -156,6 +171,17 @@ impl Gate {
             self.is_troubled.store(true, Ordering::Release);
             state.failed(round, how, clock.now(), fastrand::f64())
         })
+    }
+
+    pub(super) fn status(&self) -> RemoteStatus {
+        if !self.is_troubled.load(Ordering::Acquire) {
+            return RemoteStatus::Up;
+        }
+        match lock(&self.state).state {
+            State::Open(_) => RemoteStatus::Up,
+            State::Closed { .. } | State::Probing { .. } => RemoteStatus::Away,
+            State::Trying { .. } => RemoteStatus::Returning,
+        }
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Availability) -> T) -> T {

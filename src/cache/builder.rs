@@ -20,7 +20,7 @@ use super::{
     front::Cache,
     local::Engine,
     remote::{Debts, Remote},
-    stats::Events,
+    stats::{Events, RemoteEvents},
     store::ErasedStore,
 };
 use crate::{Error, clock::Clock};
@@ -543,6 +543,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             lease: self.lease,
             clock: self.local.clock.clone(),
             events: Arc::clone(&events),
+            own_events: Arc::new(RemoteEvents::new(&self.local.name)),
             gate: Arc::default(),
             debts: Debts::default(),
             coherence,

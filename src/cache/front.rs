@@ -586,7 +586,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// What the cache did so far, and holds now.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let Tiers { events, local, flights, load_limit, .. } = &*self.0;
+        let Tiers { events, local, flights, load_limit, remote, .. } = &*self.0;
         Stats {
             hits: events.hits.sum(),
             stale_hits: events.stale_hits.sum(),
@@ -605,6 +605,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             remote_misses: events.remote_misses.sum(),
             remote_unreadable: events.remote_unreadable.sum(),
             remote_failures: events.remote_failures.sum(),
+            remote_status: remote.as_ref().map(|remote| remote.gate.status()).unwrap_or_default(),
+            remote_outages: remote.as_ref().map_or(0, |remote| remote.own_events.outages.sum()),
+            owed: remote.as_ref().map_or(0, |remote| remote.debts.len()),
             len: local.len(),
             weight: local.weight(),
             loading: flights.len(),

@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use metrics::Gauge;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::sync::{Mutex, lock};
@@ -21,6 +22,7 @@ pub(super) struct LoadLimit {
     all: Semaphore,
     background: Semaphore,
     queued: AtomicUsize,
+    exported: Gauge,
 }
 
 /// The right to load, until it is dropped.
@@ -42,18 +44,19 @@ pub(super) enum Waiter {
 pub(super) struct Waiters(Mutex<(Waiter, Option<Waker>)>);
 
 /// Who waits counts until he waits no longer, whatever ends it.
-struct Queued<'a>(&'a AtomicUsize);
+struct Queued<'a>(&'a LoadLimit);
 
 impl LoadLimit {
-    pub(super) fn new(limit: usize) -> Self {
+    /// `exported` is told how many wait.
+    pub(super) fn new(limit: usize, exported: Gauge) -> Self {
         let background = Semaphore::new((limit / 2).max(1));
-        Self { all: Semaphore::new(limit), background, queued: AtomicUsize::new(0) }
+        Self { all: Semaphore::new(limit), background, queued: AtomicUsize::new(0), exported }
     }
 
     /// Waits for a place for a load that somebody waits for from some time on, or never. Cancel safe: who goes away
     /// loses his turn and nothing else.
     pub(super) async fn place(&self, is_awaited: impl Future<Output = ()>) -> Place<'_> {
-        let _queued = Queued::count(&self.queued);
+        let _queued = Queued::count(self);
         // Neither is ever closed.
         let background = tokio::select! {
             biased;
@@ -103,15 +106,17 @@ impl Waiters {
 }
 
 impl<'a> Queued<'a> {
-    fn count(queued: &'a AtomicUsize) -> Self {
-        queued.fetch_add(1, Ordering::Relaxed);
-        Self(queued)
+    fn count(limit: &'a LoadLimit) -> Self {
+        limit.queued.fetch_add(1, Ordering::Relaxed);
+        limit.exported.increment(1.0);
+        Self(limit)
     }
 }
 
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.queued.fetch_sub(1, Ordering::Relaxed);
+        self.0.exported.decrement(1.0);
     }
 }
 
@@ -130,7 +135,7 @@ mod tests {
 
     #[test]
     fn places_are_given_in_turn_and_given_back_by_those_who_go_away() {
-        let limit = LoadLimit::new(1);
+        let limit = LoadLimit::new(1, Gauge::noop());
         let mut first = pin!(limit.place(ready(())));
         let Poll::Ready(place) = poll(&mut first) else { unreachable!("there is room") };
         let mut gone = Box::pin(limit.place(ready(())));
@@ -150,7 +155,7 @@ mod tests {
     #[test]
     fn half_of_the_places_are_out_of_reach_of_what_nobody_waits_for() {
         for (limit, background) in [(1, 1), (2, 1), (5, 2), (8, 4)] {
-            let limit = LoadLimit::new(limit);
+            let limit = LoadLimit::new(limit, Gauge::noop());
             let mut places = Vec::new();
             let mut waiting = Vec::new();
             for _ in 0..20 {
@@ -169,7 +174,7 @@ mod tests {
 
     #[test]
     fn refresh_that_somebody_comes_to_wait_for_leaves_the_half_of_the_refreshes() {
-        let limit = LoadLimit::new(2);
+        let limit = LoadLimit::new(2, Gauge::noop());
         let mut refreshes = [0; 2].map(|_| Box::pin(limit.place(pending())));
         let Poll::Ready(_first) = poll(&mut refreshes[0]) else { unreachable!("there is room") };
         assert!(poll(&mut refreshes[1]).is_pending());

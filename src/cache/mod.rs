@@ -71,14 +71,39 @@
 //!
 //! # Metrics
 //!
-//! [`Cache::stats`] is a snapshot. For an exporter the same counts go to the `metrics` recorder that is installed
-//! when the cache is built, with the label `cache`: `mcp_perf_cache_hits_total`, `_misses_total`, `_joined_total`,
-//! `_awaited_total`, `_throttled_total`, `_loads_total`, `_load_failures_total`, `_fenced_total`, `_remote_hits_total`,
-//! `_remote_misses_total`, `_remote_unreadable_total`, `_remote_unchanged_total`, `_remote_failures_total`,
-//! `_stale_hits_total`, `_negative_hits_total`, `_refreshes_total` and `_saved_load_microseconds_total`; each is
-//! explained at the field of [`Stats`] of that name.
-//! With a bus also `mcp_perf_cache_bus_sent_total`, `_unsent_total`, `_received_total`, `_gaps_total`,
-//! `_doubts_total` and the gauge `mcp_perf_cache_bus_connected`, explained at [`BusStats`].
+//! [`Cache::stats`] is a snapshot. For an exporter the same goes to the `metrics` recorder that is installed when the
+//! cache is built, with the label `cache`:
+//!
+//! | name | kind | is |
+//! |---|---|---|
+//! | `mcp_perf_cache_hits_total` | counter | [`Stats::hits`] |
+//! | `mcp_perf_cache_stale_hits_total` | counter | [`Stats::stale_hits`] |
+//! | `mcp_perf_cache_negative_hits_total` | counter | [`Stats::negative_hits`] |
+//! | `mcp_perf_cache_misses_total` | counter | [`Stats::misses`] |
+//! | `mcp_perf_cache_joined_total` | counter | [`Stats::joined`] |
+//! | `mcp_perf_cache_awaited_total` | counter | [`Stats::awaited`] |
+//! | `mcp_perf_cache_throttled_total` | counter | [`Stats::throttled`] |
+//! | `mcp_perf_cache_loads_total` | counter | [`Stats::loads`] |
+//! | `mcp_perf_cache_refreshes_total` | counter | [`Stats::refreshes`] |
+//! | `mcp_perf_cache_load_failures_total` | counter | [`Stats::load_failures`] |
+//! | `mcp_perf_cache_fenced_total` | counter | [`Stats::fenced`] |
+//! | `mcp_perf_cache_saved_load_microseconds_total` | counter | [`Stats::saved_load_time`] |
+//! | `mcp_perf_cache_remote_hits_total` | counter | [`Stats::remote_hits`] |
+//! | `mcp_perf_cache_remote_unchanged_total` | counter | [`Stats::remote_unchanged`] |
+//! | `mcp_perf_cache_remote_misses_total` | counter | [`Stats::remote_misses`] |
+//! | `mcp_perf_cache_remote_unreadable_total` | counter | [`Stats::remote_unreadable`] |
+//! | `mcp_perf_cache_remote_failures_total` | counter | [`Stats::remote_failures`] |
+//! | `mcp_perf_cache_queued` | gauge | [`Stats::queued`], with [`max_loads`](CacheBuilder::max_loads) |
+//! | `mcp_perf_cache_remote_outages_total` | counter | [`Stats::remote_outages`], with a remote tier |
+//! | `mcp_perf_cache_remote_up` | gauge | 0 while [`Stats::remote_status`] is `Away` or `Returning`, else 1, with a remote tier |
+//! | `mcp_perf_cache_owed` | gauge | [`Stats::owed`], with a remote tier |
+//! | `mcp_perf_cache_bus_sent_total` | counter | [`BusStats::sent`], with a bus |
+//! | `mcp_perf_cache_bus_unsent_total` | counter | [`BusStats::unsent`], with a bus |
+//! | `mcp_perf_cache_bus_received_total` | counter | [`BusStats::received`], with a bus |
+//! | `mcp_perf_cache_bus_gaps_total` | counter | [`BusStats::gaps`], with a bus |
+//! | `mcp_perf_cache_bus_doubts_total` | counter | [`BusStats::doubts`], with a bus |
+//! | `mcp_perf_cache_bus_connected` | gauge | [`BusStats::connected`], with a bus |
+//! | `mcp_perf_cache_write_behind_queued` | gauge | [`WriteBehind::queued`], of the last one of a cache |
 //!
 //! ```
 //! use mcp_perf::cache::{Cache, Key};
@@ -140,6 +165,7 @@ mod tiers;
 mod write;
 mod write_behind;
 
+pub use availability::RemoteStatus;
 pub use batch::{BatchLoader, Warmed};
 pub use builder::{CacheBuilder, MAX_TIME_TO_LIVE, MAX_VALUE, RemoteCacheBuilder};
 pub use bus::{Bus, Subscription};

@@ -47,7 +47,7 @@ use super::{
     format::Format,
     key::Key,
     message::Item,
-    stats::Events,
+    stats::{Events, RemoteEvents},
     store::{ErasedStore, Fence, Found, Put, Restamp, Slot, Written},
     tags::{Invalidation, Stamp},
 };
@@ -73,6 +73,7 @@ pub(super) struct Remote<V> {
     pub(super) lease: Option<Duration>,
     pub(super) clock: Clock,
     pub(super) events: Arc<Events>,
+    pub(super) own_events: Arc<RemoteEvents>,
     pub(super) gate: Arc<Gate>,
     pub(super) debts: Debts,
     pub(super) coherence: Option<Arc<Coherence>>,
@@ -98,6 +99,12 @@ pub(super) struct Debts {
     /// Told when that has tried something, and when it ends.
     tried: Notify,
     refuses_writes: AtomicBool,
+}
+
+impl Debts {
+    pub(super) fn len(&self) -> usize {
+        lock(&self.owed).len()
+    }
 }
 
 /// The one task that pays.
@@ -322,6 +329,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
         let mut owed = lock(&self.debts.owed);
         change(&mut owed);
         self.debts.exist.store(owed.len() > 0, Ordering::Release);
+        self.own_events.owes(owed.len());
     }
 
     /// Has what is due paid. Nobody waits for it but who asks for a name that is owed, and he for no longer than a
@@ -452,7 +460,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let result = within(self.timeout, call).await;
-        note(&self.gate, round, &result, &self.clock, &self.cache);
+        note(&self.gate, round, &result, &self.clock, &self.cache, &self.own_events);
         if let Err(error) = &result {
             self.events.remote_failures.add();
             tracing::debug!(cache = %self.cache, kind = ?error.kind(), "call to the remote tier failed: {error}");
@@ -467,11 +475,12 @@ impl<V: Send + Sync + 'static> Remote<V> {
     /// it, and no caller has to wait for that.
     fn probe(&self, round: Round) {
         let (store, gate) = (Arc::clone(&self.store), Arc::clone(&self.gate));
+        let events = Arc::clone(&self.own_events);
         let (clock, cache) = (self.clock.clone(), self.cache.clone());
         let timeout = self.timeout.min(LONGEST_PROBE);
         tokio::spawn(async move {
             let result = within(timeout, store.ping()).await;
-            note(&gate, round, &result, &clock, &cache);
+            note(&gate, round, &result, &clock, &cache, &events);
         });
     }
 
@@ -523,7 +532,14 @@ async fn within<T>(timeout: Duration, call: impl Future<Output = Result<T, Error
 }
 
 /// Tells the gate how a call went, and the operator if it moved.
-fn note<T>(gate: &Gate, round: Round, result: &Result<T, Error>, clock: &Clock, cache: &str) {
+fn note<T>(
+    gate: &Gate,
+    round: Round,
+    result: &Result<T, Error>,
+    clock: &Clock,
+    cache: &str,
+    events: &RemoteEvents,
+) {
     let turn = match result {
         Ok(_) => gate.answered(round, clock),
         Err(error) => {
@@ -537,10 +553,15 @@ fn note<T>(gate: &Gate, round: Round, result: &Result<T, Error>, clock: &Clock, 
     };
     match turn {
         Some(Turn::WentAway) => {
+            events.outages.add();
+            events.is_up(false);
             let cause = result.as_ref().err().map(tracing::field::display);
             tracing::warn!(cache, cause, "remote tier is away: going on from memory and loader");
         }
-        Some(Turn::CameBack) => tracing::info!(cache, "remote tier is back"),
+        Some(Turn::CameBack) => {
+            events.is_up(true);
+            tracing::info!(cache, "remote tier is back");
+        }
         None => {}
     }
 }

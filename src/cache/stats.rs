@@ -7,6 +7,7 @@ use std::{
 
 use metrics::{Label, counter, gauge};
 
+use super::availability::RemoteStatus;
 use crate::event::Event;
 
 /// What a [`Cache`](super::Cache) did since it was made.
@@ -51,8 +52,16 @@ pub struct Stats {
     /// larger than [`max_value`](super::RemoteCacheBuilder::max_value), or not what the codec takes. A few while
     /// releases of different schemas run side by side are to be expected; many mean that programs share a name.
     pub remote_unreadable: u64,
-    /// Calls to the remote tier that failed, timed out, or were not made because it is away.
+    /// Calls to the remote tier that failed, timed out, or were not made because it is away or was not told of an
+    /// invalidation yet.
     pub remote_failures: u64,
+    /// Whether the remote tier is used.
+    pub remote_status: RemoteStatus,
+    /// How often it was found to be away.
+    pub remote_outages: u64,
+    /// Invalidations that the remote tier could not be told, and is to be told yet: one for each key or tag. What they
+    /// concern is not asked for there. A number that stays above zero while the tier is up means that it refuses them.
+    pub owed: usize,
     /// Entries in memory, those counted that died and are not yet gone.
     pub len: u64,
     /// What the entries in memory take up: bytes where the capacity is in bytes, else as `len`.
@@ -140,6 +149,51 @@ impl Events {
             remote_failures: event("mcp_perf_cache_remote_failures_total"),
         }
     }
+}
+
+/// The events of one remote tier that are not of single calls.
+pub(super) struct RemoteEvents {
+    pub(super) outages: Event,
+    up: metrics::Gauge,
+    owed: metrics::Gauge,
+}
+
+impl RemoteEvents {
+    pub(super) fn new(cache: &str) -> Self {
+        let labels = vec![Label::new("cache", cache.to_owned())];
+        let events = Self {
+            outages: Event::new(counter!("mcp_perf_cache_remote_outages_total", labels.clone())),
+            up: gauge!("mcp_perf_cache_remote_up", labels.clone()),
+            owed: gauge!("mcp_perf_cache_owed", labels),
+        };
+        // Until the contrary is known.
+        events.is_up(true);
+        events
+    }
+
+    pub(super) fn is_up(&self, is_up: bool) {
+        self.up.set(if is_up { 1.0 } else { 0.0 });
+    }
+
+    pub(super) fn owes(&self, debts: usize) {
+        self.owed.set(exact(debts));
+    }
+}
+
+/// The gauge of the loads that wait for their turn.
+pub(super) fn queued_loads(cache: &str) -> metrics::Gauge {
+    gauge!("mcp_perf_cache_queued", "cache" => cache.to_owned())
+}
+
+/// The gauge of the keys that wait to be written behind the cache.
+pub(super) fn queued_writes(cache: &str) -> metrics::Gauge {
+    gauge!("mcp_perf_cache_write_behind_queued", "cache" => cache.to_owned())
+}
+
+/// As a gauge wants it.
+#[expect(clippy::cast_precision_loss, reason = "nobody has as many as that")]
+pub(super) fn exact(number: usize) -> f64 {
+    number as f64
 }
 
 /// The events of one bus.

@@ -32,7 +32,7 @@ use super::{
     local::{AnyLocal, Entry, Local},
     message::Item,
     remote::{Read, Remote},
-    stats::Events,
+    stats::{Events, queued_loads},
     store::{Fence, Written},
     tags::{Began, Cell, Epoch, Invalidation, Seen, Stamp, Tags, Version},
 };
@@ -116,7 +116,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             clock: settings.clock.clone(),
             events,
             flights: Arc::new(Flights::new()),
-            load_limit: settings.max_loads.map(LoadLimit::new),
+            load_limit: settings.max_loads.map(|limit| LoadLimit::new(limit, queued_loads(&settings.name))),
             tags: Tags::default(),
             remote,
             // Nobody else writes what is in no remote tier.

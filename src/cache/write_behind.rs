@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use metrics::Gauge;
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tracing::Instrument;
 
@@ -17,6 +18,7 @@ use super::{
     Cache, Key, Loaded,
     front::detached,
     key::{AsKey, StoredKey},
+    stats::{exact, queued_writes},
     tiers::{Captured, CapturedTag, Kept},
     write::Unwritten,
 };
@@ -85,6 +87,8 @@ struct Queue<V> {
     /// Whether the task that writes is running.
     is_running: bool,
     is_closed: bool,
+    /// Told how many are pending.
+    exported: Gauge,
 }
 
 struct Pending<V> {
@@ -127,13 +131,14 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             Box::pin(async move { write.await.map_err(Into::into) })
                 as Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>
         };
+        let exported = queued_writes(cache.name());
         Self(Arc::new(Behind {
             cache,
             sink: Arc::new(sink),
             capacity: 10_000,
             max_batch: 64,
             delay: Duration::from_millis(10),
-            queue: Mutex::new(Queue::new()),
+            queue: Mutex::new(Queue::new(exported)),
             storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             changed: Notify::new(),
             hurry: Notify::new(),
@@ -165,7 +170,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             capacity: shared.capacity,
             max_batch: shared.max_batch,
             delay: shared.delay,
-            queue: Mutex::new(Queue::new()),
+            queue: Mutex::new(Queue::new(lock(&shared.queue).exported.clone())),
             storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             changed: Notify::new(),
             hurry: Notify::new(),
@@ -269,8 +274,9 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
 }
 
 impl<V: Clone> Queue<V> {
-    fn new() -> Self {
-        Self { pending: HashMap::new(), order: VecDeque::new(), is_running: false, is_closed: false }
+    fn new(exported: Gauge) -> Self {
+        let (pending, order) = (HashMap::new(), VecDeque::new());
+        Self { pending, order, is_running: false, is_closed: false, exported }
     }
 
     /// Returns whether there was room.
@@ -293,6 +299,7 @@ impl<V: Clone> Queue<V> {
         }
         let pending = Pending { value, tags, number: 0, failures: 0, not_before: None, is_stored: false };
         self.pending.insert(key.clone(), pending);
+        self.exported.set(exact(self.pending.len()));
         self.order.push_back(key);
         true
     }
@@ -358,7 +365,10 @@ impl<V: Clone> Queue<V> {
     /// Forgets a value that was written, if it is the last one still.
     fn settled(&mut self, key: &StoredKey, number: u64) {
         match self.pending.get_mut(key) {
-            Some(pending) if pending.number == number => drop(self.pending.remove(key)),
+            Some(pending) if pending.number == number => {
+                self.pending.remove(key);
+                self.exported.set(exact(self.pending.len()));
+            }
             Some(pending) => pending.failures = 0,
             None => {}
         }
