@@ -160,8 +160,10 @@ impl Fleet {
 
     async fn process_with(&self, bus: MemoryBus) -> Process {
         let store = self.store.end();
-        let builder = Cache::builder("test").clock(self.clock.clone()).remote(store.clone());
-        let cache = builder.remote_timeout(60 * SECOND).bus(bus.clone()).build().await.unwrap();
+        // What expired is kept, so that to expire is not to remove.
+        let builder = Cache::builder("test").clock(self.clock.clone()).stale_if_error(600 * SECOND);
+        let builder = builder.remote(store.clone()).remote_timeout(60 * SECOND);
+        let cache = builder.bus(bus.clone()).build().await.unwrap();
         settle().await;
         Process { cache, bus, store }
     }
@@ -204,17 +206,24 @@ impl Process {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Clear,
+    Expire,
+    ExpireAll,
+    ExpireTag,
     Insert,
     Remove,
     Tag,
 }
 
-const EVERY_WAY: [Way; 4] = [Way::Clear, Way::Insert, Way::Remove, Way::Tag];
+const EVERY_WAY: [Way; 7] =
+    [Way::Clear, Way::Expire, Way::ExpireAll, Way::ExpireTag, Way::Insert, Way::Remove, Way::Tag];
 
 impl Way {
     async fn invalidate(self, process: &Process) -> Result<(), Error> {
         match self {
             Self::Clear => process.cache.clear().await,
+            Self::Expire => process.cache.expire(&key()).await,
+            Self::ExpireAll => process.cache.expire_all().await,
+            Self::ExpireTag => process.cache.expire_by_tag(TAG).await,
             Self::Insert => process.cache.insert(&key(), "new".to_owned()).await,
             Self::Remove => process.cache.remove(&key()).await,
             Self::Tag => process.cache.remove_by_tag(TAG).await,
@@ -953,12 +962,12 @@ async fn history(seed: u64, steps: usize, lies: bool) -> Vec<String> {
                 });
             }
             50..75 => {
-                let way =
-                    random.choice([Way::Remove, Way::Remove, Way::Tag, Way::Clear, Way::Insert]).unwrap();
+                let ways = [Way::Remove, Way::Expire, Way::Tag, Way::ExpireTag, Way::Clear, Way::Insert];
+                let way = random.choice(ways).unwrap();
                 let changed: Vec<usize> = match way {
-                    Way::Clear => (0..KEYS).collect(),
-                    Way::Insert | Way::Remove => vec![index],
-                    Way::Tag => (0..KEYS).filter(|key| key % 2 == index % 2).collect(),
+                    Way::Clear | Way::ExpireAll => (0..KEYS).collect(),
+                    Way::Expire | Way::Insert | Way::Remove => vec![index],
+                    Way::ExpireTag | Way::Tag => (0..KEYS).filter(|key| key % 2 == index % 2).collect(),
                 };
                 for key in &changed {
                     *truth.lock().unwrap().now.entry(*key).or_default() += 1;
@@ -968,6 +977,9 @@ async fn history(seed: u64, steps: usize, lies: bool) -> Vec<String> {
                 let tag = (index % 2).to_string();
                 let done = match way {
                     Way::Clear => process.cache.clear().await,
+                    Way::Expire => process.cache.expire(&Key::public(&key)).await,
+                    Way::ExpireAll => process.cache.expire_all().await,
+                    Way::ExpireTag => process.cache.expire_by_tag(&tag).await,
                     Way::Insert => {
                         let tags = [tag.as_str()];
                         process.cache.insert_tagged(&Key::public(&key), &tags, version.to_string()).await

@@ -43,13 +43,17 @@ fn key() -> Key<'static> {
     Key::public(KEY)
 }
 
+/// What expired is kept, so that to expire is not to remove.
+const KEPT: Duration = Duration::from_secs(600);
+
 fn local(clock: &Clock) -> Texts {
-    Cache::builder("test").clock(clock.clone()).build().unwrap()
+    Cache::builder("test").clock(clock.clone()).stale_if_error(KEPT).build().unwrap()
 }
 
 async fn node(clock: &Clock, store: &Stepped<MemoryStore>) -> Shared {
     Cache::builder("test")
         .clock(clock.clone())
+        .stale_if_error(KEPT)
         .remote(store.clone())
         // Calls are held for as long as the test likes.
         .remote_timeout(60 * SECOND)
@@ -66,18 +70,44 @@ fn memory(clock: &Clock) -> Stepped<MemoryStore> {
 #[derive(Clone, Copy, Debug)]
 enum How {
     Clear,
+    Expire,
+    ExpireAll,
+    ExpireTag,
     Remove,
     Tag,
 }
 
-const EVERY_WAY: [How; 3] = [How::Clear, How::Remove, How::Tag];
+const EVERY_WAY: [How; 6] =
+    [How::Clear, How::Expire, How::ExpireAll, How::ExpireTag, How::Remove, How::Tag];
 
 impl How {
     async fn invalidate<V: Clone + Send + Sync + 'static>(self, cache: &Cache<V>) -> Result<(), Error> {
         match self {
             Self::Clear => cache.clear().await,
+            Self::Expire => cache.expire(&key()).await,
+            Self::ExpireAll => cache.expire_all().await,
+            Self::ExpireTag => cache.expire_by_tag(TAG).await,
             Self::Remove => cache.remove(&key()).await,
             Self::Tag => cache.remove_by_tag(TAG).await,
+        }
+    }
+
+    /// Whether it is of the one key, and not by a stamp.
+    fn is_of_the_key(self) -> bool {
+        match self {
+            Self::Expire | Self::Remove => true,
+            Self::Clear | Self::ExpireAll | Self::ExpireTag | Self::Tag => false,
+        }
+    }
+
+    /// The last step by which it reaches the remote tier, if the key is there.
+    fn step(self) -> Step {
+        match self {
+            // The entry is written again, as one that has expired.
+            Self::Expire => Step::BeforeWrite,
+            Self::Clear | Self::ExpireAll | Self::ExpireTag | Self::Remove | Self::Tag => {
+                Step::BeforeInvalidation
+            }
         }
     }
 }
@@ -143,7 +173,7 @@ async fn caller_after_an_invalidation_does_not_join_the_load_from_before_it() {
         let cache = local(&Clock::manual());
         let running = Running::start(&cache).await;
         how.invalidate(&cache).await.unwrap();
-        if matches!(how, How::Remove) {
+        if how.is_of_the_key() {
             assert_eq!(load(&cache, "new").await, "new");
             running.finish("old").await.unwrap();
             assert_eq!(cache.get(&key()).await, Some("new"));
@@ -185,7 +215,7 @@ async fn load_that_another_node_invalidated_is_not_shared_and_not_served_beyond_
         running.finish("old".to_owned()).await.unwrap();
         settle().await;
         assert_eq!(two.get(&key()).await, None, "{how:?}");
-        if matches!(how, How::Remove) {
+        if how.is_of_the_key() {
             // The refused write tells.
             assert_eq!(one.get(&key()).await, None);
         }
@@ -233,7 +263,7 @@ async fn reader_between_the_two_halves_of_an_invalidation_leaves_nothing_old() {
         load(&one, "old".to_owned()).await;
         settle().await;
         // Gone from memory, and still in the remote tier.
-        let mut invalidation = store.hold(Step::BeforeInvalidation);
+        let mut invalidation = store.hold(how.step());
         let invalidating = tokio::spawn({
             let one = one.clone();
             async move { how.invalidate(&one).await }
@@ -270,7 +300,7 @@ async fn removal_is_carried_out_even_if_its_caller_goes_away() {
         let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
         load(&one, "old".to_owned()).await;
         settle().await;
-        let mut invalidation = store.hold(Step::BeforeInvalidation);
+        let mut invalidation = store.hold(how.step());
         let caller = tokio::spawn({
             let one = one.clone();
             async move { how.invalidate(&one).await }
