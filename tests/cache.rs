@@ -77,8 +77,12 @@ enum How {
     Tag,
 }
 
+<<<<<<< HEAD
 const EVERY_WAY: [How; 6] =
     [How::Clear, How::Expire, How::ExpireAll, How::ExpireTag, How::Remove, How::Tag];
+=======
+const EVERY_WAY: [How; 6] = [How::Clear, How::Expire, How::ExpireAll, How::ExpireTag, How::Remove, How::Tag];
+>>>>>>> issue3
 
 impl How {
     async fn invalidate<V: Clone + Send + Sync + 'static>(self, cache: &Cache<V>) -> Result<(), Error> {
@@ -289,6 +293,82 @@ async fn write_that_is_overtaken_by_an_invalidation_is_refused() {
         write.go_on();
         settle().await;
         assert_eq!((one.get(&key()).await, two.get(&key()).await), (None, None), "{how:?}");
+    }
+}
+
+/// Where a load that nobody waits for is overtaken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum At {
+    /// The remote tier has answered, and the loader has not begun.
+    Look,
+    /// The loader has read its source.
+    Load,
+    /// The value is in memory, and on its way to the remote tier.
+    Write,
+}
+
+#[tokio::test]
+async fn refresh_behind_an_answer_that_is_overtaken_by_an_invalidation_brings_nothing_old_back() {
+    for how in EVERY_WAY {
+        for at in [At::Look, At::Load, At::Write] {
+            for by_another in [false, true] {
+                overtaken_refresh(how, at, by_another).await;
+            }
+        }
+    }
+}
+
+async fn overtaken_refresh(how: How, at: At, by_another: bool) {
+    let clock = Clock::manual();
+    let store = memory(&clock);
+    // Longer than a write may take, or it would not be made.
+    let (life, staleness) = (100 * SECOND, 200 * SECOND);
+    let node = async || -> Shared {
+        let builder = Cache::builder("test").clock(clock.clone()).time_to_live(life);
+        let builder = builder.stale_while_revalidate(KEPT).remote(store.clone());
+        builder.remote_timeout(60 * SECOND).max_staleness(staleness).build().await.unwrap()
+    };
+    let (one, two) = (node().await, node().await);
+    load(&one, "old".to_owned()).await;
+    settle().await;
+    clock.advance(life);
+    let mut held = match at {
+        At::Look => Some(store.hold(Step::ReadAnswered)),
+        At::Load => None,
+        At::Write => Some(store.hold(Step::BeforeWrite)),
+    };
+    let (started, has_started) = oneshot::channel();
+    let (release, released) = oneshot::channel();
+    let refresh = move || async move {
+        let _ = started.send(());
+        released.await.map_err(io::Error::other)
+    };
+    let answer = one.get_or_load_tagged(&key(), &[TAG], refresh).await.unwrap();
+    let case = format!("{how:?}, {at:?}, by another: {by_another}");
+    assert_eq!((answer.as_str(), one.stats().refreshes), ("old", 1), "{case}: answered at once");
+    // Only a loader that begins after the invalidation brings what is new.
+    let value = if at == At::Look { "new" } else { "from before" };
+    let mut release = Some(release);
+    if at == At::Write {
+        let _ = release.take().map(|release| release.send(value.to_owned()));
+    }
+    match &mut held {
+        Some(held) => held.reached().await,
+        None => has_started.await.unwrap(),
+    }
+    how.invalidate(if by_another { &two } else { &one }).await.unwrap();
+    if let Some(held) = held {
+        held.go_on();
+    }
+    let _ = release.map(|release| release.send(value.to_owned()));
+    settle().await;
+    if by_another {
+        clock.advance(staleness);
+    }
+    for (name, cache) in [("one", &one), ("two", &two)] {
+        let served = load(cache, "new".to_owned()).await;
+        assert_eq!(served, "new", "{case}, {name}");
+        settle().await;
     }
 }
 

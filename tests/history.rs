@@ -28,7 +28,7 @@ use std::{
 
 use mcp_perf::{
     Error,
-    cache::{Cache, Found, Put, Restamp, Slot, Stamp, Store, Written},
+    cache::{Cache, Found, Invalidation, Put, Restamp, Slot, Stamp, Store, Written},
     clock::Clock,
     testing::{
         Calls, Fault, FaultStore, MemoryStore,
@@ -69,6 +69,9 @@ enum Action {
     Insert,
     /// A value from before the source's last change is inserted, which is its user's own fault.
     InsertOld,
+    /// A look-up whose loader fails after so long.
+    Fail(Duration),
+    Invalidate(How, Caller),
     Join,
     Load {
         before: Duration,
@@ -76,7 +79,6 @@ enum Action {
         /// After which its caller goes away.
         patience: Duration,
     },
-    Remove(How, Caller),
     /// The source changes and nobody is told.
     Write,
 }
@@ -84,8 +86,11 @@ enum Action {
 #[derive(Clone, Copy, Debug)]
 enum How {
     Clear,
-    Key,
-    Tag,
+    Expire,
+    ExpireAll,
+    ExpireTag,
+    Remove,
+    RemoveTag,
 }
 
 /// What a caller does about an invalidation that failed.
@@ -112,6 +117,8 @@ struct Mixture {
     invalidations: u16,
     /// Of a hundred invalidations.
     clears: u8,
+    /// Of a hundred invalidations those that leave what expired.
+    expiries: u8,
     cuts: u16,
     /// The longest pause that is common.
     pause: Duration,
@@ -121,6 +128,9 @@ struct Mixture {
     faults: f64,
     /// Whether a key is loaded once for all nodes.
     shares_loads: bool,
+    /// For how long what is past its time may stand in for loads, some of which fail then. Nothing is lost on the way
+    /// to the store, and nobody is cut off: while a node cannot ask, what was removed may stand in as well.
+    stale: Duration,
 }
 
 impl Mixture {
@@ -128,11 +138,13 @@ impl Mixture {
         Self {
             invalidations: random.choice([10, 50, 150, 300]).unwrap(),
             clears: random.choice([0, 2, 10]).unwrap(),
+            expiries: random.choice([0, 20, 80]).unwrap(),
             cuts: random.choice([0, 2, 20]).unwrap(),
             pause: random.choice([10, 50, 200]).unwrap() * MILLISECOND,
             load: random.choice([50, 1_000, 14_000]).unwrap() * MILLISECOND,
             faults: random.choice([0.2, 1.0, 1.8]).unwrap(),
             shares_loads: false,
+            stale: Duration::ZERO,
         }
     }
 }
@@ -143,11 +155,13 @@ fn draw_large(seed: u64) -> (Mixture, Vec<Step>) {
     let mixture = Mixture {
         invalidations: 20,
         clears: 2,
+        expiries: 20,
         cuts: 2,
         pause: 200 * MILLISECOND,
         load: 50 * MILLISECOND,
         faults: 1.0,
         shares_loads: false,
+        stale: Duration::ZERO,
     };
     let mut large = || {
         let step = draw_step(&mixture, &mut random);
@@ -159,6 +173,22 @@ fn draw_large(seed: u64) -> (Mixture, Vec<Step>) {
         Step { key: KEYS + step.key % 2, action, ..step }
     };
     (mixture, (0..STEPS / 2).map(|_| large()).collect())
+}
+
+/// Loads fail now and then, and what expired stands in for them.
+fn draw_stale(seed: u64) -> (Mixture, Vec<Step>) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mixture = Mixture { expiries: 60, cuts: 0, stale: 30 * SECOND, ..Mixture::draw(&mut random) };
+    let mut step = || {
+        let step = draw_step(&mixture, &mut random);
+        let fails = random.u8(..4) == 0;
+        let action = match step.action {
+            Action::Load { before, .. } if fails => Action::Fail(before),
+            action => action,
+        };
+        Step { action, ..step }
+    };
+    (mixture, (0..STEPS).map(|_| step()).collect())
 }
 
 fn draw(seed: u64) -> (Mixture, Vec<Step>) {
@@ -173,10 +203,29 @@ fn draw_step(mixture: &Mixture, random: &mut fastrand::Rng) -> Step {
         40..98 => up_to(random, mixture.pause),
         _ => up_to(random, 10 * mixture.pause),
     };
+    let expires = random.u8(..100) < mixture.expiries;
     let how = match random.u8(..100) {
-        share if share < mixture.clears => How::Clear,
-        share if share < mixture.clears + 25 => How::Tag,
-        _ => How::Key,
+        share if share < mixture.clears => {
+            if expires {
+                How::ExpireAll
+            } else {
+                How::Clear
+            }
+        }
+        share if share < mixture.clears + 25 => {
+            if expires {
+                How::ExpireTag
+            } else {
+                How::RemoveTag
+            }
+        }
+        _ => {
+            if expires {
+                How::Expire
+            } else {
+                How::Remove
+            }
+        }
     };
     let caller = match random.u8(..10) {
         0 => Caller::GoesAway(up_to(random, 300 * MILLISECOND)),
@@ -184,7 +233,7 @@ fn draw_step(mixture: &Mixture, random: &mut fastrand::Rng) -> Step {
         _ => Caller::TriesAgain,
     };
     let action = match random.u16(..1_000) {
-        share if share < mixture.invalidations => Action::Remove(how, caller),
+        share if share < mixture.invalidations => Action::Invalidate(how, caller),
         share if share < mixture.invalidations + mixture.cuts => match random.u8(..4) {
             0 => Action::Cut(random.choice([Calls::All, Calls::Reads, Calls::Writes]).unwrap()),
             _ => Action::Join,
@@ -217,6 +266,8 @@ struct Run {
     faults: u64,
     /// How often an entry was asked about, and had not changed.
     unchanged: u64,
+    /// How often a stale value was served.
+    stale_hits: u64,
 }
 
 /// Runs steps on nodes in front of what `broken` makes of a store.
@@ -227,13 +278,15 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
     let runtime = builder.enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let clock = Clock::tokio();
-        let history = History::new(clock.clone(), BOUNDS);
+        let bounds = Bounds { stale: mixture.stale, ..BOUNDS };
+        let history = History::new(clock.clone(), bounds);
         let network = FaultStore::new(broken(MemoryStore::new(clock.clone())), seed);
         network.longest(200 * MILLISECOND, BOUNDS.late);
         let mut nodes = Vec::new();
         for _ in 0..NODES {
             let view = network.node();
             let cache = Cache::builder("test").clock(clock.clone()).time_to_live(BOUNDS.time_to_live);
+            let cache = cache.stale_if_error(mixture.stale);
             let mut cache = cache.remote(view.clone()).max_staleness(BOUNDS.max_staleness);
             if mixture.shares_loads {
                 cache = cache.share_loads(SECOND);
@@ -250,7 +303,9 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
             (Fault::Refuse, 0.01),
             (Fault::Reorder, 0.10),
         ] {
-            network.rate(fault, rate * mixture.faults);
+            if mixture.stale.is_zero() || matches!(fault, Fault::Delay | Fault::Reorder) {
+                network.rate(fault, rate * mixture.faults);
+            }
         }
         for step in steps {
             sleep(step.pause).await; // virtual
@@ -276,7 +331,8 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
             [Fault::Late, Fault::LoseAnswer, Fault::LoseRequest].map(|fault| network.met_with(fault));
         let faults = faults.iter().sum();
         let unchanged = nodes.iter().map(|(node, _)| node.cache().stats().remote_unchanged).sum();
-        Run { history, violations, faults, unchanged }
+        let stale_hits = nodes.iter().map(|(node, _)| node.cache().stats().stale_hits).sum();
+        Run { history, violations, faults, unchanged, stale_hits }
     })
 }
 
@@ -285,6 +341,7 @@ async fn act(history: History, node: Node, step: Step) {
     let tags = [&*tag];
     match step.action {
         Action::Cut(_) | Action::Join => {}
+        Action::Fail(after) => drop(node.load_failing(&key, &tags, after).await),
         Action::Get => drop(node.get(&key).await),
         Action::Insert => {
             let value = history.write(&key);
@@ -298,21 +355,24 @@ async fn act(history: History, node: Node, step: Step) {
         Action::Load { before, after, patience } => {
             let _ = timeout(patience, node.load(&key, &tags, before, after)).await;
         }
-        Action::Remove(how, caller) => {
+        Action::Invalidate(how, caller) => {
             history.write(&key);
-            let remove = || async {
+            let invalidate = || async {
                 match how {
                     How::Clear => node.clear().await,
-                    How::Key => node.remove(&key).await,
-                    How::Tag => node.remove_by_tag(&tag).await,
+                    How::Expire => node.expire(&key).await,
+                    How::ExpireAll => node.expire_all().await,
+                    How::ExpireTag => node.expire_by_tag(&tag).await,
+                    How::Remove => node.remove(&key).await,
+                    How::RemoveTag => node.remove_by_tag(&tag).await,
                 }
             };
             match caller {
-                Caller::GivesUp => drop(remove().await),
-                Caller::GoesAway(patience) => drop(timeout(patience, remove()).await),
+                Caller::GivesUp => drop(invalidate().await),
+                Caller::GoesAway(patience) => drop(timeout(patience, invalidate()).await),
                 Caller::TriesAgain => {
                     for _ in 0..5 {
-                        if remove().await.is_ok() {
+                        if invalidate().await.is_ok() {
                             break;
                         }
                         sleep(300 * MILLISECOND).await; // virtual
@@ -408,6 +468,24 @@ fn seeded_histories_of_large_entries_have_no_stale_read_beyond_the_bound() {
     }
 }
 
+#[test]
+fn seeded_histories_with_stale_values_that_stand_in_have_no_stale_read_where_none_may() {
+    let (first, histories) = (number("MCP_PERF_FIRST_SEED", 1), number("MCP_PERF_HISTORIES", 3));
+    for seed in first..first + histories {
+        for shares_loads in [false, true] {
+            let (mut mixture, steps) = draw_stale(seed);
+            mixture.shares_loads = shares_loads;
+            let Run { violations, stale_hits, .. } = run(seed, &mixture, &steps, |store| store);
+            println!("seed {seed}: {stale_hits} stale, {mixture:?}");
+            if let Some(violation) = violations.first() {
+                panic!("seed {seed}, {} violations, the first: {violation}", violations.len());
+            }
+            // Or the history proves nothing of what stands in.
+            assert!(stale_hits > 20, "{stale_hits}");
+        }
+    }
+}
+
 // ===== the check can fail =====
 
 /// A store that breaks its contract in one way.
@@ -427,6 +505,8 @@ struct Broken {
 enum Defect {
     /// Who asks about an entry is told what was last read of it.
     AnswersOldPeeks,
+    /// Tags and the whole cache never expire.
+    DropsExpiries,
     /// Removals and new stamps are acknowledged, and not made.
     DropsInvalidations,
     /// A removal leaves nothing that would refuse a write from before it.
@@ -507,7 +587,11 @@ impl Store for Broken {
     }
 
     async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
-        if self.how == Defect::DropsInvalidations {
+        let is_dropped = |invalidation| match self.how {
+            Defect::DropsExpiries => invalidation == Invalidation::Expire,
+            how => how == Defect::DropsInvalidations,
+        };
+        if stamps.iter().any(|change| is_dropped(change.invalidation)) {
             return Ok(());
         }
         self.inner.restamp(stamps).await
@@ -550,6 +634,10 @@ fn stale_reads_are_found_where_a_store_breaks_its_contract() {
             assert!(found > 0, "{defect:?}, loads shared: {shares_loads}");
         }
     }
+    let defect = Defect::DropsExpiries;
+    let found = breaches(draw_stale, defect, false, |breach| matches!(breach, Breach::Stale { .. }));
+    println!("{defect:?}: {found}");
+    assert!(found > 0, "{defect:?}");
     let defect = Defect::AnswersOldPeeks;
     let found = breaches(draw_large, defect, false, |breach| matches!(breach, Breach::Stale { .. }));
     println!("{defect:?}: {found}");

@@ -58,7 +58,7 @@ pub enum LocalState {
 pub enum RemoteState {
     /// The cache has no remote tier.
     None,
-    /// It did not answer, or was not asked because it is away.
+    /// It did not answer, or was not asked because it is away or was not told of an invalidation of this key yet.
     Failed(ErrorKind),
     /// It has no entry.
     Absent,

@@ -15,3 +15,6 @@ pub mod testing {}
 #[cfg(all(feature = "pool", feature = "postgres"))]
 #[doc = include_str!("tuning_a_pool.md")]
 pub mod tuning_a_pool {}
+
+#[doc = include_str!("writing_a_backend.md")]
+pub mod writing_a_backend {}

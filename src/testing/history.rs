@@ -16,13 +16,15 @@
 //! - on another node, [`max_staleness`](Bounds::max_staleness) or more after the invalidation had ended **without** an
 //!   error.
 //!
-//! An expiry outlaws as well, but the outlawed may be served on purpose for [`stale`](Bounds::stale) longer, as long
-//! as nothing was removed. Besides, a read must not return a version
+//! An expiry outlaws as well, for reads that do not load. One that loads may be given the outlawed on purpose, where
+//! [`stale`](Bounds::stale) is more than zero, as long as its life lasts and nothing was removed. Besides, a read must
+//! not return a version
 //!
 //! - of another key, or that the source never had by the time the read ended;
 //! - that nobody had offered to a cache: no loader that had returned, no insertion that had begun;
 //! - whose life was over when it was asked for: counted from the end of the last load or insertion of this version,
-//!   [`time_to_live`](Bounds::time_to_live) and [`stale`](Bounds::stale) and [`late`](Bounds::late) long.
+//!   [`time_to_live`](Bounds::time_to_live) and [`late`](Bounds::late) long, and for reads that load
+//!   [`stale`](Bounds::stale) longer.
 //!
 //! # What is not
 //!
@@ -52,7 +54,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -84,6 +86,9 @@ pub struct Bounds {
     /// The longest life of an entry.
     pub time_to_live: Duration,
     /// For how long a cache may serve on purpose what has expired, never what was removed: zero unless it is told to.
+    ///
+    /// While a cache cannot reach its store it may let a removed value stand in as well, since it cannot know. Where
+    /// this is more than zero the store has to answer, or that is reported.
     pub stale: Duration,
     /// How late a write may reach the store after the caller gave it up. An entry lives so much longer then, where a
     /// store counts its life from when it arrives.
@@ -110,6 +115,8 @@ pub enum Operation {
     Expire(String),
     /// The expiry of what carries a tag.
     ExpireByTag(String),
+    /// The expiry of everything.
+    ExpireAll,
 }
 
 /// What came of it.
@@ -382,11 +389,28 @@ impl Node {
         before: Duration,
         after: Duration,
     ) -> Option<Versioned> {
-        let running = self.begin(Operation::Load(key.to_owned()));
         let owned = tags.iter().map(ToString::to_string).collect();
         let (history, name) = (self.history.clone(), key.to_owned());
-        let load = move || async move { Ok::<_, Error>(history.loader(name, owned, before, after).await) };
-        let value = self.cache.get_or_load_tagged(&Key::public(key), tags, load).await.ok();
+        self.load_by(key, tags, async move { Ok(history.loader(name, owned, before, after).await) }).await
+    }
+
+    /// Looks a key up with a loader that fails after so long. Returns what stood in for it, or what was there.
+    pub async fn load_failing(&self, key: &str, tags: &[&str], after: Duration) -> Option<Versioned> {
+        let fail = async move {
+            sleep(after).await;
+            Err(Error::unavailable("the source of the test is away", io::Error::other("as it was told")))
+        };
+        self.load_by(key, tags, fail).await
+    }
+
+    async fn load_by(
+        &self,
+        key: &str,
+        tags: &[&str],
+        load: impl Future<Output = Result<Versioned, Error>> + Send + 'static,
+    ) -> Option<Versioned> {
+        let running = self.begin(Operation::Load(key.to_owned()));
+        let value = self.cache.get_or_load_tagged(&Key::public(key), tags, || load).await.ok();
         running.end(value.clone().map_or(Outcome::Failed, Outcome::Value));
         value
     }
@@ -425,6 +449,42 @@ impl Node {
     pub async fn remove_by_tag(&self, tag: &str) -> Result<(), Error> {
         let running = self.begin(Operation::RemoveByTag(tag.to_owned()));
         let done = self.cache.remove_by_tag(tag).await;
+        running.end_with(&done);
+        done
+    }
+
+    /// Makes a key expire.
+    ///
+    /// # Errors
+    ///
+    /// Those of the cache.
+    pub async fn expire(&self, key: &str) -> Result<(), Error> {
+        let running = self.begin(Operation::Expire(key.to_owned()));
+        let done = self.cache.expire(&Key::public(key)).await;
+        running.end_with(&done);
+        done
+    }
+
+    /// Makes expire what carries a tag.
+    ///
+    /// # Errors
+    ///
+    /// Those of the cache.
+    pub async fn expire_by_tag(&self, tag: &str) -> Result<(), Error> {
+        let running = self.begin(Operation::ExpireByTag(tag.to_owned()));
+        let done = self.cache.expire_by_tag(tag).await;
+        running.end_with(&done);
+        done
+    }
+
+    /// Makes everything expire.
+    ///
+    /// # Errors
+    ///
+    /// Those of the cache.
+    pub async fn expire_all(&self) -> Result<(), Error> {
+        let running = self.begin(Operation::ExpireAll);
+        let done = self.cache.expire_all().await;
         running.end_with(&done);
         done
     }
@@ -534,6 +594,7 @@ impl<'a> Judge<'a> {
                 Operation::RemoveByTag(tag) => (None, Some(&**tag), false),
                 Operation::ExpireByTag(tag) => (None, Some(&**tag), true),
                 Operation::Clear => (None, None, false),
+                Operation::ExpireAll => (None, None, true),
             };
             for key in keys.iter().filter(|key| only.is_none_or(|only| only == **key)) {
                 let outlaws_below = match operation {
@@ -582,10 +643,18 @@ impl<'a> Judge<'a> {
             Some(Breach::Stale { by: invalidation.call, since })
         });
         stale.or_else(|| {
-            let Bounds { time_to_live, stale, late, .. } = self.bounds;
-            let dies_at = offered.last?.after(time_to_live + stale + late);
+            let Bounds { time_to_live, late, .. } = self.bounds;
+            let dies_at = offered.last?.after(time_to_live + self.stale(read) + late);
             (read.began.at >= dies_at).then(|| Breach::Outlived(read.began.at.since(dies_at)))
         })
+    }
+
+    /// For how long a read may be given on purpose what has expired.
+    fn stale(&self, read: &Call) -> Duration {
+        match read.operation {
+            Operation::Load(_) => self.bounds.stale,
+            _ => Duration::ZERO,
+        }
     }
 
     fn unlawful_since(
@@ -604,15 +673,16 @@ impl<'a> Judge<'a> {
         if invalidation.tag.is_some_and(|tag| !carries(tag)) {
             return None;
         }
+        // Until its life is over it may stand in for a load.
+        if invalidation.is_expiry && !self.stale(read).is_zero() {
+            return None;
+        }
         let mut allowed = Duration::ZERO;
         if call.node != read.node {
             if *outcome != Outcome::Done {
                 return None;
             }
             allowed += self.bounds.max_staleness;
-        }
-        if invalidation.is_expiry {
-            allowed += self.bounds.stale;
         }
         let since = read.began.at.since(ended.at);
         // By the same clock at the same time there is an order on one node, but between two there is a bound.
@@ -650,7 +720,10 @@ impl<'a> Judge<'a> {
                     of == key
                 }
                 Operation::Insert(of, _) => of.key == *key,
-                Operation::RemoveByTag(_) | Operation::ExpireByTag(_) | Operation::Clear => true,
+                Operation::RemoveByTag(_)
+                | Operation::ExpireByTag(_)
+                | Operation::Clear
+                | Operation::ExpireAll => true,
             };
             if !concerns {
                 continue;
@@ -760,6 +833,10 @@ mod tests {
 
         fn reads(&self, node: usize, version: u64) {
             self.begin(node, get()).end(value(version));
+        }
+
+        fn loads(&self, node: usize, version: u64) {
+            self.begin(node, Operation::Load("a".to_owned())).end(value(version));
         }
 
         fn pass(&self, seconds: u32) {
@@ -900,32 +977,55 @@ mod tests {
     }
 
     #[test]
-    fn expired_value_may_be_served_for_a_while_and_a_removed_one_may_not() {
-        let expiries = [Operation::Expire("a".to_owned()), Operation::ExpireByTag("tag".to_owned())];
-        for expiry in expiries {
+    fn expired_value_may_stand_in_for_a_load_while_it_lives_and_a_removed_one_may_not() {
+        let every_expiry = [
+            Operation::Expire("a".to_owned()),
+            Operation::ExpireByTag("tag".to_owned()),
+            Operation::ExpireAll,
+        ];
+        for expiry in every_expiry {
             let test = Test::new(&["tag"]);
             test.history.write("a");
-            test.done(0, expiry);
-            test.reads(0, 1);
+            test.done(0, expiry.clone());
+            test.loads(0, 1);
+            test.reads(1, 1);
             test.pass(5);
-            test.reads(1, 1);
-            assert!(test.is_lawful());
+            test.loads(0, 1);
+            test.loads(1, 1);
+            assert!(test.is_lawful(), "{expiry:?}");
             test.reads(0, 1);
-            test.pass(1);
             test.reads(1, 1);
-            assert_eq!(test.breaches().len(), 2);
+            let since = |since| Breach::Stale { by: 0, since };
+            assert_eq!(test.breaches(), [since(5 * SECOND), since(Duration::ZERO)], "{expiry:?}");
+            test.done(0, remove());
+            test.loads(0, 1);
+            assert_eq!(test.breaches().len(), 3, "{expiry:?}");
         }
+    }
+
+    #[test]
+    fn expired_value_may_not_be_served_at_all_where_nothing_stale_may() {
+        let test = Test::new(&[]);
+        let history = History { bounds: Bounds { stale: Duration::ZERO, ..BOUNDS }, ..test.history.clone() };
+        history.write("a");
+        test.done(0, Operation::Expire("a".to_owned()));
+        test.loads(0, 1);
+        assert_eq!(history.check().len(), 1);
     }
 
     #[test]
     fn life_that_is_over_and_values_from_nowhere_are_found() {
         let test = Test::new(&[]);
-        test.pass(61);
+        test.pass(60);
         test.reads(0, 1);
         assert!(test.is_lawful());
         test.pass(1);
+        test.loads(0, 1);
+        assert!(test.is_lawful());
         test.reads(0, 1);
-        assert_eq!(test.breaches(), [Breach::Outlived(Duration::ZERO)]);
+        test.pass(1);
+        test.loads(0, 1);
+        assert_eq!(test.breaches(), [const { Breach::Outlived(Duration::ZERO) }; 2]);
 
         let test = Test::new(&[]);
         test.reads(0, 2);
