@@ -77,12 +77,7 @@ enum How {
     Tag,
 }
 
-<<<<<<< HEAD
-const EVERY_WAY: [How; 6] =
-    [How::Clear, How::Expire, How::ExpireAll, How::ExpireTag, How::Remove, How::Tag];
-=======
 const EVERY_WAY: [How; 6] = [How::Clear, How::Expire, How::ExpireAll, How::ExpireTag, How::Remove, How::Tag];
->>>>>>> issue3
 
 impl How {
     async fn invalidate<V: Clone + Send + Sync + 'static>(self, cache: &Cache<V>) -> Result<(), Error> {

@@ -418,14 +418,10 @@ impl<V: Send + Sync + 'static> Remote<V> {
     async fn tell(&self, due: &[Due]) -> Option<Result<(), Error>> {
         let round = self.passage()?;
         let names: Vec<&str> = due.iter().map(|due| &*due.name).collect();
-        let change = |due: &'_ Due| match due.what {
-            What::Entry => None,
+        let change = |(due, name): (&Due, _)| {
+            let What::Stamp(invalidation) = due.what else { return None };
             // A new one, since an old one may have been in use.
-            What::Stamp(invalidation) => Some((invalidation, Stamp::random())),
-        };
-        let change = |(due, name)| {
-            let (invalidation, stamp) = change(due)?;
-            Some(Restamp { name, invalidation, stamp })
+            Some(Restamp { name, invalidation, stamp: Stamp::random() })
         };
         let stamps: Vec<Restamp<'_>> = due.iter().zip(names.iter().copied()).filter_map(change).collect();
         Some(match stamps.is_empty() {
