@@ -42,7 +42,7 @@ const KEYS: usize = 6;
 const TAGS: usize = 3;
 const STEPS: usize = 10_000;
 /// How many histories a defect has to be found in.
-const HISTORIES: u64 = 10;
+const HISTORIES: u64 = 50;
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const BOUNDS: Bounds = Bounds {
