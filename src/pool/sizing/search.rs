@@ -19,6 +19,8 @@ pub(super) struct Search {
     next: Direction,
     /// Nothing was taken back yet, or the knee is far.
     doubles: bool,
+    /// The knee is between this size and twice as many.
+    halves: bool,
     /// The last step brought at least half of what it could.
     was_steep: bool,
     pause: Duration,
@@ -30,7 +32,7 @@ impl Search {
     pub(super) fn new(seed: u64) -> Self {
         let random = fastrand::Rng::with_seed(seed);
         let (next, not_before) = (Direction::Up, Duration::ZERO);
-        Self { next, doubles: true, was_steep: false, pause: PAUSE, not_before, random }
+        Self { next, doubles: true, halves: false, was_steep: false, pause: PAUSE, not_before, random }
     }
 
     /// Whether it is time for a trial, after so many windows with a backlog.
@@ -40,7 +42,11 @@ impl Search {
 
     /// The size to try in place of this one. At the end of the bounds there is none, and the other way comes next.
     pub(super) fn next(&mut self, size: u32, bounds: Bounds, now: Duration) -> Option<u32> {
-        let step = if self.doubles { size } else { (size / 4).max(1) };
+        let step = match (self.doubles, std::mem::take(&mut self.halves)) {
+            (true, _) => size,
+            (false, true) => (size / 2).max(1),
+            (false, false) => (size / 4).max(1),
+        };
         let next = bounds.clamp(match self.next {
             Direction::Up => size.saturating_add(step),
             Direction::Down => size.saturating_sub(step),
@@ -68,6 +74,16 @@ impl Search {
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
 
+    /// More brought something, and not enough. If it was twice as many, half of that step comes next, at once.
+    pub(super) fn overshot(&mut self, now: Duration) {
+        if !std::mem::take(&mut self.doubles) {
+            return self.taken_back(now);
+        }
+        self.halves = true;
+        self.was_steep = false;
+        self.not_before = now;
+    }
+
     /// No trial for some time, through no fault of the size.
     pub(super) fn rest(&mut self, now: Duration) {
         let pause = self.varied(PAUSE);
@@ -82,7 +98,7 @@ impl Search {
 
     fn turn(&mut self) {
         self.next = self.next.other();
-        self.doubles = false;
+        (self.doubles, self.halves) = (false, false);
     }
 
     fn varied(&mut self, pause: Duration) -> Duration {
@@ -109,6 +125,19 @@ mod tests {
         assert_eq!(search.next(3, bounds, SECOND), Some(4), "at least one");
         search.kept(true, SECOND);
         assert_eq!(search.next(4, bounds, SECOND), Some(8), "far from the knee");
+    }
+
+    #[test]
+    fn half_of_a_step_that_was_too_large_is_tried_at_once_and_once() {
+        let bounds = Bounds::new(1, 64).unwrap();
+        let mut search = Search::new(0);
+        assert_eq!(search.next(4, bounds, SECOND), Some(8));
+        search.overshot(SECOND);
+        assert!(search.is_due(5, SECOND));
+        assert_eq!(search.next(4, bounds, SECOND), Some(6));
+        search.overshot(SECOND);
+        assert!(!search.is_due(5, SECOND), "a small step that was too large is taken back");
+        assert_eq!(search.next(4, bounds, SECOND), Some(3));
     }
 
     #[test]

@@ -83,20 +83,26 @@ pub(super) enum Verdict {
         /// The knee is far: throughput rose by at least half of the share that the size did.
         steep: bool,
     },
-    Revert(Reason),
+    Revert {
+        reason: Reason,
+        /// More brought something, though not enough: a smaller step may bring most of it.
+        has_risen: bool,
+    },
     Void,
 }
 
 impl Trial {
     /// A trial of `size` in place of `from`, where throughput has to change by `gain` for every share of the size.
+    /// Upwards by logarithms, so that one large step asks for no more than the small ones do that it is made of.
+    /// Downwards a little less is given up than the way up asks for: what is between the two stays as it is.
     pub(super) fn new(from: u32, size: u32, before: Estimates, gain: f64, now: Duration) -> Self {
-        let share = f64::from(size) / f64::from(from) - 1.0;
+        let share = f64::from(size) / f64::from(from);
         Self {
             from,
             size,
             retreat: None,
             before,
-            needed: gain * share,
+            needed: if size > from { share.powf(gain) - 1.0 } else { gain * (share - 1.0) },
             began: now,
             in_force: None,
             settled: Duration::ZERO,
@@ -202,7 +208,8 @@ impl Trial {
         } else if better == Some(true) && !contradicted {
             Verdict::Keep { reason: Reason::Kept { before, after }, steep: self.is_steep(sharper) }
         } else {
-            Verdict::Revert(Reason::Reverted { before, after })
+            let has_risen = self.direction() == Direction::Up && sharper.value > LIKELY * sharper.error;
+            Verdict::Revert { reason: Reason::Reverted { before, after }, has_risen }
         }
     }
 

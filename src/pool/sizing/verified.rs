@@ -8,9 +8,10 @@
 //!    in use and waiting, at most to what is proven. The counterpart of TCP's slow-start threshold.
 //! 2. *Trial.* Callers wait at least half of the time, at what is proven: another size for some seconds, in turn a
 //!    larger and a smaller one. A quarter more or fewer; twice as many at first, until one was taken back, and again
-//!    where the last trial brought at least half of what it could. When the connections
-//!    are open, what is done per second is held against what was done before. It is kept if the share that it changed
-//!    by exceeds [`Gain`] × the share that the size changed by; so a smaller size is kept if it loses less than that.
+//!    where the last trial brought at least half of what it could. Where twice as many brought something and not enough,
+//!    half as many more are tried next. When the connections are open, what is done per second is held against what was
+//!    done before. A larger size is kept if that rose by more than the size did to the power of [`Gain`], a smaller one
+//!    if it fell by less than [`Gain`] × the share that the size did.
 //!    It is also kept if nobody waits any more, since then nothing can rise. What was kept is proven, and gone on from
 //!    at once. What was taken back is followed by a pause, 10 s doubling to 5 min, varied by half. A smaller size is
 //!    taken back at once, in the middle of a window, when the line grows much longer than it was. A trial that the load
@@ -199,9 +200,13 @@ impl ThroughputVerified {
                 self.lines.clear();
                 reason
             }
-            Verdict::Revert(reason) => {
+            Verdict::Revert { reason, has_risen } => {
                 self.return_to(trial.from, bounds);
-                self.search.taken_back(now);
+                if has_risen {
+                    self.search.overshot(now);
+                } else {
+                    self.search.taken_back(now);
+                }
                 reason
             }
             Verdict::Void => {
@@ -417,6 +422,20 @@ mod tests {
         assert_eq!(pool.until_decided(knee_at_8), Reason::TryingMore);
         assert_eq!(pool.until_decided(knee_at_8), Reason::Reverted { before: 800.0, after: 720.0 });
         assert_eq!((pool.sizing.target(), pool.sizing.proven()), (8, 8));
+    }
+
+    /// Most of what twice as many bring, some of them do.
+    #[test]
+    fn half_of_a_step_that_brought_too_little_is_tried_next() {
+        let knee_at_6 = |size: u32| [0, 100, 200, 300, 400, 412, 424, 425, 426][size.min(8) as usize];
+        let mut pool = Closed::new(1, 8, 4);
+        assert_eq!(pool.until_decided(knee_at_6), Reason::TryingMore);
+        assert_eq!(pool.until_decided(knee_at_6), Reason::Reverted { before: 400.0, after: 426.0 });
+        let taken_back = pool.now;
+        assert_eq!(pool.until_decided(knee_at_6), Reason::TryingMore);
+        assert_eq!(pool.sizing.target(), 6);
+        assert!(pool.now - taken_back <= 6 * SECOND, "{:?}", pool.now - taken_back);
+        assert_eq!(pool.until_decided(knee_at_6), Reason::Kept { before: 400.0, after: 424.0 });
     }
 
     #[test]

@@ -159,7 +159,7 @@ fn sweep(name: &str, site: &Site, workload: Workload, plan: &Plan) -> Result<()>
     let times = times(&url, workload, plan, best, [&mut of_ours, &mut of_best]);
     let times = site.runtime.block_on(times)?;
     site.tidy()?;
-    let [of_ours, of_best] = [of_ours, of_best].map(|mut tally| 1e3 * tally.percentile(workload.tail()));
+    let [of_ours, of_best] = [of_ours, of_best].map(|mut tally| tally.percentile(workload.tail()));
     Figure::milliseconds(&format!("{name}.p99_of_all"), of_ours).rival(&best.name(), of_best).print();
     Comparison::microseconds(&format!("{name}.best_fixed_p99"), &best.name()).at_most(1.1).of(times)
 }
