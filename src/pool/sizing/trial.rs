@@ -16,6 +16,9 @@ const LONGEST_UNDER_WAY: Duration = Duration::from_secs(300);
 /// How long is measured at most, while chance could still explain what is seen: for slow queries so many times a typical
 /// hold, in which each connection comes back so often, up to the last.
 const LONGEST: Duration = Duration::from_secs(30);
+/// The same of a step that doubles the size. One that has to be looked at for long is too large, and a smaller one is
+/// next.
+const LONGEST_OF_LARGE: Duration = Duration::from_secs(10);
 const LONGEST_HOLDS: u32 = 10;
 const LONGEST_OF_ALL: Duration = Duration::from_secs(600);
 /// By how much the time of a typical query has to tell more than the count of returns does to be asked instead, and
@@ -164,7 +167,9 @@ impl Trial {
             self.windows += 1.0;
             self.backlog += sample.backlog();
         }
-        let longest = hold.saturating_mul(LONGEST_HOLDS).clamp(LONGEST, LONGEST_OF_ALL);
+        let is_large = self.size >= self.from.saturating_mul(2);
+        let least = if is_large { LONGEST_OF_LARGE } else { LONGEST };
+        let longest = hold.saturating_mul(LONGEST_HOLDS).clamp(least, LONGEST_OF_ALL);
         self.verdict(now.saturating_sub(self.settled), longest)
     }
 

@@ -24,8 +24,8 @@
 //!    cut nothing, since a server that restarts will be as large as before.
 //!
 //! Why a trial decides when it does: the difference has to be 2.5 standard errors from what is needed, by the variance
-//! between windows; after 30 s one has to do, and without that the size is taken back. That is two windows for a
-//! doubling, and more the nearer the knee.
+//! between windows; after 30 s, or 10 s of a doubling, one has to do, and without that the size is taken back. That is
+//! two windows for a doubling, and more the nearer the knee.
 //!
 //! Slow queries come back seldom, so all of that goes by how long a typical one takes where it takes seconds: before a
 //! trial there are four times that of baseline, a trial waits for two until what began before it has ended, and lasts

@@ -6,11 +6,12 @@
 //!
 //! How long calls take is measured at three quarters of what the best fixed pool can do, from when a call should have
 //! begun: in the sweep, where more is asked for than can be done, a pool that lets callers starve has the shortest
-//! times. A pool of ours learns under the full load for a minute, and then both have slices in turn, short enough that
-//! most are left alone by the rest of the machine: a pause of the machine is the 99th percentile of any slice that it
-//! falls into. What the best can do is measured again every few pairs, since a machine that others share is not always
-//! as quick. If ours is still too small it is overloaded, and the times say so. The median of all pairs is held against
-//! the bar; `p99_of_all` has the calls of all slices together, with every pause and every trial in them.
+//! times. A pool of ours learns under the full load for a minute, and then both have some seconds in turn, cut into
+//! slices short enough that most are left alone by the rest of the machine: a pause of the machine is the 99th
+//! percentile of any slice that it falls into. (Were the slices themselves in turn, ours would see a load that comes and
+//! goes by the second.) What the best can do is measured again before each pair, since a machine that others share is not
+//! always as quick. If ours is still too small it is overloaded, and the times say so. The median of all pairs of slices
+//! is held against the bar; `p99_of_all` has the calls of all slices together, with every pause and every trial in them.
 //!
 //! `pool.p1` has the server on one core and the clients on another, `pool.p1_unpinned` both wherever the system puts
 //! them.
@@ -37,13 +38,13 @@ const FEW_SIZES: [u32; 3] = [2, 8, 64];
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Of what the best fixed pool does at most.
 const OFFERED: f64 = 0.75;
-/// After so many pairs of slices it is measured again how much that is.
-const MEASURED_AGAIN: usize = 4;
+/// How many slices each side has in a row.
+const IN_A_ROW: usize = 16;
 
 struct Plan {
     sizes: &'static [u32],
     rounds: usize,
-    /// How many pairs of slices there are for times, and for how long each.
+    /// How often each side has its slices for times in a row, and how long one is.
     times: usize,
     time_slice: Duration,
     /// From the start of ours to the end of its last slice.
@@ -87,7 +88,7 @@ impl Plan {
             Effort::Full => Self {
                 sizes: &SIZES,
                 rounds: 5,
-                times: 60,
+                times: 6,
                 time_slice: Duration::from_millis(500),
                 within: Duration::from_secs(60),
                 slice: Duration::from_secs(3),
@@ -98,7 +99,7 @@ impl Plan {
                 sizes: &FEW_SIZES,
                 rounds: 1,
                 times: 1,
-                time_slice: Duration::from_secs(1),
+                time_slice: Duration::from_millis(100),
                 within: Duration::from_secs(12),
                 slice: Duration::from_secs(1),
                 turns: 1,
@@ -209,27 +210,26 @@ async fn times(
     whole(drive(&ours, workload, CALLERS, plan.within).await?)?;
     let rival = best.warm(url, workload).await?;
     let mut pairs = Vec::new();
-    let mut rate = 0.0;
     for round in 0..plan.times {
-        if round % MEASURED_AGAIN == 0 {
-            rate = OFFERED * rival.rate(workload, plan.turn).await?;
+        let rate = OFFERED * rival.rate(workload, plan.turn).await?;
+        let (mut our_times, mut their_times) = (Vec::new(), Vec::new());
+        for turn in 0..2 {
+            for _ in 0..IN_A_ROW {
+                if (round + turn) % 2 == 0 {
+                    our_times.push(p99(&ours, workload, rate, plan.time_slice, of_ours).await?);
+                } else {
+                    their_times.push(rival.p99(workload, rate, plan.time_slice, of_best).await?);
+                }
+            }
         }
-        let (first, second);
-        let pair = if round % 2 == 0 {
-            first = p99(&ours, workload, rate, plan.time_slice, of_ours).await?;
-            second = rival.p99(workload, rate, plan.time_slice, of_best).await?;
-            Pair { ours: first, rival: second }
-        } else {
-            first = rival.p99(workload, rate, plan.time_slice, of_best).await?;
-            second = p99(&ours, workload, rate, plan.time_slice, of_ours).await?;
-            Pair { ours: second, rival: first }
-        };
-        let (ours_ms, rival_ms) = (pair.ours * 1e3, pair.rival * 1e3);
+        let in_milliseconds = |times: &[f64]| 1e3 * median(times.iter().copied());
         eprintln!(
-            "  p99 at {rate:.0}/s: ours {ours_ms:.1} ms at target {}, the other {rival_ms:.1} ms",
-            ours.stats().target
+            "  p99 at {rate:.0}/s: ours {:.1} ms at target {}, the other {:.1} ms",
+            in_milliseconds(&our_times),
+            ours.stats().target,
+            in_milliseconds(&their_times)
         );
-        pairs.push(pair);
+        pairs.extend(our_times.into_iter().zip(their_times).map(|(ours, rival)| Pair { ours, rival }));
     }
     ours.shutdown(Duration::from_secs(5)).await?;
     Ok(pairs)
