@@ -835,6 +835,26 @@ async fn caller_whose_connection_fails_its_test_is_still_next() {
     drop(two.await.unwrap().unwrap());
 }
 
+/// The same where it was idle: whoever came while it was being tested came later.
+#[tokio::test(start_paused = true)]
+async fn caller_whose_idle_connection_fails_its_test_is_ahead_of_who_came_meanwhile() {
+    let server = Server::default();
+    let pool = builder(&server).size(4).keep_open(0).build().unwrap();
+    let (first, second) = (pool.get().await.unwrap(), pool.get().await.unwrap());
+    drop(first);
+    sleep(SECOND).await;
+    server.goes_away();
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    let (one, two) = (asks(&pool).await, asks(&pool).await);
+    sleep(5 * SECOND).await;
+    assert_eq!((server.tests(), one.is_finished(), two.is_finished()), (1, false, false));
+    drop(second);
+    settle().await;
+    assert!(one.is_finished() && !two.is_finished());
+    drop(one.await.unwrap().unwrap());
+    drop(two.await.unwrap().unwrap());
+}
+
 /// One that takes its time leads to a pool that nobody has any more.
 #[tokio::test(start_paused = true)]
 async fn attempt_to_connect_keeps_nothing_open_that_nobody_has() {

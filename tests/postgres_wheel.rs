@@ -165,9 +165,12 @@ fn query_that_is_forgotten_is_ended_when_the_connection_is_returned() {
             let mut forgotten = Box::pin(async {
                 let _ = connection.query_cached(slow, &[]).await;
             });
-            while !poll_once(forgotten.as_mut()).await && slept(server) != "1" {
-                tokio::time::sleep(Duration::from_millis(5)).await; // until the server is at it
-            }
+            let begins = async {
+                while !poll_once(forgotten.as_mut()).await && slept(server) != "1" {
+                    tokio::time::sleep(Duration::from_millis(5)).await; // polling, with a deadline
+                }
+            };
+            in_time("the server is at it", begins).await;
             std::mem::forget(forgotten);
             if is_closed {
                 drop(connection);

@@ -4,7 +4,7 @@
 //! A *debt* is the name of an entry or of a stamp, and what was to become of it. All debts that are due are tried
 //! together, [`CHUNK`] at a time. Nobody can tell which of a chunk was refused, so its debts are tried one by one from
 //! then on: one that the store will not take, or not in time, must not keep the others waiting. Each has its own pause,
-//! from [`FIRST_PAUSE`] doubling to [`LONGEST_PAUSE`], a fifth more or less. Besides, after any attempt that failed
+//! from [`FIRST_PAUSE`] doubling to [`LONGEST_PAUSE`], a fifth more or less. Besides, after one was refused alone
 //! everything rests for [`FIRST_PAUSE`], so that a store that refuses all of them is asked ten times a second, however
 //! much is owed to it. That the tier was away is no debt's fault: whether it is asked then is up to its
 //! [gate](super::availability).

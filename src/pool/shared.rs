@@ -163,12 +163,12 @@ impl<M: ManageConnection> Shared<M> {
                     if !self.wait_for_connection(call, place).await? {
                         return Ok(None);
                     }
-                    // If it is no good: it is still this caller's turn.
-                    place = End::Front;
                     now = self.clock.now();
                     self.supply.hold(call.holder(now))
                 }
             };
+            // If it is no good: it is still this caller's turn.
+            place = End::Front;
             let lease = Lease::new(Arc::clone(self), slot, call.class, now);
             // There is one, so this does not wait. If it did, the lease would know it for lost.
             let stored = self.store.get_owned().await.map_err(|_| self.miscounted())?;
