@@ -224,27 +224,40 @@ mod tests {
         async fn want(&self, _: Demand) {}
     }
 
-    #[tokio::test]
-    async fn ceiling_that_has_fallen_is_not_raised_by_who_looked_before() {
+    /// A pool that may have eight and no more than three as soon as somebody has looked, who goes on when the pool has
+    /// given way.
+    fn fallen_in_the_middle(looks: impl FnOnce(&Pool<Echo>) + Send + 'static) -> Pool<Echo> {
         let allowance = Falling(Arc::new((AtomicU32::new(8), Mutex::new(None))));
         let pool = Pool::builder("test", Echo).adaptive(1..=8).keep_open(0).allowance(allowance.clone());
         let pool = pool.build().unwrap();
-        let gives_way = || {
+        let on_its_own = |act: Box<dyn FnOnce(&Pool<Echo>) + Send>| {
             let pool = pool.clone();
-            std::thread::spawn(move || pool.0.give_way())
+            std::thread::spawn(move || act(&pool))
         };
         let ((looked, has_looked), (go_on, goes_on)) = (channel(), channel());
         *lock(&allowance.0.1) = Some((looked, goes_on));
-        let first = gives_way();
+        let first = on_its_own(Box::new(looks));
         has_looked.recv().unwrap();
         allowance.0.0.store(3, Ordering::SeqCst);
-        let second = gives_way();
+        let second = on_its_own(Box::new(|pool| pool.0.give_way()));
         let releases = std::thread::spawn(move || {
             second.join().unwrap();
             let _ = go_on.send(());
         });
         first.join().unwrap();
         releases.join().unwrap();
+        pool
+    }
+
+    #[tokio::test]
+    async fn target_that_was_asked_for_is_not_above_a_ceiling_that_has_fallen_meanwhile() {
+        let pool = fallen_in_the_middle(|pool| pool.set_target(8).unwrap());
+        assert_eq!(pool.stats().target, 3);
+    }
+
+    #[tokio::test]
+    async fn ceiling_that_has_fallen_is_not_raised_by_who_looked_before() {
+        let pool = fallen_in_the_middle(|pool| pool.0.give_way());
         let opened = (0..8).map(|_| {
             let (waiting, Openers(count)) = pool.0.supply.line_up(DEFAULT, End::Back);
             std::mem::forget(waiting);

@@ -494,6 +494,7 @@ mod tests {
         for waiting in [&mut before, &mut after] {
             assert_eq!(poll(waiting), Poll::Ready(Err(ErrorKind::Closed)));
         }
+        assert_eq!(supply.admit(), Err(Openers(0)), "what was being opened for the first");
     }
 
     /// Who was served, and did not know yet.
