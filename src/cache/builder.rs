@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,8 @@ use super::{
     freshness::Policy,
     front::Cache,
     local::Engine,
-    remote::{Debts, Remote},
+    paying::Debts,
+    remote::Remote,
     stats::{Events, RemoteEvents},
     store::ErasedStore,
 };
@@ -546,6 +550,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             own_events: Arc::new(RemoteEvents::new(&self.local.name)),
             gate: Arc::default(),
             debts: Debts::default(),
+            refuses_writes: AtomicBool::new(false),
             coherence,
             tell_unfit_from: AtomicU64::new(0),
         });

@@ -156,6 +156,7 @@ mod local;
 mod look;
 mod memoize;
 mod message;
+mod paying;
 mod recheck;
 mod remote;
 mod stats;

@@ -1,26 +1,7 @@
 //! The shell around a [`Store`](super::Store): names, deadlines, leaving it alone while it is away, and owing it
 //! what it could not be told.
 //!
-//! # What is owed
-//!
-//! An invalidation that did not reach the store is *owed*. Until it is paid the store is not asked for what it
-//! concerns, so that at least this process is not answered from before its own invalidations. Every read has what is
-//! due paid, and waits for that only if it concerns what it asks for: a debt that the store will not take keeps
-//! nobody from what he asks for besides it. When what is tried is decided in [`debts`](super::debts).
-//!
-//! Reading while something else is owed is safe, case by case:
-//!
-//! - **An entry** is found by its name alone, and nobody asks for that name.
-//! - **A tag** is a part of the answer, or else of a second question: what an entry carries is compared with the stamps
-//!   of now before it is used, those that the caller did not name are asked for [by name](super::look), and an entry
-//!   whose stamps cannot be told is a miss. A large value that memory has is only asked about together with all of its
-//!   tags.
-//! - **The whole cache** is asked for in every question.
-//! - **The ledger**, owed where an announcement failed, is for the others: what they announce is none the less heard
-//!   here. It is not looked at while it is owed.
-//!
-//! What was read before the debt came to be is barred as if the store had been told: running loads were fenced, and
-//! tags have another version, again after the debt was noted.
+//! What is owed, and how it is paid, is in [`paying`](super::paying).
 //!
 //! Where the cache has a bus, every invalidation is announced before and published after: see
 //! [`coherence`](super::coherence).
@@ -35,27 +16,23 @@ use std::{
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tokio::sync::Notify;
 
 use super::{
     availability::{Failure, Gate, Passage, Round, Turn},
     builder::MAX_TIME_TO_LIVE,
-    chain::{Link, SETTLING},
+    chain::Link,
     coherence::{Coherence, Told},
-    debts::{Due, Owed, Standing, What},
+    debts::{Due, What},
     envelope,
     format::Format,
     key::Key,
     message::Item,
+    paying::Debts,
     stats::{Events, RemoteEvents},
     store::{ErasedStore, Fence, Found, Put, Restamp, Slot, Written},
     tags::{Invalidation, Stamp},
 };
-use crate::{
-    Error, ErrorKind,
-    clock::Clock,
-    sync::{Mutex, lock},
-};
+use crate::{Error, ErrorKind, clock::Clock};
 
 /// The remote tier of one cache.
 pub(super) struct Remote<V> {
@@ -76,6 +53,8 @@ pub(super) struct Remote<V> {
     pub(super) own_events: Arc<RemoteEvents>,
     pub(super) gate: Arc<Gate>,
     pub(super) debts: Debts,
+    /// Whether it took no writes when it was last asked to.
+    pub(super) refuses_writes: AtomicBool,
     pub(super) coherence: Option<Arc<Coherence>>,
     /// When it may be told again that something does not fit into the store.
     pub(super) tell_unfit_from: AtomicU64,
@@ -88,27 +67,6 @@ const TELL_UNFIT: Duration = Duration::from_secs(60);
 const LONGEST_PROBE: Duration = Duration::from_secs(1);
 /// How often a link of the ledger's chain is tried before the chain is broken instead.
 const LINK_TRIES: usize = 8;
-
-/// Invalidations that the store has not been told.
-#[derive(Default)]
-pub(super) struct Debts {
-    exist: AtomicBool,
-    owed: Mutex<Owed>,
-    /// Whether there is a task that pays.
-    is_paying: AtomicBool,
-    /// Told when that has tried something, and when it ends.
-    tried: Notify,
-    refuses_writes: AtomicBool,
-}
-
-impl Debts {
-    pub(super) fn len(&self) -> usize {
-        lock(&self.owed).len()
-    }
-}
-
-/// The one task that pays.
-struct Paying<V>(Arc<Remote<V>>);
 
 /// Whether the bytes of entries are wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -278,7 +236,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
     }
 
     /// Announces something by itself; not even a link if there is no bus.
-    async fn extend_alone(&self) -> Result<Option<Link>, Error> {
+    pub(super) async fn extend_alone(&self) -> Result<Option<Link>, Error> {
         let Some(coherence) = &self.coherence else { return Ok(None) };
         let _one_at_a_time = coherence.turn.lock().await;
         self.extend(coherence).await
@@ -309,127 +267,6 @@ impl<V: Send + Sync + 'static> Remote<V> {
         self.call(Kind::Write, self.store.put_if(put)).await
     }
 
-    fn owe(&self, name: &str, what: What) {
-        let now = self.clock.now();
-        self.change(|owed| owed.owe(name, what, &self.epoch, now));
-    }
-
-    /// What is owed under a name, before the store is told by who invalidates it anew.
-    fn owed(&self, name: &str) -> Option<Due> {
-        if self.debts.exist.load(Ordering::Acquire) { lock(&self.debts.owed).debt(name) } else { None }
-    }
-
-    fn settle(&self, paid: &[Due]) {
-        if !paid.is_empty() {
-            self.change(|owed| owed.settle(paid));
-        }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Owed)) {
-        let mut owed = lock(&self.debts.owed);
-        change(&mut owed);
-        self.debts.exist.store(owed.len() > 0, Ordering::Release);
-        self.own_events.owes(owed.len());
-    }
-
-    /// Has what is due paid. Nobody waits for it but who asks for a name that is owed, and he for no longer than a
-    /// call may take. An error if one of the names is owed still.
-    async fn pay(&self, entries: &[&str], stamps: &[&str]) -> Result<(), Error> {
-        if !self.debts.exist.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.begin_to_pay();
-        let paid = async {
-            loop {
-                // Both before the look at what is owed, so that nothing is missed that is done after it.
-                let tried = self.debts.tried.notified();
-                let is_paying = self.debts.is_paying.load(Ordering::Acquire);
-                let names = entries.iter().chain(stamps).copied();
-                let standing = lock(&self.debts.owed).standing(names, self.clock.now());
-                match standing {
-                    Standing::Paid => return Ok(()),
-                    Standing::Due if is_paying => tried.await,
-                    Standing::Due | Standing::PutOff => {
-                        let problem =
-                            "the remote tier has not been told of an invalidation of what it is asked for";
-                        return Err(Error::new(ErrorKind::Unavailable, problem));
-                    }
-                }
-            }
-        };
-        within(self.timeout, paid).await.inspect_err(|_| self.events.remote_failures.add())
-    }
-
-    /// Starts the task that pays, unless it is running or has nothing to do.
-    fn begin_to_pay(&self) {
-        if !lock(&self.debts.owed).is_due(self.clock.now()) {
-            return;
-        }
-        let Some(remote) = self.me.upgrade() else { return };
-        if !self.debts.is_paying.swap(true, Ordering::AcqRel) {
-            tokio::spawn(Paying(remote).run());
-        }
-    }
-
-    /// Tells the store what is due, until nothing is, or for as long as one announcement covers.
-    async fn pay_all(&self) {
-        let began = self.clock.now();
-        let Ok(link) = self.extend_alone().await else {
-            return self.change(|owed| owed.rest(self.clock.now()));
-        };
-        let mut links: SmallVec<[Link; 2]> = link.into_iter().collect();
-        let mut has_paid = false;
-        while self.clock.now().since(began) <= SETTLING {
-            let due = lock(&self.debts.owed).take(self.clock.now());
-            if due.is_empty() {
-                break;
-            }
-            let (entries, stamps): (Vec<Due>, Vec<Due>) =
-                due.into_iter().partition(|due| due.what == What::Entry);
-            for due in [stamps, entries].iter().filter(|due| !due.is_empty()) {
-                let told = match self.tell(due).await {
-                    Some(Ok(())) if self.clock.now().since(began) > SETTLING => {
-                        let again = self.extend_alone().await;
-                        links.extend(again.iter().copied().flatten());
-                        // If others cannot find out it is as if it had not been told.
-                        again.ok().map(|_| Ok(()))
-                    }
-                    told => told,
-                };
-                let now = self.clock.now();
-                self.change(|owed| match &told {
-                    Some(Ok(())) => owed.settle(due),
-                    Some(Err(_)) => owed.refused(due, now, fastrand::f64()),
-                    None => owed.rest(now),
-                });
-                has_paid |= matches!(told, Some(Ok(())));
-                self.debts.tried.notify_waiters();
-            }
-        }
-        if let Some(coherence) = &self.coherence {
-            // What exactly it was others cannot be told: of entries there are only names. What was not paid is
-            // announced again when it is.
-            let item = has_paid.then_some(&Item::Doubt);
-            links.into_iter().for_each(|link| coherence.publish(link, item));
-        }
-    }
-
-    /// Tells the store debts that are all of entries, or all of stamps; `None` if it is left alone.
-    async fn tell(&self, due: &[Due]) -> Option<Result<(), Error>> {
-        let round = self.passage()?;
-        let names: Vec<&str> = due.iter().map(|due| &*due.name).collect();
-        let change = |(due, name): (&Due, _)| {
-            let What::Stamp(invalidation) = due.what else { return None };
-            // A new one, since an old one may have been in use.
-            Some(Restamp { name, invalidation, stamp: Stamp::random() })
-        };
-        let stamps: Vec<Restamp<'_>> = due.iter().zip(names.iter().copied()).filter_map(change).collect();
-        Some(match stamps.is_empty() {
-            true => self.ask(round, Kind::Write, self.store.remove_many(&names, self.hold)).await,
-            false => self.ask(round, Kind::Write, self.store.restamp(&stamps)).await,
-        })
-    }
-
     /// One call, if the tier is not known to be away, with its deadline.
     async fn call<T>(&self, kind: Kind, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         match self.passage() {
@@ -439,7 +276,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
     }
 
     /// Leave to ask the tier, if it is not known to be away.
-    fn passage(&self) -> Option<Round> {
+    pub(super) fn passage(&self) -> Option<Round> {
         match self.gate.passage(&self.clock) {
             Passage::Ask(round) => return Some(round),
             Passage::Probe(round) => self.probe(round),
@@ -449,7 +286,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
         None
     }
 
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         round: Round,
         kind: Kind,
@@ -495,8 +332,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
     /// One line when it begins to refuse writes, one when it takes them again.
     fn tell_refusals<T>(&self, result: &Result<T, Error>) {
         let refuses = matches!(result, Err(error) if error.kind() == ErrorKind::Refused);
-        if !refuses && result.is_err() || self.debts.refuses_writes.swap(refuses, Ordering::AcqRel) == refuses
-        {
+        if !refuses && result.is_err() || self.refuses_writes.swap(refuses, Ordering::AcqRel) == refuses {
             return;
         }
         match result {
@@ -506,22 +342,11 @@ impl<V: Send + Sync + 'static> Remote<V> {
     }
 }
 
-impl<V: Send + Sync + 'static> Paying<V> {
-    async fn run(self) {
-        self.0.pay_all().await;
-    }
-}
-
-impl<V> Drop for Paying<V> {
-    fn drop(&mut self) {
-        let Debts { is_paying, tried, .. } = &self.0.debts;
-        is_paying.store(false, Ordering::Release);
-        tried.notify_waiters();
-    }
-}
-
 /// The call's own result, or that it took too long.
-async fn within<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(super) async fn within<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     tokio::time::timeout(timeout, call).await.unwrap_or_else(|elapsed| {
         Err(Error::with_source(ErrorKind::TimedOut, "the remote tier did not answer in time", elapsed))
     })
@@ -564,7 +389,7 @@ fn note<T>(
 
 /// What a refusal of a call says of the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Read,
     Write,
 }

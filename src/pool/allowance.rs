@@ -230,16 +230,13 @@ mod tests {
         let allowance = Falling(Arc::new((AtomicU32::new(8), Mutex::new(None))));
         let pool = Pool::builder("test", Echo).adaptive(1..=8).keep_open(0).allowance(allowance.clone());
         let pool = pool.build().unwrap();
-        let on_its_own = |act: Box<dyn FnOnce(&Pool<Echo>) + Send>| {
-            let pool = pool.clone();
-            std::thread::spawn(move || act(&pool))
-        };
+        let (one, other) = (pool.clone(), pool.clone());
         let ((looked, has_looked), (go_on, goes_on)) = (channel(), channel());
         *lock(&allowance.0.1) = Some((looked, goes_on));
-        let first = on_its_own(Box::new(looks));
+        let first = std::thread::spawn(move || looks(&one));
         has_looked.recv().unwrap();
         allowance.0.0.store(3, Ordering::SeqCst);
-        let second = on_its_own(Box::new(|pool| pool.0.give_way()));
+        let second = std::thread::spawn(move || other.0.give_way());
         let releases = std::thread::spawn(move || {
             second.join().unwrap();
             let _ = go_on.send(());

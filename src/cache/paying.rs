@@ -1,0 +1,200 @@
+//! Paying what the remote tier is owed: the half that asks; [`debts`](super::debts) decides when.
+//!
+//! # What is owed
+//!
+//! An invalidation that did not reach the store is *owed*. Until it is paid the store is not asked for what it
+//! concerns, so that at least this process is not answered from before its own invalidations. Every read has what is
+//! due paid, and waits for that only if it concerns what it asks for: a debt that the store will not take keeps
+//! nobody from what he asks for besides it. When what is tried is decided in [`debts`](super::debts).
+//!
+//! Reading while something else is owed is safe, case by case:
+//!
+//! - **An entry** is found by its name alone, and nobody asks for that name.
+//! - **A tag** is a part of the answer, or else of a second question: what an entry carries is compared with the stamps
+//!   of now before it is used, those that the caller did not name are asked for [by name](super::look), and an entry
+//!   whose stamps cannot be told is a miss. A large value that memory has is only asked about together with all of its
+//!   tags.
+//! - **The whole cache** is asked for in every question.
+//! - **The ledger**, owed where an announcement failed, is for the others: what they announce is none the less heard
+//!   here. It is not looked at while it is owed.
+//!
+//! What was read before the debt came to be is barred as if the store had been told: running loads were fenced, and
+//! tags have another version, again after the debt was noted.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+
+use super::{
+    chain::{Link, SETTLING},
+    debts::{Due, Owed, Standing, What},
+    message::Item,
+    remote::{Kind, Remote, within},
+    store::Restamp,
+    tags::Stamp,
+};
+use crate::{
+    Error, ErrorKind,
+    sync::{Mutex, lock},
+};
+
+/// Invalidations that the store has not been told.
+#[derive(Default)]
+pub(super) struct Debts {
+    exist: AtomicBool,
+    owed: Mutex<Owed>,
+    /// Whether there is a task that pays.
+    is_paying: AtomicBool,
+    /// Told when that has tried something, and when it ends.
+    tried: Notify,
+}
+
+impl Debts {
+    pub(super) fn len(&self) -> usize {
+        lock(&self.owed).len()
+    }
+}
+
+/// The one task that pays.
+struct Paying<V>(Arc<Remote<V>>);
+
+impl<V: Send + Sync + 'static> Remote<V> {
+    pub(super) fn owe(&self, name: &str, what: What) {
+        let now = self.clock.now();
+        self.change(|owed| owed.owe(name, what, &self.epoch, now));
+    }
+
+    /// What is owed under a name, before the store is told by who invalidates it anew.
+    pub(super) fn owed(&self, name: &str) -> Option<Due> {
+        if self.debts.exist.load(Ordering::Acquire) { lock(&self.debts.owed).debt(name) } else { None }
+    }
+
+    pub(super) fn settle(&self, paid: &[Due]) {
+        if !paid.is_empty() {
+            self.change(|owed| owed.settle(paid));
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Owed)) {
+        let mut owed = lock(&self.debts.owed);
+        change(&mut owed);
+        self.debts.exist.store(owed.len() > 0, Ordering::Release);
+        self.own_events.owes(owed.len());
+    }
+
+    /// Has what is due paid. Nobody waits for it but who asks for a name that is owed, and he for no longer than a
+    /// call may take. An error if one of the names is owed still.
+    pub(super) async fn pay(&self, entries: &[&str], stamps: &[&str]) -> Result<(), Error> {
+        if !self.debts.exist.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.begin_to_pay();
+        let paid = async {
+            loop {
+                // Both before the look at what is owed, so that nothing is missed that is done after it.
+                let tried = self.debts.tried.notified();
+                let is_paying = self.debts.is_paying.load(Ordering::Acquire);
+                let names = entries.iter().chain(stamps).copied();
+                let standing = lock(&self.debts.owed).standing(names, self.clock.now());
+                match standing {
+                    Standing::Paid => return Ok(()),
+                    Standing::Due if is_paying => tried.await,
+                    Standing::Due | Standing::PutOff => {
+                        let problem =
+                            "the remote tier has not been told of an invalidation of what it is asked for";
+                        return Err(Error::new(ErrorKind::Unavailable, problem));
+                    }
+                }
+            }
+        };
+        within(self.timeout, paid).await.inspect_err(|_| self.events.remote_failures.add())
+    }
+
+    /// Starts the task that pays, unless it is running or has nothing to do.
+    fn begin_to_pay(&self) {
+        if !lock(&self.debts.owed).is_due(self.clock.now()) {
+            return;
+        }
+        let Some(remote) = self.me.upgrade() else { return };
+        if !self.debts.is_paying.swap(true, Ordering::AcqRel) {
+            tokio::spawn(Paying(remote).run());
+        }
+    }
+
+    /// Tells the store what is due, until nothing is, or for as long as one announcement covers.
+    async fn pay_all(&self) {
+        let began = self.clock.now();
+        let Ok(link) = self.extend_alone().await else {
+            return self.change(|owed| owed.rest(self.clock.now()));
+        };
+        let mut links: SmallVec<[Link; 2]> = link.into_iter().collect();
+        let mut has_paid = false;
+        while self.clock.now().since(began) <= SETTLING {
+            let due = lock(&self.debts.owed).take(self.clock.now());
+            if due.is_empty() {
+                break;
+            }
+            let (entries, stamps): (Vec<Due>, Vec<Due>) =
+                due.into_iter().partition(|due| due.what == What::Entry);
+            for due in [stamps, entries].iter().filter(|due| !due.is_empty()) {
+                let told = match self.tell(due).await {
+                    Some(Ok(())) if self.clock.now().since(began) > SETTLING => {
+                        let again = self.extend_alone().await;
+                        links.extend(again.iter().copied().flatten());
+                        // If others cannot find out it is as if it had not been told.
+                        again.ok().map(|_| Ok(()))
+                    }
+                    told => told,
+                };
+                let now = self.clock.now();
+                self.change(|owed| match &told {
+                    Some(Ok(())) => owed.settle(due),
+                    Some(Err(_)) => owed.refused(due, now, fastrand::f64()),
+                    None => owed.rest(now),
+                });
+                has_paid |= matches!(told, Some(Ok(())));
+                self.debts.tried.notify_waiters();
+            }
+        }
+        if let Some(coherence) = &self.coherence {
+            // What exactly it was others cannot be told: of entries there are only names. What was not paid is
+            // announced again when it is.
+            let item = has_paid.then_some(&Item::Doubt);
+            links.into_iter().for_each(|link| coherence.publish(link, item));
+        }
+    }
+
+    /// Tells the store debts that are all of entries, or all of stamps; `None` if it is left alone.
+    async fn tell(&self, due: &[Due]) -> Option<Result<(), Error>> {
+        let round = self.passage()?;
+        let names: Vec<&str> = due.iter().map(|due| &*due.name).collect();
+        let change = |(due, name): (&Due, _)| {
+            let What::Stamp(invalidation) = due.what else { return None };
+            // A new one, since an old one may have been in use.
+            Some(Restamp { name, invalidation, stamp: Stamp::random() })
+        };
+        let stamps: Vec<Restamp<'_>> = due.iter().zip(names.iter().copied()).filter_map(change).collect();
+        Some(match stamps.is_empty() {
+            true => self.ask(round, Kind::Write, self.store.remove_many(&names, self.hold)).await,
+            false => self.ask(round, Kind::Write, self.store.restamp(&stamps)).await,
+        })
+    }
+}
+
+impl<V: Send + Sync + 'static> Paying<V> {
+    async fn run(self) {
+        self.0.pay_all().await;
+    }
+}
+
+impl<V> Drop for Paying<V> {
+    fn drop(&mut self) {
+        let Debts { is_paying, tried, .. } = &self.0.debts;
+        is_paying.store(false, Ordering::Release);
+        tried.notify_waiters();
+    }
+}
