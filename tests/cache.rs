@@ -645,6 +645,7 @@ async fn impossible_configuration_is_an_error_that_names_the_field() {
         ("load_timeout", builder().load_timeout(Duration::ZERO).build()),
         ("error_throttle", builder().error_throttle(too_long).build()),
         ("remote_timeout", remote().remote_timeout(Duration::ZERO).build().await),
+        ("remote_soft_timeout", remote().remote_soft_timeout(Duration::ZERO).build().await),
         ("max_staleness", remote().max_staleness(Duration::ZERO).build().await),
     ];
     for (field, result) in cases {

@@ -17,7 +17,7 @@ use std::{
 
 use mcp_perf::{
     Error, ErrorKind,
-    cache::{Cache, Found, Key, Put, Restamp, Store, Written},
+    cache::{Cache, Found, Key, Loaded, Put, Restamp, Store, Written},
     clock::Clock,
     testing::{Calls, Fault, FaultStore, MemoryStore},
 };
@@ -25,6 +25,7 @@ use support::{
     stepped::{Step, Stepped},
     wait::settle,
 };
+use tokio::sync::Notify;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -53,6 +54,8 @@ struct Seen {
     reads: AtomicUsize,
     /// How many names each removal had that was made.
     removals: Mutex<Vec<usize>>,
+    /// The names of the stamps that were changed.
+    restamped: Mutex<Vec<String>>,
 }
 
 impl Picky {
@@ -118,7 +121,9 @@ impl Store for Picky {
 
     async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
         self.judge(&stamps.iter().map(|change| change.name).collect::<Vec<_>>())?;
-        self.store.restamp(stamps).await
+        self.store.restamp(stamps).await?;
+        self.seen.restamped.lock().unwrap().extend(stamps.iter().map(|change| change.name.to_owned()));
+        Ok(())
     }
 
     async fn ping(&self) -> Result<(), Error> {
@@ -205,6 +210,60 @@ async fn entry_whose_carried_tag_is_owed_is_a_miss_though_nobody_asked_for_the_t
             assert_eq!(found, "new", "{case}");
         }
     }
+}
+
+/// Where loaders choose tags: a load that is barred by the stamp of any tag must not see that of its own tag change
+/// before.
+#[tokio::test(start_paused = true)]
+async fn tag_that_could_not_be_invalidated_is_told_after_any_tag_and_bars_the_loads_that_chose_it() {
+    let clock = Clock::tokio();
+    let store = Picky::new(&clock);
+    let node = async |store: Picky| {
+        let cache = Cache::<String>::builder("test").clock(clock.clone()).loader_tags();
+        let cache = cache.load_timeout(600 * SECOND);
+        cache.remote(store).remote_timeout(60 * SECOND).build().await.unwrap()
+    };
+    let (one, two) = (node(store.clone()).await, node(store.end()).await);
+    let (has_read, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let old = {
+        let (two, has_read, go_on) = (two.clone(), Arc::clone(&has_read), Arc::clone(&go_on));
+        let load = || async move {
+            has_read.notify_one();
+            go_on.notified().await;
+            Ok::<_, io::Error>(Loaded::new("old".to_owned()).tags([TAG]))
+        };
+        tokio::spawn(async move { two.get_or_load(&Key::public("a"), load).await })
+    };
+    has_read.notified().await;
+    store.refuse_next();
+    assert_eq!(one.remove_by_tag(TAG).await.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(one.stats().owed, 2);
+    // It concerns nobody who asks for something else.
+    assert_eq!(load(&one, "b", &["named"], "value").await, "value");
+    let chooses = || async { Ok::<_, io::Error>(Loaded::new("value".to_owned()).tags(["another"])) };
+    assert_eq!(one.get_or_load(&Key::public("c"), chooses).await.unwrap(), "value");
+    settle().await;
+    assert_eq!(two.get(&Key::public("c")).await.as_deref(), Some("value"));
+    // Of the tag itself nothing is stored that would have to carry its stamp.
+    let chooses = || async { Ok::<_, io::Error>(Loaded::new("value".to_owned()).tags([TAG])) };
+    assert_eq!(one.get_or_load(&Key::public("d"), chooses).await.unwrap(), "value");
+    settle().await;
+    assert_eq!(two.get(&Key::public("d")).await, None);
+    ask(&one, "b", 30 * SECOND).await;
+    assert_eq!(store.seen.restamped.lock().unwrap().len(), 0);
+
+    store.take_everything();
+    ask(&one, "b", LONGEST_PAUSE).await;
+    assert_eq!(one.stats().owed, 0);
+    let told = store.seen.restamped.lock().unwrap().clone();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].ends_with(":anytag"), "{told:?}");
+    go_on.notify_one();
+    assert_eq!(old.await.unwrap().unwrap(), "old");
+    settle().await;
+    tokio::time::sleep(STALENESS).await;
+    assert_eq!(one.get(&Key::public("a")).await, None);
+    assert_eq!(two.get(&Key::public("a")).await, None);
 }
 
 #[tokio::test(start_paused = true)]

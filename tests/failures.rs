@@ -102,6 +102,134 @@ async fn caller_with_a_stale_value_waits_for_store_and_source_no_longer_than_the
     assert_eq!(watch.elapsed(), hard + soft);
 }
 
+/// A patient cache: what it has read is confirmed for 200 s, so that it is stale before that is over.
+async fn with_soft_timeout(clock: &Clock, store: impl Store) -> Texts {
+    let cache = settings(clock).remote(store).max_staleness(200 * SECOND).remote_timeout(60 * SECOND);
+    cache.remote_soft_timeout(Duration::from_millis(10)).build().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn caller_with_a_confirmed_stale_value_waits_for_the_store_no_longer_than_the_soft_time_out() {
+    for many in [false, true] {
+        let clock = Clock::manual();
+        let store = Stepped::new(MemoryStore::new(clock.clone()));
+        let cache = with_soft_timeout(&clock, store.clone()).await;
+        load(&cache, &key(), &[], "old").await.unwrap();
+        settle().await;
+        clock.advance(150 * SECOND);
+        let hang = store.hold(Step::ReadAnswered);
+        let watch = Watch::start();
+        let found = if many {
+            let new = |keys: Vec<Key<'static>>| async move {
+                Ok::<_, io::Error>(keys.into_iter().map(|key| (key, Ok("new".to_owned()))))
+            };
+            cache.get_or_load_many(&[key()], &[], new).await.pop().unwrap()
+        } else {
+            load(&cache, &key(), &[], "new").await
+        };
+        assert_eq!(found.unwrap(), "old");
+        assert_eq!(watch.elapsed(), Duration::from_millis(10));
+        assert_eq!(cache.stats().stale_hits, 1);
+        // Nor does who comes later wait.
+        assert_eq!(load(&cache, &key(), &[], "newer").await.unwrap(), "old");
+        assert_eq!(watch.elapsed(), Duration::from_millis(10));
+        // The look goes on, and so does the load.
+        drop(hang);
+        let is_new = async || (cache.get_local(&key()).as_deref() == Some("new")).then_some(());
+        until("the look and the load to go on", is_new).await;
+        assert_eq!(cache.stats().loads, 2);
+    }
+}
+
+/// Whether another process removed it by then nobody can tell.
+#[tokio::test(start_paused = true)]
+async fn stale_value_of_a_slow_store_is_served_for_no_longer_than_it_is_confirmed() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let cache = with_soft_timeout(&clock, store.clone()).await;
+    load(&cache, &key(), &[], "old").await.unwrap();
+    settle().await;
+    clock.advance(150 * SECOND);
+    let hang = store.hold(Step::ReadAnswered);
+    assert_eq!(load(&cache, &key(), &[], "new").await.unwrap(), "old");
+    clock.advance(50 * SECOND);
+    let late = tokio::spawn({
+        let cache = cache.clone();
+        async move { load(&cache, &key(), &[], "newer").await }
+    });
+    tokio::time::sleep(SECOND).await;
+    assert!(!late.is_finished(), "served what may have been removed");
+    drop(hang);
+    assert_eq!(late.await.unwrap().unwrap(), "new");
+}
+
+/// Which the entry carries and the caller does not name: they are asked for in a second question.
+#[tokio::test(start_paused = true)]
+async fn soft_time_out_of_the_store_holds_for_the_stamps_of_other_tags_as_well() {
+    for many in [false, true] {
+        let clock = Clock::manual();
+        let store = Stepped::new(MemoryStore::new(clock.clone()));
+        let cache = with_soft_timeout(&clock, store.clone()).await;
+        load(&cache, &key(), &["tag"], "old").await.unwrap();
+        settle().await;
+        clock.advance(150 * SECOND);
+        let mut first = store.hold(Step::ReadAnswered);
+        let watch = Watch::start();
+        let answer = tokio::spawn({
+            let cache = cache.clone();
+            let new = |keys: Vec<Key<'static>>| async move {
+                Ok::<_, io::Error>(keys.into_iter().map(|key| (key, Ok("new".to_owned()))))
+            };
+            async move {
+                match many {
+                    true => cache.get_or_load_many(&[key()], &[], new).await.pop().unwrap(),
+                    false => load(&cache, &key(), &[], "new").await,
+                }
+            }
+        });
+        first.reached().await;
+        let mut second = store.hold(Step::ReadAnswered);
+        first.go_on();
+        second.reached().await;
+        assert_eq!(answer.await.unwrap().unwrap(), "old", "many: {many}");
+        assert_eq!(watch.elapsed(), Duration::from_millis(10));
+    }
+}
+
+/// The store is slow, and nobody knows of the load yet.
+#[tokio::test(start_paused = true)]
+async fn value_that_was_made_to_expire_is_not_served_because_the_store_is_slow() {
+    for by_tag in [false, true] {
+        let clock = Clock::manual();
+        let store = Stepped::new(MemoryStore::new(clock.clone()));
+        let cache = with_soft_timeout(&clock, store.clone()).await;
+        load(&cache, &key(), &["tag"], "old").await.unwrap();
+        settle().await;
+        match by_tag {
+            true => cache.expire_by_tag("tag").await.unwrap(),
+            false => cache.expire(&key()).await.unwrap(),
+        }
+        let _hang = store.hold(Step::ReadAnswered);
+        let watch = Watch::start();
+        assert_eq!(load(&cache, &key(), &["tag"], "new").await.unwrap(), "new", "by tag: {by_tag}");
+        assert_eq!(watch.elapsed(), 60 * SECOND);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn value_that_is_no_longer_confirmed_is_not_served_because_the_store_is_slow() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let cache = with_soft_timeout(&clock, store.clone()).await;
+    load(&cache, &key(), &[], "old").await.unwrap();
+    settle().await;
+    clock.advance(250 * SECOND);
+    let _hang = store.hold(Step::ReadAnswered);
+    let watch = Watch::start();
+    assert_eq!(load(&cache, &key(), &[], "new").await.unwrap(), "new");
+    assert_eq!(watch.elapsed(), 60 * SECOND);
+}
+
 #[tokio::test(start_paused = true)]
 async fn caller_with_nothing_waits_for_a_store_that_hangs_no_longer_than_the_time_out() {
     let clock = Clock::manual();

@@ -128,6 +128,8 @@ struct Mixture {
     faults: f64,
     /// Whether a key is loaded once for all nodes.
     shares_loads: bool,
+    /// Whether every other load chooses its tags, instead of being given them.
+    chooses_tags: bool,
     /// For how long what is past its time may stand in for loads, some of which fail then. Nothing is lost on the way
     /// to the store, and nobody is cut off: while a node cannot ask, what was removed may stand in as well.
     stale: Duration,
@@ -144,6 +146,7 @@ impl Mixture {
             load: random.choice([50, 1_000, 14_000]).unwrap() * MILLISECOND,
             faults: random.choice([0.2, 1.0, 1.8]).unwrap(),
             shares_loads: false,
+            chooses_tags: false,
             stale: Duration::ZERO,
         }
     }
@@ -161,6 +164,7 @@ fn draw_large(seed: u64) -> (Mixture, Vec<Step>) {
         load: 50 * MILLISECOND,
         faults: 1.0,
         shares_loads: false,
+        chooses_tags: false,
         stale: Duration::ZERO,
     };
     let mut large = || {
@@ -173,6 +177,22 @@ fn draw_large(seed: u64) -> (Mixture, Vec<Step>) {
         Step { key: KEYS + step.key % 2, action, ..step }
     };
     (mixture, (0..STEPS / 2).map(|_| large()).collect())
+}
+
+/// Tags are removed often, seldom enough that some loads meet with none, and it is they that decide what is served.
+fn draw_choosing(seed: u64) -> (Mixture, Vec<Step>) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mixture = Mixture { chooses_tags: true, cuts: 2, load: SECOND, ..Mixture::draw(&mut random) };
+    let mut step = || {
+        let step = draw_step(&mixture, &mut random);
+        let action = match step.action {
+            Action::Invalidate(How::Remove, caller) => Action::Invalidate(How::RemoveTag, caller),
+            Action::Invalidate(How::Expire, caller) => Action::Invalidate(How::ExpireTag, caller),
+            action => action,
+        };
+        Step { action, ..step }
+    };
+    (mixture, (0..STEPS).map(|_| step()).collect())
 }
 
 /// Loads fail now and then, and what expired stands in for them.
@@ -268,6 +288,8 @@ struct Run {
     unchanged: u64,
     /// How often a stale value was served.
     stale_hits: u64,
+    /// How many loaded values were not stored.
+    fenced: u64,
 }
 
 /// Runs steps on nodes in front of what `broken` makes of a store.
@@ -286,7 +308,10 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
         for _ in 0..NODES {
             let view = network.node();
             let cache = Cache::builder("test").clock(clock.clone()).time_to_live(BOUNDS.time_to_live);
-            let cache = cache.stale_if_error(mixture.stale);
+            let mut cache = cache.stale_if_error(mixture.stale);
+            if mixture.chooses_tags {
+                cache = cache.loader_tags();
+            }
             let mut cache = cache.remote(view.clone()).max_staleness(BOUNDS.max_staleness);
             if mixture.shares_loads {
                 cache = cache.share_loads(SECOND);
@@ -313,7 +338,10 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
             match step.action {
                 Action::Cut(calls) => view.cut(calls),
                 Action::Join => view.join(),
-                _ => drop(tokio::spawn(act(history.clone(), node.clone(), step.clone()))),
+                _ => {
+                    let (history, node) = (history.clone(), node.clone());
+                    drop(tokio::spawn(act(history, node, step.clone(), mixture.chooses_tags)));
+                }
             }
         }
         network.calm();
@@ -332,11 +360,12 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
         let faults = faults.iter().sum();
         let unchanged = nodes.iter().map(|(node, _)| node.cache().stats().remote_unchanged).sum();
         let stale_hits = nodes.iter().map(|(node, _)| node.cache().stats().stale_hits).sum();
-        Run { history, violations, faults, unchanged, stale_hits }
+        let fenced = nodes.iter().map(|(node, _)| node.cache().stats().fenced).sum();
+        Run { history, violations, faults, unchanged, stale_hits, fenced }
     })
 }
 
-async fn act(history: History, node: Node, step: Step) {
+async fn act(history: History, node: Node, step: Step, chooses_tags: bool) {
     let (key, tag) = (key(step.key), tag(step.key));
     let tags = [&*tag];
     match step.action {
@@ -351,6 +380,9 @@ async fn act(history: History, node: Node, step: Step) {
             let value = history.read(&key);
             history.write(&key);
             let _ = node.insert(value, &tags).await;
+        }
+        Action::Load { before, after, patience } if chooses_tags && before.as_nanos() % 2 == 0 => {
+            let _ = timeout(patience, node.load_choosing(&key, &tags, before, after)).await;
         }
         Action::Load { before, after, patience } => {
             let _ = timeout(patience, node.load(&key, &tags, before, after)).await;
@@ -486,6 +518,25 @@ fn seeded_histories_with_stale_values_that_stand_in_have_no_stale_read_where_non
     }
 }
 
+#[test]
+fn seeded_histories_of_tags_that_loaders_choose_have_no_stale_read_beyond_the_bound() {
+    let (first, histories) = (number("MCP_PERF_FIRST_SEED", 1), number("MCP_PERF_HISTORIES", 3));
+    for seed in first..first + histories {
+        for shares_loads in [false, true] {
+            let (mut mixture, steps) = draw_choosing(seed);
+            mixture.shares_loads = shares_loads;
+            let Run { history, violations, fenced, .. } = run(seed, &mixture, &steps, |store| store);
+            let (calls, values) = (history.calls().len(), history.values());
+            println!("seed {seed}: {calls} calls, {values} values, {fenced} fenced, {mixture:?}");
+            if let Some(violation) = violations.first() {
+                panic!("seed {seed}, {} violations, the first: {violation}", violations.len());
+            }
+            // Or the history proves nothing.
+            assert!(5 * values > calls && fenced > 5, "{values} of {calls} calls, {fenced} fenced");
+        }
+    }
+}
+
 // ===== the check can fail =====
 
 /// A store that breaks its contract in one way.
@@ -511,6 +562,8 @@ enum Defect {
     DropsInvalidations,
     /// A removal leaves nothing that would refuse a write from before it.
     ForgetsRemovals,
+    /// The stamp of any tag never changes.
+    ForgetsAnyTag,
     /// Entries live for ever.
     ForgetsLives,
     /// Writes are made whatever their fence is.
@@ -587,11 +640,12 @@ impl Store for Broken {
     }
 
     async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
-        let is_dropped = |invalidation| match self.how {
-            Defect::DropsExpiries => invalidation == Invalidation::Expire,
+        let is_dropped = |change: &Restamp<'_>| match self.how {
+            Defect::DropsExpiries => change.invalidation == Invalidation::Expire,
+            Defect::ForgetsAnyTag => change.name.ends_with(":anytag"),
             how => how == Defect::DropsInvalidations,
         };
-        if stamps.iter().any(|change| is_dropped(change.invalidation)) {
+        if stamps.iter().any(is_dropped) {
             return Ok(());
         }
         self.inner.restamp(stamps).await
@@ -636,6 +690,10 @@ fn stale_reads_are_found_where_a_store_breaks_its_contract() {
     }
     let defect = Defect::DropsExpiries;
     let found = breaches(draw_stale, defect, false, |breach| matches!(breach, Breach::Stale { .. }));
+    println!("{defect:?}: {found}");
+    assert!(found > 0, "{defect:?}");
+    let defect = Defect::ForgetsAnyTag;
+    let found = breaches(draw_choosing, defect, false, |breach| matches!(breach, Breach::Stale { .. }));
     println!("{defect:?}: {found}");
     assert!(found > 0, "{defect:?}");
     let defect = Defect::AnswersOldPeeks;

@@ -65,6 +65,7 @@ pub(super) struct Settings<V> {
     pub(super) load_timeout: Duration,
     pub(super) max_loads: Option<usize>,
     pub(super) error_throttle: Duration,
+    pub(super) loader_tags: bool,
     /// Which errors a stale value may stand in for; all unless set.
     pub(super) serve_stale_if: Option<MayStandIn>,
     pub(super) clock: Clock,
@@ -91,6 +92,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             load_timeout: 30 * SECOND,
             max_loads: None,
             error_throttle: Duration::from_millis(100),
+            loader_tags: false,
             serve_stale_if: None,
             clock: Clock::system(),
         };
@@ -221,6 +223,42 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         self
     }
 
+    /// Lets loaders choose tags, by [`Loaded::tags`](super::Loaded::tags). Not unless set.
+    ///
+    /// Tags that a call names are noted before its load, so that what was read before one of them was removed is never
+    /// stored. Of those that a loader chooses nobody knows before, so the load is barred by the invalidation of *any*
+    /// tag of the cache while it runs: its callers get the value, it is not stored
+    /// ([`Stats::fenced`](super::Stats::fenced)), and in the place of [`refresh`](Cache::refresh) nothing is left. Who
+    /// asks for a value after an invalidation of any tag does not join a load from before it, whatever that chooses.
+    /// Where tags are removed many times in the time that a load takes, name them instead, in a cache without this.
+    ///
+    /// With a [remote tier](Self::remote) it costs one small read more with every look, which travels along; a round
+    /// trip more for every look that finds tags that the call does not name; two after a load that chooses tags, within
+    /// its [`load_timeout`](Self::load_timeout); and one with every invalidation of a tag. **All processes that share
+    /// the cache need it, or none may have it**: one without it removes tags in a way that those with it do not notice.
+    /// To turn it on in a fleet that is running, rename the cache.
+    ///
+    /// ```
+    /// use mcp_perf::cache::{Cache, Key, Loaded};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let articles: Cache<String> = Cache::builder("articles").loader_tags().build()?;
+    /// let (title, authors) = ("On computable numbers", ["turing"]);
+    /// articles
+    ///     .get_or_load(&Key::public("42"), move || async move {
+    ///         let tags = authors.map(|author| format!("author:{author}"));
+    ///         Ok::<_, std::io::Error>(Loaded::new(title.to_owned()).tags(tags))
+    ///     })
+    ///     .await?;
+    /// articles.remove_by_tag("author:turing").await?;
+    /// assert_eq!(articles.get(&Key::public("42")).await, None);
+    /// # Ok(()) }
+    /// ```
+    pub fn loader_tags(mut self) -> Self {
+        self.settings.loader_tags = true;
+        self
+    }
+
     /// After how long a running loader is dropped and its waiters get an error: 30 seconds unless set, more
     /// than zero and at most an hour.
     pub fn load_timeout(mut self, timeout: Duration) -> Self {
@@ -293,6 +331,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             store: Arc::new(store),
             bus: None,
             timeout: Duration::from_millis(250),
+            soft_timeout: None,
             max_staleness: 5 * SECOND,
             lease: None,
             optional: false,
@@ -354,6 +393,7 @@ pub struct RemoteCacheBuilder<V> {
     store: Arc<dyn ErasedStore>,
     bus: Option<Arc<dyn ErasedBus>>,
     timeout: Duration,
+    soft_timeout: Option<Duration>,
     max_staleness: Duration,
     lease: Option<Duration>,
     optional: bool,
@@ -405,6 +445,21 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
     /// than zero and at most a minute.
     pub fn remote_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// How long callers wait for the store where there is a stale value to serve instead: for the
+    /// [`remote_timeout`](Self::remote_timeout) unless set, more than zero; ten times what the store usually takes is
+    /// a good choice. The look into the store goes on, and the load after it if there is one.
+    ///
+    /// It means nothing without [`stale_if_error`](CacheBuilder::stale_if_error) or
+    /// [`stale_while_revalidate`](CacheBuilder::stale_while_revalidate). Served is only what could be served from
+    /// memory if it were fresh: what the store has confirmed within the [`max_staleness`](Self::max_staleness), or the
+    /// [bus](Self::bus) covers, and what was not made to [`expire`](Cache::expire). A store that is slow is no reason to
+    /// serve what another process may have removed longer ago. Once a load is to begin,
+    /// [`soft_timeout`](CacheBuilder::soft_timeout) counts.
+    pub fn remote_soft_timeout(mut self, timeout: Duration) -> Self {
+        self.soft_timeout = Some(timeout);
         self
     }
 
@@ -505,6 +560,8 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             return Err(Error::configuration("max_value", "must be 1 byte to 512 MiB"));
         }
         within("remote_timeout", self.timeout, Duration::from_nanos(1), 60 * SECOND)?;
+        let soft_timeout = self.soft_timeout.unwrap_or(self.timeout);
+        within("remote_soft_timeout", soft_timeout, Duration::from_nanos(1), 60 * SECOND)?;
         within("max_staleness", self.max_staleness, Duration::from_nanos(1), MAX_TIME_TO_LIVE)?;
         if let Some(lease) = self.lease {
             // It is prolonged half way, which may take as long as a call does.
@@ -541,7 +598,9 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             format: Format::new(&self.local.name, self.codec, self.compression, self.schema, self.max_value),
             cache: self.local.name.as_str().into(),
             epoch: envelope::epoch_name(&self.local.name).into(),
+            any_tag: self.local.loader_tags.then(|| envelope::any_tag_name(&self.local.name).into()),
             timeout: self.timeout,
+            soft_timeout: self.soft_timeout,
             // A load may begin just before the removal, read for `timeout`, run, and write for `timeout`.
             hold: self.local.load_timeout + 4 * self.timeout + 5 * SECOND,
             lease: self.lease,
@@ -571,6 +630,7 @@ impl<V> fmt::Debug for Settings<V> {
             .field("load_timeout", &self.load_timeout)
             .field("max_loads", &self.max_loads)
             .field("error_throttle", &self.error_throttle)
+            .field("loader_tags", &self.loader_tags)
             .field("clock", &self.clock)
             .finish_non_exhaustive()
     }
@@ -591,6 +651,7 @@ impl<V> fmt::Debug for RemoteCacheBuilder<V> {
             .field("schema", &self.schema)
             .field("max_value", &self.max_value)
             .field("remote_timeout", &self.timeout)
+            .field("remote_soft_timeout", &self.soft_timeout)
             .field("max_staleness", &self.max_staleness)
             .field("share_loads", &self.lease)
             .field("remote_optional", &self.optional)

@@ -6,7 +6,8 @@
 //! then on: one that the store will not take, or not in time, must not keep the others waiting. Each has its own pause,
 //! from [`FIRST_PAUSE`] doubling to [`LONGEST_PAUSE`], a fifth more or less. Besides, after one was refused alone
 //! everything rests for [`FIRST_PAUSE`], so that a store that refuses all of them is asked ten times a second, however
-//! much is owed to it. That the tier was away is no debt's fault: whether it is asked then is up to its
+//! much is owed to it. Where loaders choose tags, the stamp of any tag goes before those of tags (see
+//! [`chosen`](super::chosen)). That the tier was away is no debt's fault: whether it is asked then is up to its
 //! [gate](super::availability).
 //!
 //! Deciding is pure: time comes in, what to try comes out. That whoever failed goes alone is as in
@@ -34,6 +35,19 @@ pub(super) enum What {
     /// An entry that is to be removed.
     Entry,
     Stamp(Invalidation),
+    /// The stamp of a tag, where that of any tag changes before it.
+    Tag(Invalidation),
+    /// The stamp of any tag.
+    AnyTag,
+}
+
+impl What {
+    pub(super) fn invalidation(self) -> Invalidation {
+        match self {
+            Self::Entry | Self::AnyTag => Invalidation::Remove,
+            Self::Stamp(invalidation) | Self::Tag(invalidation) => invalidation,
+        }
+    }
 }
 
 /// All debts of one cache to its store.
@@ -41,11 +55,17 @@ pub(super) enum What {
 pub(super) struct Owed {
     debts: HashMap<Arc<str>, Debt>,
     /// The names, by when they are to be tried.
-    queue: BTreeMap<(Instant, u64), Arc<str>>,
+    queue: Queue,
+    /// Those that wait for any tag, if that is owed.
+    tags: Queue,
     number: u64,
+    /// The name of the stamp of any tag, while that is owed.
+    any_tag: Option<Arc<str>>,
     /// Nothing is tried before.
     rests_until: Instant,
 }
+
+type Queue = BTreeMap<(Instant, u64), Arc<str>>;
 
 #[derive(Debug)]
 struct Debt {
@@ -64,6 +84,12 @@ pub(super) struct Due {
     pub(super) name: Arc<str>,
     pub(super) what: What,
     number: u64,
+}
+
+impl Due {
+    fn of(name: &Arc<str>, debt: &Debt) -> Self {
+        Self { name: Arc::clone(name), what: debt.what, number: debt.number }
+    }
 }
 
 /// How it stands with names that somebody asks for.
@@ -89,29 +115,34 @@ impl Owed {
         let number = self.number;
         let (mut debt, name) = match self.debts.remove_entry(name) {
             Some((name, debt)) => {
-                self.queue.remove(&(debt.due, debt.number));
+                self.queue_of(debt.what).remove(&(debt.due, debt.number));
                 (debt, name)
             }
             None => (Debt { what, number, due: now, goes_alone: false, refusals: 0 }, name.into()),
         };
         // A removal outlasts an expiry that comes after it.
-        if debt.what != What::Stamp(Invalidation::Remove) {
+        if debt.what.invalidation() != Invalidation::Remove {
             debt.what = what;
         }
         debt.number = number;
-        self.queue.insert((debt.due, number), Arc::clone(&name));
+        if what == What::AnyTag {
+            self.any_tag = Some(Arc::clone(&name));
+        }
+        self.queue_of(debt.what).insert((debt.due, number), Arc::clone(&name));
         self.debts.insert(name, debt);
         if self.debts.len() > MOST_DEBTS {
-            (self.debts, self.queue) = (HashMap::new(), BTreeMap::new());
+            *self = Self { number, rests_until: self.rests_until, ..Self::default() };
             self.owe(everything, What::Stamp(Invalidation::Remove), everything, now);
         }
     }
 
     /// How it stands with these names.
     pub(super) fn standing<'a>(&self, names: impl Iterator<Item = &'a str>, now: Instant) -> Standing {
+        let any_tag_due = self.any_tag().map(|(_, debt)| debt.due);
         let mut standing = Standing::Paid;
         for debt in names.filter_map(|name| self.debts.get(name)) {
-            if debt.due > now {
+            let is_behind = matches!(debt.what, What::Tag(_)) && any_tag_due.is_some_and(|due| due > now);
+            if debt.due > now || is_behind {
                 return Standing::PutOff;
             }
             standing = Standing::Due;
@@ -121,13 +152,14 @@ impl Owed {
 
     /// What is owed under a name, to be [settled](Self::settle) by who tells the store himself.
     pub(super) fn debt(&self, name: &str) -> Option<Due> {
-        let (name, Debt { what, number, .. }) = self.debts.get_key_value(name)?;
-        Some(Due { name: Arc::clone(name), what: *what, number: *number })
+        self.debts.get_key_value(name).map(|(name, debt)| Due::of(name, debt))
     }
 
     /// Whether there is anything to try.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        now >= self.rests_until && self.queue.first_key_value().is_some_and(|((due, _), _)| *due <= now)
+        let is_first_due = |queue: &Queue| queue.first_key_value().is_some_and(|((due, _), _)| *due <= now);
+        now >= self.rests_until
+            && (is_first_due(&self.queue) || self.any_tag.is_none() && is_first_due(&self.tags))
     }
 
     /// What is to be tried in one attempt; nothing if nothing is due.
@@ -136,12 +168,25 @@ impl Owed {
         if !self.is_due(now) {
             return taken;
         }
-        for ((due, _), name) in self.queue.iter().take(CHUNK) {
+        if let Some((name, debt)) = self.any_tag().filter(|(_, debt)| debt.due <= now) {
+            return vec![Due::of(name, debt)];
+        }
+        // By turns, so that neither waits for the other.
+        let no_tags = Queue::new();
+        let tags = if self.any_tag.is_none() { &self.tags } else { &no_tags };
+        let (mut queue, mut tags) = (self.queue.iter().peekable(), tags.iter().peekable());
+        while taken.len() < CHUNK {
+            let next = match (queue.peek(), tags.peek()) {
+                (Some((key, _)), Some((tag, _))) if tag < key => tags.next(),
+                (Some(_), _) => queue.next(),
+                (None, _) => tags.next(),
+            };
+            let Some(((due, _), name)) = next else { break };
             let Some(debt) = self.debts.get(name).filter(|_| *due <= now) else { break };
             if debt.goes_alone && !taken.is_empty() {
                 break;
             }
-            taken.push(Due { name: Arc::clone(name), what: debt.what, number: debt.number });
+            taken.push(Due::of(name, debt));
             if debt.goes_alone {
                 break;
             }
@@ -149,12 +194,22 @@ impl Owed {
         taken
     }
 
+    fn any_tag(&self) -> Option<(&Arc<str>, &Debt)> {
+        self.debts.get_key_value(self.any_tag.as_ref()?)
+    }
+
+    fn queue_of(&mut self, what: What) -> &mut Queue {
+        if matches!(what, What::Tag(_)) { &mut self.tags } else { &mut self.queue }
+    }
+
     /// The store was told. What was owed anew meanwhile still is.
     pub(super) fn settle(&mut self, paid: &[Due]) {
         for Due { name, number, .. } in paid {
             if let Some(debt) = self.debts.get(name).filter(|debt| debt.number == *number) {
-                self.queue.remove(&(debt.due, debt.number));
+                let (what, place) = (debt.what, (debt.due, debt.number));
+                self.queue_of(what).remove(&place);
                 self.debts.remove(name);
+                self.any_tag.take_if(|any_tag| any_tag == name);
             }
         }
     }
@@ -165,14 +220,17 @@ impl Owed {
         for Due { name, .. } in tried {
             // Owed anew meanwhile, it is as unwelcome as before.
             let Some(debt) = self.debts.get_mut(name) else { continue };
-            self.queue.remove(&(debt.due, debt.number));
+            let before = (debt.due, debt.number);
             debt.goes_alone = true;
             debt.due = now;
             if was_alone {
                 debt.due = now.after(pause(debt.refusals).mul_f64(0.8 + 0.4 * draw));
                 debt.refusals = debt.refusals.saturating_add(1);
             }
-            self.queue.insert((debt.due, debt.number), Arc::clone(name));
+            let (what, after) = (debt.what, (debt.due, debt.number));
+            let queue = self.queue_of(what);
+            queue.remove(&before);
+            queue.insert(after, Arc::clone(name));
         }
         if was_alone {
             self.rest(now);
@@ -213,6 +271,43 @@ mod tests {
 
     fn names(due: &[Due]) -> Vec<&str> {
         due.iter().map(|due| &*due.name).collect()
+    }
+
+    /// The stamp of a tag may change once that of any tag has, and no sooner.
+    #[test]
+    fn stamp_of_any_tag_goes_first_and_alone_and_keeps_other_tags_waiting_until_it_is_taken() {
+        let mut owed = owing(&["entry"]);
+        owed.owe("epoch", REMOVE, "epoch", at(0));
+        owed.owe("tag", What::Tag(Invalidation::Remove), "epoch", at(0));
+        owed.owe("any", What::AnyTag, "epoch", at(1));
+        let first = owed.take(at(1));
+        assert_eq!(names(&first), ["any"]);
+        owed.refused(&first, at(1), MIDDLE);
+        // It rests, and is put off for as long.
+        assert!(!owed.is_due(at(100)));
+        let again = owed.take(at(101));
+        assert_eq!(names(&again), ["any"]);
+        owed.refused(&again, at(101), MIDDLE);
+        assert_eq!(names(&owed.take(at(250))), ["entry", "epoch"], "what it does not concern");
+        assert_eq!(standing(&owed, "tag", at(250)), Standing::PutOff);
+        assert_eq!(standing(&owed, "tag", at(301)), Standing::Due);
+        owed.settle(&owed.take(at(250)));
+        assert!(!owed.is_due(at(250)), "the tag alone");
+        let last = owed.take(at(301));
+        assert_eq!(names(&last), ["any"]);
+        owed.settle(&last);
+        owed.owe("later", What::Entry, "epoch", at(301));
+        assert_eq!(names(&owed.take(at(301))), ["tag", "later"]);
+    }
+
+    #[test]
+    fn too_many_debts_take_the_stamp_of_any_tag_along() {
+        let mut owed = Owed::default();
+        owed.owe("any", What::AnyTag, "epoch", at(0));
+        let what = What::Tag(Invalidation::Remove);
+        (0..MOST_DEBTS).for_each(|name| owed.owe(&name.to_string(), what, "epoch", at(0)));
+        assert_eq!(names(&owed.take(at(0))), ["epoch"]);
+        assert_eq!(owed.len(), 1);
     }
 
     fn standing(owed: &Owed, name: &str, now: Instant) -> Standing {

@@ -304,6 +304,11 @@ pub(crate) fn epoch_name(cache: &str) -> String {
     format!("{cache}:{VERSION}:epoch")
 }
 
+/// The name of the stamp that every invalidation of a tag changes, where loaders choose tags.
+pub(crate) fn any_tag_name(cache: &str) -> String {
+    format!("{cache}:{VERSION}:anytag")
+}
+
 /// The name of the named cache's ledger, an entry that every announcement changes.
 pub(crate) fn ledger_name(cache: &str) -> String {
     format!("{cache}:{VERSION}:ledger")

@@ -95,7 +95,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     fn explain_local(&self, entry: &Entry<V>, now: Instant) -> LocalState {
         let kept = entry.times().dies_at.since(now);
         if !entry.is_left(&self.epoch) {
-            let tag = entry.removed_tag().and_then(|cell| self.tags.name_of(cell));
+            let tag = entry.removed_tag().map(|cell| cell.name().to_string());
             return LocalState::Removed { tag };
         }
         if kept.is_zero() {
@@ -122,8 +122,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Some(envelope) = Envelope::open(&stored.bytes, key) else { return Ok(RemoteState::Foreign) };
         let names: Vec<&str> = envelope.tags.iter().map(|(tag, _)| *tag).collect();
         let carried: Vec<_> = envelope.tags.iter().map(|(_, stamp)| *stamp).collect();
-        let stamps = if names.is_empty() { vec![read.epoch] } else { remote.stamps(&names).await? };
-        if stamps.first() != Some(&envelope.epoch) || stamps[1..] != carried {
+        let stamps = if names.is_empty() { read.stamps } else { remote.stamps(&names).await? };
+        if stamps.epoch != envelope.epoch || stamps.tags != carried {
             return Ok(RemoteState::Invalidated);
         }
         let left = envelope.value_left(stored.remaining);

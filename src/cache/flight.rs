@@ -14,7 +14,8 @@
 //! when it began ([`Began`]), and who finds that they have been since then fences it and starts anew. What other
 //! processes removed meanwhile no flight knows, so nobody joins one that has been under way for longer than what is
 //! read may be stale: a second one takes its place in the table, and the first may no longer store in memory. It is not
-//! fenced, and may offer its value to the remote tier, or a value that takes so long would be shared by nobody.
+//! fenced, and may offer its value to the remote tier, or a value that takes so long would be shared by nobody. So it is
+//! with one that may choose its tags when any tag was removed: whether that concerns it is known when it has chosen.
 //!
 //! A load runs in a task of its own, so no caller's cancellation can take it down. Its [`Lead`] lands
 //! on drop: a panicking loader releases every waiter with an error. A flight that has a stale value and takes
@@ -135,7 +136,7 @@ impl<V> Flights<V> {
             Some(outdated) if !outdated.began.is_current(epoch) => {
                 outdated.fenced.store(true, Ordering::Release);
             }
-            Some(flight) if flight.began.is_before(&began) < too_long => {
+            Some(flight) if flight.began.is_free_to_choose() && flight.began.is_before(&began) < too_long => {
                 return Boarding::Join(Arc::clone(flight));
             }
             Some(_) | None => {}

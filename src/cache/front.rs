@@ -15,8 +15,9 @@ use super::{
     local::Local,
     remote::Remote,
     stats::{Events, Stats},
-    tags::{Cell, Invalidation, Stamp},
+    tags::{Invalidation, Stamp},
     tiers::{Kept, Remembered, Tiers},
+    write::all,
 };
 use crate::{Error, ErrorKind};
 
@@ -163,7 +164,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// As [`get_or_load`](Self::get_or_load), and an entry that is loaded carries `tags`.
     ///
     /// Tags are given before the load, not by it: what a tag stood for *before* the value was read decides
-    /// whether the value may be stored.
+    /// whether the value may be stored. What only the value tells its loader may choose, where the cache was built
+    /// with [`loader_tags`](CacheBuilder::loader_tags).
     ///
     /// # Errors
     ///
@@ -305,7 +307,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// The loader is given the keys that nobody else is loading, and answers with pairs, in any order: what it does
     /// not mention is [not found](Loaded::not_found), and an error of one key is no error of the others. What others
-    /// are loading is waited for, not loaded twice. All entries that are loaded carry `tags`.
+    /// are loading is waited for, not loaded twice. All entries that are loaded carry `tags`; for tags of its own see
+    /// [`Loaded::tags`].
     ///
     /// # Errors
     ///
@@ -387,8 +390,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         tags: &[&str],
         value: impl Into<Loaded<V>>,
     ) -> Result<(), Error> {
-        let Loaded { what, time_to_live, validator, cost, store } = value.into();
-        let captured = self.0.capture(tags);
+        let Loaded { what, time_to_live, validator, cost, tags: more, store } = value.into();
+        let captured = self.0.capture(&all(tags, &more));
         let policy = &self.0.settings.policy;
         let (content, fresh) = match what {
             What::Value(value) => (Ok(value), policy.life(time_to_live, key, captured.at)),
@@ -488,8 +491,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// # Ok(()) }
     /// ```
     pub async fn remove_by_tag(&self, tag: &str) -> Result<(), Error> {
-        let cell = self.0.tags.known(tag);
-        self.restamp(cell, Some(tag.to_owned()), Invalidation::Remove).await
+        self.restamp(Some(tag.to_owned()), Invalidation::Remove).await
     }
 
     /// Makes every value stale that carries the tag, as [`expire`](Self::expire) does for one, in time that does not
@@ -503,8 +505,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// Once polled it is carried out.
     pub async fn expire_by_tag(&self, tag: &str) -> Result<(), Error> {
-        let cell = self.0.tags.known(tag);
-        self.restamp(cell, Some(tag.to_owned()), Invalidation::Expire).await
+        self.restamp(Some(tag.to_owned()), Invalidation::Expire).await
     }
 
     /// Makes every value of this cache stale; as [`expire_by_tag`](Self::expire_by_tag) for a tag that all of them
@@ -518,7 +519,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// Once polled it is carried out.
     pub async fn expire_all(&self) -> Result<(), Error> {
-        self.restamp(Some(Arc::clone(&self.0.epoch)), None, Invalidation::Expire).await
+        self.restamp(None, Invalidation::Expire).await
     }
 
     /// Removes every value of this cache from both tiers; as [`remove_by_tag`](Self::remove_by_tag) for a
@@ -532,33 +533,24 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// Once polled it is carried out.
     pub async fn clear(&self) -> Result<(), Error> {
-        let done = self.restamp(Some(Arc::clone(&self.0.epoch)), None, Invalidation::Remove).await;
+        let done = self.restamp(None, Invalidation::Remove).await;
         self.0.local.clear();
         done
     }
 
-    async fn restamp(
-        &self,
-        cell: Option<Arc<Cell>>,
-        tag: Option<String>,
-        invalidation: Invalidation,
-    ) -> Result<(), Error> {
-        let Some(_) = &self.0.remote else {
-            cell.inspect(|cell| cell.bump(invalidation, None));
+    async fn restamp(&self, tag: Option<String>, invalidation: Invalidation) -> Result<(), Error> {
+        if self.0.remote.is_none() {
+            self.0.bump(tag.as_deref(), invalidation, None);
             return Ok(());
-        };
+        }
         let stamp = Stamp::random();
-        cell.inspect(|cell| cell.bump(invalidation, Some(stamp)));
+        self.0.bump(tag.as_deref(), invalidation, Some(stamp));
         let tiers = Arc::clone(&self.0);
         detached(async move {
             let Some(remote) = &tiers.remote else { return Ok(()) };
             let done = remote.restamp(tag.as_deref(), invalidation, stamp).await;
             // Again, and looked up again, for whatever noted the old stamp before the new one was written.
-            let cell = match tag.as_deref() {
-                Some(tag) => tiers.tags.known(tag),
-                None => Some(Arc::clone(&tiers.epoch)),
-            };
-            cell.inspect(|cell| cell.bump(invalidation, Some(stamp)));
+            tiers.bump(tag.as_deref(), invalidation, Some(stamp));
             done
         })
         .await

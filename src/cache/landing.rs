@@ -29,16 +29,16 @@ pub(super) struct Shared<V: Clone + Send + Sync + 'static> {
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
-    /// Lands with what the loader returned, and returns what is to be offered to other processes.
+    /// Lands with what the loader returned at `now`, and returns what is to be offered to other processes.
     pub(super) fn settle(
         &self,
         flying: Flying<V>,
         loaded: Result<Loaded<V>, Error>,
+        now: Instant,
         load_cost: Duration,
     ) -> Option<Shared<V>> {
-        let now = self.clock.now();
         let key = flying.lead.key().into_owned();
-        let Loaded { what, time_to_live, mut validator, cost, store } = match loaded {
+        let Loaded { what, time_to_live, mut validator, cost, store, .. } = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 self.fail(flying, error, now);

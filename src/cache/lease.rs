@@ -98,7 +98,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 // A lease is for a load that runs, and a place for one that may.
                 let (placed, place) = self.place_for(flying, patience).await?;
                 flying = placed;
-                if self.claim(remote, lease, &mut flying).await {
+                if self.claim(remote, lease, &mut flying, patience).await {
                     return Some((flying, place));
                 }
             }
@@ -115,7 +115,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 self.fail(flying, Error::new(ErrorKind::TimedOut, problem), self.clock.now());
                 return None;
             }
-            flying = self.look_again(remote, flying, theirs.as_ref()).await?;
+            flying = self.look_again(remote, flying, theirs.as_ref(), patience).await?;
             self.release_at_once(&flying);
             theirs = Theirs::in_the_way_of(&flying, theirs, self.clock.now(), lease);
         }
@@ -142,9 +142,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         remote: &Remote<V>,
         mut flying: Flying<V>,
         theirs: Option<&Theirs>,
+        patience: Patience,
     ) -> Option<Flying<V>> {
         let asked_at = self.clock.now();
-        let read = remote.read(&flying.lead.key(), &flying.captured.names()).await;
+        let (key, names) = (flying.lead.key(), flying.captured.names());
+        let read = remote.read(&key, &names);
+        let read = self.attend(slice::from_ref(&flying), patience, read).await;
+        drop((key, names));
         if let (Some(theirs), Ok(read)) = (theirs, &read)
             && theirs.fence == read.slot.fence
             && asked_at < theirs.until
@@ -157,12 +161,18 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// Takes the lease. Returns whether the load may begin: with it, or because there can be none.
-    async fn claim(self: &Arc<Self>, remote: &Remote<V>, lease: Duration, flying: &mut Flying<V>) -> bool {
+    async fn claim(
+        self: &Arc<Self>,
+        remote: &Remote<V>,
+        lease: Duration,
+        flying: &mut Flying<V>,
+        patience: Patience,
+    ) -> bool {
         // Everybody for himself, where the remote tier does not answer.
         let Some(fence) = flying.fence else { return true };
         let (key, captured) = (flying.lead.key().into_owned(), flying.captured.clone());
         let mut claim = Claim { key, fence, captured, before: flying.before.take() };
-        match claim.write(remote, lease).await {
+        match self.attend(slice::from_ref(&*flying), patience, claim.write(remote, lease)).await {
             Some(Written::Stored(_)) => {
                 flying.lease = Some(Held { tiers: Arc::clone(self), claim: Some(claim) });
                 true

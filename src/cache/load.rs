@@ -15,7 +15,7 @@ use super::{
     local::{Entry, Local},
     look::{Before, Looked},
     recheck::Again,
-    remote::Read,
+    remote::{Read, Remote},
     store::Fence,
     tags::{Epoch, Seen},
     tiers::{Captured, Remembered, Tiers},
@@ -92,7 +92,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     {
         self.forbid_recursion(key)?;
         // Before boarding, and so before the load: whatever is removed from here on is newer than it.
-        let captured = self.capture(tags);
+        let captured = self.capture_for_load(tags);
         let flight = match self.board(key, purpose, captured) {
             Boarded::Found(remembered) => return self.recall(remembered),
             Boarded::Join(flight) => flight,
@@ -119,7 +119,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if self.forbid_recursion(key).is_err() {
             return;
         }
-        let captured = self.capture(tags);
+        let captured = self.capture_for_load(tags);
         if let Boarded::Lead(flying) = self.board(key, Purpose::Refresh, captured) {
             self.events.refreshes.add();
             self.take_off(*flying, loader);
@@ -216,11 +216,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let patience = self.patience();
         let Some((mut flying, place)) = self.agree(flying, patience).await else { return };
         let mut lease = flying.lease.take();
-        let load = async { loader(flying.previous()).await.map(Into::into).map_err(loader_failed) };
-        let load = self.run(load, slice::from_ref(&flying), patience, place);
-        let (loaded, cost) = Held::keep(&mut lease, load).await;
+        let load = async {
+            let load = async { loader(flying.previous()).await.map(Into::into).map_err(loader_failed) };
+            let (loaded, cost) = self.run(load, slice::from_ref(&flying), patience, place).await;
+            let loaded_at = self.clock.now();
+            let mut landing = [(flying, loaded)];
+            self.choose(&mut landing, patience).await;
+            (landing, loaded_at, cost)
+        };
+        let ([(mut flying, loaded)], loaded_at, cost) = Held::keep(&mut lease, load).await;
         flying.lease = lease;
-        if let Some(shared) = self.settle(flying, loaded, cost) {
+        if let Some(shared) = self.settle(flying, loaded, loaded_at, cost) {
             shared.with(&self).await;
         }
     }
@@ -236,7 +242,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             }
         }
         let asked_at = self.clock.now();
-        let read = remote.read(&flying.lead.key(), &flying.captured.names()).await;
+        let (key, names) = (flying.lead.key(), flying.captured.names());
+        let read = remote.read(&key, &names);
+        let read = self.await_remote(remote, slice::from_ref(&flying), read).await;
+        drop((key, names));
         self.answered(flying, read, asked_at).await
     }
 
@@ -268,7 +277,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     ) -> Option<Flying<V>> {
         let Some(remote) = &self.remote else { return Some(flying) };
         let Flying { lead, captured, .. } = &mut flying;
-        let looked = self.take(remote, &lead.key(), captured, read, asked_at).await;
+        let found = self.found(remote, &lead.key(), captured, &read);
+        let others = self.others(remote, found.as_ref(), &flying.captured);
+        let others = self.await_remote(remote, slice::from_ref(&flying), others).await;
+        let (key, captured, fence) = (flying.lead.key(), &flying.captured, read.slot.fence);
+        let looked = self.judge(remote, &key, captured, fence, found.zip(others), asked_at).await;
+        drop(key);
         self.looked(flying, looked)
     }
 
@@ -395,21 +409,32 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     /// Does a part of a load, and lets those wait no longer who have a stale value when the load becomes slow.
-    pub(super) async fn attend<T>(
+    pub(super) async fn attend<'a, T>(
         &self,
-        flights: &[Flying<V>],
+        flights: impl IntoIterator<Item = &'a Flying<V>> + Clone,
         patience: Patience,
         part: impl Future<Output = T>,
     ) -> T {
-        let can_release = flights.iter().any(|flying| flying.fallback().is_some());
+        let can_release = flights.clone().into_iter().any(Flying::has_fallback);
         let Some(soft) = patience.soft.filter(|_| can_release) else { return part.await };
-        let mut part = pin!(part);
-        tokio::select! {
-            biased;
-            done = &mut part => return done,
-            () = sleep_until(soft) => flights.iter().for_each(|flying| self.release(flying)),
-        }
-        part.await
+        let release = || flights.into_iter().for_each(|flying| self.release(flying));
+        unless_slow(part, soft, release).await
+    }
+
+    /// Waits for an answer of the remote tier, and lets those wait no longer who have a stale value when it is slow.
+    pub(super) async fn await_remote<'a, T>(
+        &self,
+        remote: &Remote<V>,
+        flights: impl IntoIterator<Item = &'a Flying<V>> + Clone,
+        answer: impl Future<Output = T>,
+    ) -> T {
+        let can_release = flights.clone().into_iter().any(Flying::has_fallback);
+        let first = flights.clone().into_iter().next().filter(|_| can_release);
+        let Some((soft, first)) = remote.soft_timeout.zip(first) else { return answer.await };
+        // Of two questions the second has what the first left of it.
+        let soft = sleep(soft.saturating_sub(self.clock.now().since(first.began_at))).deadline();
+        let release = || flights.into_iter().for_each(|flying| self.release_confirmed(flying));
+        unless_slow(answer, soft, release).await
     }
 
     /// The right to load, where there is a limit to loads. A load that a loader of this cache waits for has it already:
@@ -455,6 +480,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
+    /// The same, with what could be served from memory if it were fresh: it was not removed elsewhere longer ago than
+    /// it may be stale, and not made to expire. That is waited for: the store is slow, and not the load.
+    fn release_confirmed(&self, flying: &Flying<V>) {
+        let now = self.clock.now();
+        let may_be_served = |entry: &&Entry<V>| self.is_confirmed(entry, now) && !entry.times().was_expired;
+        if let Some(entry) = self.fallback(flying).filter(may_be_served) {
+            let until = entry.times().dies_at.min(self.confirmed_until(entry));
+            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::still_holds });
+        }
+    }
+
     /// What to serve instead of a new value.
     pub(super) fn fallback<'a>(&self, flying: &'a Flying<V>) -> Option<&'a Entry<V>> {
         flying.fallback().filter(|entry| self.standing(entry, self.clock.now()) != Standing::Gone)
@@ -495,6 +531,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 }
 
+/// Does a part of a load, and something else from `soft` on, once, while it goes on.
+async fn unless_slow<T>(part: impl Future<Output = T>, soft: tokio::time::Instant, slow: impl FnOnce()) -> T {
+    let mut part = pin!(part);
+    tokio::select! {
+        biased;
+        done = &mut part => return done,
+        () = sleep_until(soft) => slow(),
+    }
+    part.await
+}
+
 /// The load that the current task runs inside of.
 pub(super) fn outer() -> Option<Arc<Chain>> {
     LOADING.try_with(Clone::clone).ok().flatten()
@@ -519,6 +566,10 @@ pub(super) enum Boarded<V: Clone + Send + Sync + 'static> {
 impl<V: Clone + Send + Sync + 'static> Flying<V> {
     fn fallback(&self) -> Option<&Entry<V>> {
         self.previous.as_ref().filter(|entry| entry.content.is_ok())
+    }
+
+    fn has_fallback(&self) -> bool {
+        self.fallback().is_some()
     }
 
     fn previous(&self) -> Option<Previous<V>> {

@@ -6,6 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tracing::Instrument;
 
 use super::{
+    chosen::Landing,
     key::{Key, StoredKey},
     load::{Boarded, Chain, Flying, LOADING, Purpose, loader_failed, outer},
     loaded::Loaded,
@@ -30,7 +31,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         L: Into<Loaded<V>> + Send + 'static,
         E: Into<BoxError> + Send + 'static,
     {
-        let captured = self.capture(tags);
+        let captured = self.capture_for_load(tags);
         let (mut waits, mut leads) = (Vec::with_capacity(keys.len()), Vec::new());
         for key in keys {
             let remembered = self.remembered(key);
@@ -101,13 +102,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             Ok(place) => self.run(load, &missing, patience, place).await,
             Err(error) => (Err(error), Duration::ZERO),
         };
-        let mut shares = Vec::new();
-        match loaded {
+        let mut landings: Vec<Landing<V>> = match loaded {
             Ok(loaded) => {
                 let mut loaded: HashMap<Key<'static>, Result<L, E>> = loaded.into_iter().collect();
-                for flying in missing {
-                    let key = flying.lead.key().into_owned();
-                    let loaded = match loaded.remove(&key) {
+                let landing = |flying: Flying<V>| {
+                    let of_key = loaded.remove(&flying.lead.key().into_owned());
+                    let of_key = match of_key {
                         Some(Ok(loaded)) => Ok(loaded.into()),
                         Some(Err(error)) => {
                             self.events.load_failures.add();
@@ -115,15 +115,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                         }
                         None => Ok(Loaded::not_found()),
                     };
-                    shares.extend(self.settle(flying, loaded, cost));
-                }
+                    (flying, of_key)
+                };
+                missing.into_iter().map(landing).collect()
             }
-            Err(error) => {
-                for flying in missing {
-                    self.settle(flying, Err(error.clone()), cost);
-                }
-            }
-        }
+            Err(error) => missing.into_iter().map(|flying| (flying, Err(error.clone()))).collect(),
+        };
+        let loaded_at = self.clock.now();
+        self.choose(&mut landings, patience).await;
+        let settle = |(flying, loaded)| self.settle(flying, loaded, loaded_at, cost);
+        let shares: Vec<_> = landings.into_iter().filter_map(settle).collect();
         // At once, so that a store that gathers calls makes few trips of them.
         let mut writes = tokio::task::JoinSet::new();
         for shared in shares {
@@ -152,8 +153,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Some(first) = leads.first() else { return Vec::new() };
         let asked_at = self.clock.now();
         let keys: Vec<Key<'_>> = leads.iter().map(|flying| flying.lead.key()).collect();
-        let read = remote.read_many(&keys, &first.captured.names()).await;
-        drop(keys);
+        let names = first.captured.names();
+        let read = self.await_remote(remote, &leads, remote.read_many(&keys, &names)).await;
+        drop((keys, names));
         let Ok(reads) = read else {
             return leads.into_iter().filter_map(|flying| self.unheard(flying)).collect();
         };
@@ -177,7 +179,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // One trip for the tags of all of them that the caller does not name.
         names.sort_unstable();
         names.dedup();
-        let stamped = self.stamped(remote, &names).await;
+        let flights = tagged.iter().map(|(flying, ..)| flying);
+        let stamped = self.await_remote(remote, flights, self.stamped(remote, &names)).await;
         for (flying, fence, found) in tagged {
             let (key, captured) = (flying.lead.key(), &flying.captured);
             let own = |name: &str| stamped.as_ref()?.get(names.binary_search(&name).ok()?).cloned();

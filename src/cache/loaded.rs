@@ -33,6 +33,7 @@ pub struct Loaded<V> {
     pub(super) time_to_live: Option<Duration>,
     pub(super) validator: Option<Arc<str>>,
     pub(super) cost: Option<u32>,
+    pub(super) tags: Vec<Arc<str>>,
     pub(super) store: bool,
 }
 
@@ -76,7 +77,7 @@ impl<V> Loaded<V> {
     }
 
     fn of(what: What<V>, store: bool) -> Self {
-        Self { what, time_to_live: None, validator: None, cost: None, store }
+        Self { what, time_to_live: None, validator: None, cost: None, tags: Vec::new(), store }
     }
 
     /// How long this value may be served, instead of the cache's
@@ -102,6 +103,18 @@ impl<V> Loaded<V> {
     #[must_use]
     pub fn cost(mut self, bytes: u32) -> Self {
         self.cost = Some(bytes);
+        self
+    }
+
+    /// Tags that the entry carries, besides those that the call names: what is known only once the value is there, the
+    /// authors of an article say.
+    ///
+    /// From a loader they need a cache that was built with [`loader_tags`](super::CacheBuilder::loader_tags), and are an
+    /// error of kind [`Load`](crate::ErrorKind::Load) elsewhere. In such a cache those of the value before stay with
+    /// [`not_modified`](Self::not_modified). A value that is inserted or written may have tags in any cache.
+    #[must_use]
+    pub fn tags<T: Into<Arc<str>>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.tags = tags.into_iter().map(Into::into).collect();
         self
     }
 }

@@ -81,12 +81,19 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         asked_at: Instant,
     ) -> Looked<V> {
         let found = self.found(remote, key, captured, &read);
-        let others = match found.as_ref().map(|found| found.unnamed(captured).collect::<Vec<_>>()) {
-            Some(names) if !names.is_empty() => self.stamped(remote, &names).await,
-            _ => Some(Vec::new()),
-        };
-        let found = found.zip(others);
-        self.judge(remote, key, captured, read.slot.fence, found, asked_at).await
+        let others = self.others(remote, found.as_ref(), captured).await;
+        self.judge(remote, key, captured, read.slot.fence, found.zip(others), asked_at).await
+    }
+
+    /// The state of those tags that an entry carries and the caller did not name.
+    pub(super) async fn others(
+        &self,
+        remote: &Remote<V>,
+        found: Option<&Sealed<'_>>,
+        captured: &Captured,
+    ) -> Option<Vec<CapturedTag>> {
+        let names: Vec<&str> = found.map(|found| found.unnamed(captured).collect()).unwrap_or_default();
+        if names.is_empty() { Some(Vec::new()) } else { self.stamped(remote, &names).await }
     }
 
     /// Brings `captured` up to date with an answer, and returns the entry that came with it, if it can be read.
@@ -97,7 +104,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         captured: &mut Captured,
         read: &'a Read,
     ) -> Option<Sealed<'a>> {
-        let agrees = self.observe(captured, read.epoch, &read.tags);
+        let agrees = self.observe(captured, &read.stamps);
         let stored = read.slot.entry.as_ref().filter(|_| agrees)?;
         let envelope = Envelope::open(&stored.bytes, key);
         if envelope.is_none() {
@@ -111,9 +118,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     pub(super) async fn stamped(&self, remote: &Remote<V>, tags: &[&str]) -> Option<Vec<CapturedTag>> {
         let mut captured = self.capture(tags);
         let stamps = remote.stamps(tags).await.ok()?;
-        let (&epoch, stamps) = stamps.split_first()?;
         // A tag of which nobody knows whether this is its stamp has none, and so has no entry that carries it.
-        self.observe(&mut captured, epoch, stamps);
+        self.observe(&mut captured, &stamps);
         captured.epoch.1.map(|_| captured.tags)
     }
 

@@ -133,6 +133,7 @@ mod batch;
 mod builder;
 mod bus;
 mod chain;
+mod chosen;
 mod codec;
 mod coherence;
 mod compress;

@@ -15,6 +15,9 @@
 //!   whose stamps cannot be told is a miss. A large value that memory has is only asked about together with all of its
 //!   tags.
 //! - **The whole cache** is asked for in every question.
+//! - **Any tag**, where loaders choose tags, is asked for in every question of a load, and nobody is kept from that. It
+//!   is owed together with the tag itself, which comes after it. Loads of before have been barred in this process by
+//!   its version. Those of after have read the source as it is now.
 //! - **The ledger**, owed where an announcement failed, is for the others: what they announce is none the less heard
 //!   here. It is not looked at while it is owed.
 //!
@@ -173,9 +176,9 @@ impl<V: Send + Sync + 'static> Remote<V> {
         let round = self.passage()?;
         let names: Vec<&str> = due.iter().map(|due| &*due.name).collect();
         let change = |(due, name): (&Due, _)| {
-            let What::Stamp(invalidation) = due.what else { return None };
             // A new one, since an old one may have been in use.
-            Some(Restamp { name, invalidation, stamp: Stamp::random() })
+            let stamp = Stamp::random();
+            (due.what != What::Entry).then(|| Restamp { name, invalidation: due.what.invalidation(), stamp })
         };
         let stamps: Vec<Restamp<'_>> = due.iter().zip(names.iter().copied()).filter_map(change).collect();
         Some(match stamps.is_empty() {

@@ -87,8 +87,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Some(first) = flights.first() else { return again };
         let asked_at = self.clock.now();
         let keys: Vec<Key<'_>> = flights.iter().map(|flying| flying.lead.key()).collect();
-        let peeked = remote.peek_many(&keys, &first.captured.names()).await;
-        drop(keys);
+        let names = first.captured.names();
+        let peeked = self.await_remote(remote, &flights, remote.peek_many(&keys, &names)).await;
+        drop((keys, names));
         let peeked = match peeked {
             Ok(peeked) => peeked,
             Err(error) => {
@@ -119,7 +120,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         peeked: &Read,
         asked_at: Instant,
     ) -> Option<Looked<V>> {
-        let agrees = self.observe(captured, peeked.epoch, &peeked.tags);
+        let agrees = self.observe(captured, &peeked.stamps);
         let fence = peeked.slot.fence;
         let is_there = peeked.slot.entry.as_ref().is_some_and(|entry| !entry.remaining.is_zero());
         let is_same =

@@ -43,7 +43,11 @@ pub(super) struct Remote<V> {
     pub(super) cache: Box<str>,
     /// What the stamp of the whole cache is called.
     pub(super) epoch: Box<str>,
+    /// What the stamp of any tag is called, where loaders choose tags.
+    pub(super) any_tag: Option<Box<str>>,
     pub(super) timeout: Duration,
+    /// How long those wait for an answer who have a value to be served instead.
+    pub(super) soft_timeout: Option<Duration>,
     /// How long the store has to remember a removal: longer than any load that may have begun before it.
     pub(super) hold: Duration,
     /// How long a lease of a key lasts that is not prolonged; none are taken without it.
@@ -78,18 +82,25 @@ enum Look {
 /// An entry and the stamps it stands or falls with.
 pub(super) struct Read {
     pub(super) slot: Slot,
+    pub(super) stamps: Stamps,
+}
+
+/// The stamps of the whole cache and of some tags.
+#[derive(Clone)]
+pub(super) struct Stamps {
     pub(super) epoch: Stamp,
     /// In the order of the tags that were asked for.
     pub(super) tags: Vec<Stamp>,
+    /// That of any tag, where loaders choose tags.
+    pub(super) any: Option<Stamp>,
 }
 
 impl<V: Send + Sync + 'static> Remote<V> {
     /// Reads an entry with the stamps of `tags`, in one trip.
     pub(super) async fn read(&self, key: &Key<'_>, tags: &[&str]) -> Result<Read, Error> {
         let name = envelope::entry_name(&self.cache, key);
-        let Found { mut entries, stamps } = self.find(&[&name], tags, Look::Read).await?;
-        let (slot, epoch) = entries.pop().zip(stamps.first().copied()).ok_or_else(short_answer)?;
-        Ok(Read { slot, epoch, tags: stamps[1..].to_vec() })
+        let (mut entries, stamps) = self.find(&[&name], tags, Look::Read).await?;
+        Ok(Read { slot: entries.pop().ok_or_else(short_answer)?, stamps })
     }
 
     /// Reads many entries that stand or fall with the same tags, in one trip. As many answers as keys, in their
@@ -106,30 +117,35 @@ impl<V: Send + Sync + 'static> Remote<V> {
     async fn look_at_many(&self, keys: &[Key<'_>], tags: &[&str], look: Look) -> Result<Vec<Read>, Error> {
         let names: Vec<String> = keys.iter().map(|key| envelope::entry_name(&self.cache, key)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let found = self.find(&names, tags, look).await?;
-        let Some((&epoch, tags)) = found.stamps.split_first() else { return Err(short_answer()) };
-        let read = |slot| Read { slot, epoch, tags: tags.to_vec() };
-        Ok(found.entries.into_iter().map(read).collect())
+        let (entries, stamps) = self.find(&names, tags, look).await?;
+        Ok(entries.into_iter().map(|slot| Read { slot, stamps: stamps.clone() }).collect())
     }
 
-    /// Reads the stamps of `tags`, and that of the whole cache first.
-    pub(super) async fn stamps(&self, tags: &[&str]) -> Result<Vec<Stamp>, Error> {
-        Ok(self.find(&[], tags, Look::Read).await?.stamps)
+    /// Reads the stamps of `tags`, and that of the whole cache.
+    pub(super) async fn stamps(&self, tags: &[&str]) -> Result<Stamps, Error> {
+        Ok(self.find(&[], tags, Look::Read).await?.1)
     }
 
     /// Reads entries by their names, and the stamps of the whole cache and of tags.
-    async fn find(&self, names: &[&str], tags: &[&str], look: Look) -> Result<Found, Error> {
+    async fn find(&self, names: &[&str], tags: &[&str], look: Look) -> Result<(Vec<Slot>, Stamps), Error> {
         let tags: Vec<String> = tags.iter().map(|tag| envelope::tag_name(&self.cache, tag)).collect();
-        let stamps: SmallVec<[&str; 4]> =
+        let mut stamps: SmallVec<[&str; 4]> =
             std::iter::once(&*self.epoch).chain(tags.iter().map(String::as_str)).collect();
         self.pay(names, &stamps).await?;
+        // Nobody is kept from what he asks for because this one is owed.
+        stamps.extend(self.any_tag.as_deref());
         let found = match look {
             Look::Read => self.store.get_many(names, &stamps),
             Look::Peek => self.store.peek_many(names, &stamps),
         };
-        let found = self.call(Kind::Read, found).await?;
-        let is_whole = found.entries.len() == names.len() && found.stamps.len() == stamps.len();
-        if is_whole { Ok(found) } else { Err(short_answer()) }
+        let Found { entries, stamps: found } = self.call(Kind::Read, found).await?;
+        if entries.len() != names.len() || found.len() != stamps.len() {
+            return Err(short_answer());
+        }
+        let Some((&epoch, rest)) = found.split_first() else { return Err(short_answer()) };
+        let (tags, any) = rest.split_at(tags.len());
+        let (tags, any) = (tags.to_vec(), any.first().copied());
+        Ok((entries, Stamps { epoch, tags, any }))
     }
 
     /// Writes an entry; without a fence over whatever is there.
@@ -175,18 +191,48 @@ impl<V: Send + Sync + 'static> Remote<V> {
             None => (self.epoch.to_string(), Item::Everything(invalidation)),
         };
         let told = self.announce(&item).await;
-        let change = Restamp { name: &name, invalidation, stamp };
+        // Now: what is settled has to be owed since before any tag changes.
+        let owed = self.owed(&name);
+        let (first, what) = match &self.any_tag {
+            Some(any_tag) if tag.is_some() => {
+                let owed = self.owed(any_tag);
+                // Before that of the tag itself, or not at all.
+                let first = self.change_stamp(any_tag, What::AnyTag, Stamp::random(), owed).await;
+                (first, What::Tag(invalidation))
+            }
+            _ => (Ok(()), What::Stamp(invalidation)),
+        };
+        let written = match first {
+            Ok(()) => self.change_stamp(&name, what, stamp, owed).await,
+            Err(error) => {
+                self.owe(&name, what);
+                Err(error)
+            }
+        };
+        self.done(told, &item, written).await
+    }
+
+    /// Changes a stamp, and settles what was owed of it; or owes that.
+    async fn change_stamp(
+        &self,
+        name: &str,
+        what: What,
+        stamp: Stamp,
+        owed: Option<Due>,
+    ) -> Result<(), Error> {
+        let invalidation = what.invalidation();
         // To expire is not to remove.
         let is_covered = |owed: &Due| {
-            invalidation == Invalidation::Remove || owed.what == What::Stamp(Invalidation::Expire)
+            invalidation == Invalidation::Remove || owed.what.invalidation() == Invalidation::Expire
         };
-        let owed = self.owed(&name).filter(is_covered);
+        let owed = owed.filter(is_covered);
+        let change = Restamp { name, invalidation, stamp };
         let written = self.call(Kind::Write, self.store.restamp(&[change])).await;
         match &written {
             Ok(()) => self.settle(owed.as_slice()),
-            Err(_) => self.owe(&name, What::Stamp(invalidation)),
+            Err(_) => self.owe(name, what),
         }
-        self.done(told, &item, written).await
+        written
     }
 
     /// To be called, where other processes may remember what is about to be invalidated or overwritten in the store,

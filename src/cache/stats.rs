@@ -39,7 +39,8 @@ pub struct Stats {
     pub load_failures: u64,
     /// What loading all that was answered from memory would have taken, by how long each value's load had taken.
     pub saved_load_time: Duration,
-    /// Loaded values that were not stored, because the key was invalidated meanwhile.
+    /// Loaded values that were not stored, because the key was invalidated meanwhile; or any tag, where the loader
+    /// [chose tags](super::CacheBuilder::loader_tags).
     pub fenced: u64,
     /// Answered by the remote tier.
     pub remote_hits: u64,
@@ -59,8 +60,9 @@ pub struct Stats {
     pub remote_status: RemoteStatus,
     /// How often it was found to be away.
     pub remote_outages: u64,
-    /// Invalidations that the remote tier could not be told, and is to be told yet: one for each key or tag. What they
-    /// concern is not asked for there. A number that stays above zero while the tier is up means that it refuses them.
+    /// Invalidations that the remote tier could not be told, and is to be told yet: one for each key or tag, and one
+    /// for all tags where loaders choose them. What they concern is not asked for there. A number that stays above zero
+    /// while the tier is up means that it refuses them.
     pub owed: usize,
     /// Entries in memory, those counted that died and are not yet gone.
     pub len: u64,

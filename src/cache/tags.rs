@@ -14,11 +14,7 @@
 //!
 //! The whole cache is a tag as well, the [`Epoch`]: clearing is removing it.
 //!
-//! A loader does not choose tags. Their stamps would be read after the source, and a nonce does not tell when it was
-//! drawn: a tag that was removed in between would pass for one that was not, and the value from before would live on.
-//! To know better, every removal of a tag would have to change a second stamp, common to all tags, that every load
-//! reads before its source: one more name in each of these trips for everybody, and no value could be stored whose load
-//! met with the removal of any tag at all.
+//! Tags that a loader chooses are noted after its source was read, which takes more: see [`chosen`](super::chosen).
 
 use std::{
     collections::HashMap,
@@ -109,6 +105,8 @@ impl fmt::Debug for Stamp {
 /// A tag's state in this process.
 #[derive(Default)]
 pub(crate) struct Cell {
+    /// What the tag is called; nothing, if it is none.
+    name: Arc<str>,
     version: AtomicU64,
     /// The last version that took values away instead of only expiring them.
     removed_in: AtomicU64,
@@ -126,6 +124,14 @@ pub(crate) struct Cell {
 pub(crate) type Epoch = Arc<Cell>;
 
 impl Cell {
+    fn named(name: &str) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     #[inline]
     fn version(&self) -> Version {
         Version(self.version.load(Ordering::Acquire))
@@ -290,12 +296,20 @@ pub(crate) struct Began {
     at: Instant,
     epoch: u64,
     tags: Box<[(Arc<Cell>, u64)]>,
+    /// Any tag, where the load may choose tags.
+    any: Option<(Arc<Cell>, u64)>,
 }
 
 impl Began {
     pub(crate) fn now<'a>(at: Instant, epoch: &Epoch, tags: impl Iterator<Item = &'a Arc<Cell>>) -> Self {
         let tags = tags.map(|cell| (Arc::clone(cell), cell.removals())).collect();
-        Self { at, epoch: epoch.removals(), tags }
+        Self { at, epoch: epoch.removals(), tags, any: None }
+    }
+
+    /// The same of a load that may choose tags.
+    pub(crate) fn or_any(mut self, any: Option<&Arc<Cell>>) -> Self {
+        self.any = any.map(|cell| (Arc::clone(cell), cell.removals()));
+        self
     }
 
     /// How long before `later` this was.
@@ -305,6 +319,11 @@ impl Began {
 
     pub(crate) fn is_current(&self, epoch: &Epoch) -> bool {
         self.epoch == epoch.removals() && self.tags.iter().all(|(cell, began)| cell.removals() == *began)
+    }
+
+    /// Whether the load can choose no tag that was removed here since it began.
+    pub(crate) fn is_free_to_choose(&self) -> bool {
+        self.any.as_ref().is_none_or(|(cell, began)| cell.removals() == *began)
     }
 }
 
@@ -317,7 +336,7 @@ pub(crate) struct Tags(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
-    cells: HashMap<Box<str>, Arc<Cell>, foldhash::fast::RandomState>,
+    cells: HashMap<Arc<str>, Arc<Cell>, foldhash::fast::RandomState>,
     sweep_at: usize,
 }
 
@@ -335,20 +354,14 @@ impl Tags {
             table.cells.retain(|_, cell| Arc::strong_count(cell) > 1);
             table.sweep_at = 2 * table.cells.len();
         }
-        let cell = Arc::<Cell>::default();
-        table.cells.insert(tag.into(), Arc::clone(&cell));
+        let cell = Arc::new(Cell::named(tag));
+        table.cells.insert(Arc::clone(&cell.name), Arc::clone(&cell));
         cell
     }
 
     /// The cell of a tag if anything may depend on it.
     pub(crate) fn known(&self, tag: &str) -> Option<Arc<Cell>> {
         lock(&self.0).cells.get(tag).cloned()
-    }
-
-    /// What the tag is called.
-    pub(crate) fn name_of(&self, cell: &Arc<Cell>) -> Option<String> {
-        let table = lock(&self.0);
-        table.cells.iter().find(|(_, known)| Arc::ptr_eq(known, cell)).map(|(name, _)| name.to_string())
     }
 
     #[cfg(test)]

@@ -10,7 +10,7 @@
 //! 6. write to the remote tier if the fence of step 3 still holds there; if not, another process
 //!    invalidated meanwhile, and what step 5 stored is dropped.
 //!
-//! Where there is a limit to loads, a place is waited for between 3 and 4. Where processes share loads, a lease is taken
+//! What tags a loader chose is looked up between 4 and 5: see `chosen`. Where there is a limit to loads, a place is waited for between 3 and 4. Where processes share loads, a lease is taken
 //! then, and its fence takes the place of that of step 3: see `lease`.
 //!
 //! This file has the state and the steps that touch a tier, `look` what is read there; `load` and `landing` string them
@@ -31,7 +31,7 @@ use super::{
     load_limit::LoadLimit,
     local::{AnyLocal, Entry, Local},
     message::Item,
-    remote::{Read, Remote},
+    remote::{Read, Remote, Stamps},
     stats::{Events, queued_loads},
     store::{Fence, Written},
     tags::{Began, Cell, Epoch, Invalidation, Seen, Stamp, Tags, Version},
@@ -56,6 +56,8 @@ pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
     pub(super) flights: Arc<Flights<V>>,
     pub(super) load_limit: Option<LoadLimit>,
     pub(super) tags: Tags,
+    /// What every invalidation of a tag changes, where loaders choose tags.
+    pub(super) any_tag: Option<Arc<Cell>>,
     pub(super) remote: Option<Arc<Remote<V>>>,
     /// The longest that memory may answer without asking the remote tier.
     pub(super) max_local_life: Duration,
@@ -82,6 +84,8 @@ pub(super) struct Captured {
     pub(super) at: Instant,
     pub(super) epoch: (Version, Option<Stamp>),
     pub(super) tags: Vec<CapturedTag>,
+    /// The state of any tag, where the load may choose tags.
+    pub(super) any: Option<CapturedTag>,
 }
 
 #[derive(Clone)]
@@ -118,6 +122,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             flights: Arc::new(Flights::new()),
             load_limit: settings.max_loads.map(|limit| LoadLimit::new(limit, queued_loads(&settings.name))),
             tags: Tags::default(),
+            any_tag: settings.loader_tags.then(Arc::default),
             remote,
             // Nobody else writes what is in no remote tier.
             max_local_life: max_local_life.unwrap_or(Duration::MAX),
@@ -199,6 +204,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             || self.covered.as_ref().is_some_and(|covered| now < covered.until(entry.heard_at))
     }
 
+    /// Until when that is so, as far as can be told now.
+    pub(super) fn confirmed_until(&self, entry: &Entry<V>) -> Instant {
+        let alone = entry.heard_at.after(self.max_local_life);
+        self.covered.as_ref().map_or(alone, |covered| alone.max(covered.until(entry.heard_at)))
+    }
+
     /// What the cache has with a bus.
     pub(super) fn coherence(&self) -> Option<&Arc<Coherence>> {
         self.remote.as_ref()?.coherence.as_ref()
@@ -210,11 +221,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             Item::Key(key, Invalidation::Remove) => self.flights.fence(key, || self.local.remove(key)),
             Item::Key(key, Invalidation::Expire) => self.expire_local(key),
             // Who reads from here on is told the new stamp by the remote tier.
-            Item::Tag(tag, invalidation) => {
-                self.tags.known(tag).inspect(|cell| cell.bump(*invalidation, None));
-            }
+            Item::Tag(tag, invalidation) => self.bump(Some(tag), *invalidation, None),
             Item::Everything(invalidation) => {
-                self.epoch.bump(*invalidation, None);
+                self.bump(None, *invalidation, None);
                 if *invalidation == Invalidation::Remove {
                     self.local.clear();
                 }
@@ -263,17 +272,30 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     pub(super) fn capture(&self, tags: &[&str]) -> Captured {
-        let capture = |tag: &&str| {
-            let cell = self.tags.cell(tag);
-            let (version, stamp) = cell.capture();
-            CapturedTag { name: (*tag).into(), cell, version, stamp }
-        };
+        let capture = |tag: &&str| CapturedTag::of(self.tags.cell(tag));
         let at = self.clock.now();
-        Captured { at, epoch: self.epoch.capture(), tags: tags.iter().map(capture).collect() }
+        Captured { at, epoch: self.epoch.capture(), tags: tags.iter().map(capture).collect(), any: None }
+    }
+
+    /// The same before a load, which may choose tags besides these.
+    pub(super) fn capture_for_load(&self, tags: &[&str]) -> Captured {
+        // Before the tags: who invalidates one changes this first.
+        let any = self.any_tag.as_ref().map(|cell| CapturedTag::of(Arc::clone(cell)));
+        Captured { any, ..self.capture(tags) }
+    }
+
+    /// Invalidates what carries a tag, or everything, in this process; `stamp` has the nonces that the remote tier is
+    /// being told.
+    pub(super) fn bump(&self, tag: Option<&str>, invalidation: Invalidation, stamp: Option<Stamp>) {
+        let Some(tag) = tag else { return self.epoch.bump(invalidation, stamp) };
+        // This one first: it is looked at last by a load that chose tags.
+        self.any_tag.as_ref().inspect(|any| any.bump(Invalidation::Remove, None));
+        self.tags.known(tag).inspect(|cell| cell.bump(invalidation, stamp));
     }
 
     pub(super) fn began(&self, captured: &Captured) -> Began {
-        Began::now(captured.at, &self.epoch, captured.tags.iter().map(|tag| &tag.cell))
+        let any = captured.any.as_ref().map(|any| &any.cell);
+        Began::now(captured.at, &self.epoch, captured.tags.iter().map(|tag| &tag.cell)).or_any(any)
     }
 
     /// The entry of a value that was made at `from`, and of which other processes were last heard at `heard_at`.
@@ -341,12 +363,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// Returns whether what is noted now is what the answer says. If not, another answer or a removal of our
     /// own came in between, nobody knows which is the newer, and an entry that came with it is not to be
     /// trusted.
-    pub(super) fn observe(&self, captured: &mut Captured, epoch: Stamp, tags: &[Stamp]) -> bool {
-        captured.epoch = self.epoch.observe(captured.epoch, epoch);
-        let mut agrees = captured.epoch.1 == Some(epoch);
-        for (tag, stamp) in captured.tags.iter_mut().zip(tags) {
-            (tag.version, tag.stamp) = tag.cell.observe((tag.version, tag.stamp), *stamp);
-            agrees &= tag.stamp == Some(*stamp);
+    pub(super) fn observe(&self, captured: &mut Captured, stamps: &Stamps) -> bool {
+        // Before the tags, as everywhere. No entry carries it.
+        if let (Some(any), Some(stamp)) = (&mut captured.any, stamps.any) {
+            any.observe(stamp);
+        }
+        captured.epoch = self.epoch.observe(captured.epoch, stamps.epoch);
+        let mut agrees = captured.epoch.1 == Some(stamps.epoch);
+        for (tag, stamp) in captured.tags.iter_mut().zip(&stamps.tags) {
+            agrees &= tag.observe(*stamp);
         }
         agrees
     }
@@ -422,7 +447,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // must not undo a removal that came in between.
         for _ in 0..WRITE_TRIES {
             let read = remote.read(key, &captured.names()).await?;
-            if !self.observe(captured, read.epoch, &read.tags) {
+            if !self.observe(captured, &read.stamps) {
                 continue;
             }
             let Some((bytes, life)) = self.seal(remote, key, kept, captured.at, captured).await? else {
@@ -525,8 +550,8 @@ impl Captured {
 
     /// Whether an answer of the remote tier has the stamps that are noted.
     pub(super) fn says(&self, read: &Read) -> bool {
-        let mut tags = self.tags.iter().zip(&read.tags);
-        self.epoch.1 == Some(read.epoch) && tags.all(|(tag, stamp)| tag.stamp == Some(*stamp))
+        let mut tags = self.tags.iter().zip(&read.stamps.tags);
+        self.epoch.1 == Some(read.stamps.epoch) && tags.all(|(tag, stamp)| tag.stamp == Some(*stamp))
     }
 
     /// The stamps to write with an entry; `None` unless the remote tier has told all of them.
@@ -537,6 +562,22 @@ impl Captured {
 }
 
 impl CapturedTag {
+    fn of(cell: Arc<Cell>) -> Self {
+        let (version, stamp) = cell.capture();
+        Self { name: Arc::clone(cell.name()), cell, version, stamp }
+    }
+
+    /// Takes note of what the remote tier says; returns whether it is what is noted then.
+    fn observe(&mut self, stamp: Stamp) -> bool {
+        (self.version, self.stamp) = self.cell.observe((self.version, self.stamp), stamp);
+        self.stamp == Some(stamp)
+    }
+
+    /// Whether this is all that happened: the tag is as it was when it was noted.
+    pub(super) fn still_holds(&self) -> bool {
+        self.cell.capture().0 == self.version
+    }
+
     pub(super) fn seen(&self) -> (Arc<Cell>, Version) {
         (Arc::clone(&self.cell), self.version)
     }

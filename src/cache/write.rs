@@ -63,11 +63,11 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         R: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError> + 'static,
     {
-        let Loaded { what, time_to_live, validator, cost, store } = value.into();
+        let Loaded { what, time_to_live, validator, cost, tags: more, store } = value.into();
         let What::Value(value) = what else {
             return Err(Error::new(ErrorKind::Refused, "there is no value to write"));
         };
-        let captured = self.0.capture(tags);
+        let captured = self.0.capture(&all(tags, &more));
         let fresh = self.0.settings.policy.life(time_to_live, key, captured.at);
         let fresh = if store { fresh } else { Duration::ZERO };
         let kept = Kept { content: Ok(value.clone()), fresh, load_cost: Duration::ZERO, validator, cost };
@@ -75,6 +75,15 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let write = async move { write(value).await.map_err(|error| failed(error.into())) };
         detached(async move { tiers.write_source(&key, &kept, captured, write).await }).await
     }
+}
+
+/// The tags that a call names and those of its value.
+pub(super) fn all<'a>(named: &[&'a str], chosen: &'a [Arc<str>]) -> Vec<&'a str> {
+    let chosen = chosen.iter().map(|tag| &**tag).filter(|tag| !named.contains(tag));
+    let mut tags: Vec<&str> = named.iter().copied().chain(chosen).collect();
+    tags.sort_unstable();
+    tags.dedup();
+    tags
 }
 
 fn failed(error: BoxError) -> Error {
@@ -122,7 +131,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         let Ok(reads) = looked else { return unknown() };
         // All of them came with the same stamps.
-        match reads.first().is_some_and(|read| self.observe(captured, read.epoch, &read.tags)) {
+        match reads.first().is_some_and(|read| self.observe(captured, &read.stamps)) {
             true => reads.into_iter().map(|read| Some(read.slot.fence)).collect(),
             false => unknown(),
         }

@@ -514,7 +514,7 @@ impl<V: Clone + Send + Sync + 'static> Behind<V> {
             captured.tags.iter().map(|tag| (&*tag.name, tag)).collect();
         let unwritten = |((taken, watch), fence): ((Taken<V>, _), _)| {
             let tags = taken.tags.iter().filter_map(|tag| by_name.get(&**tag).copied().cloned()).collect();
-            (taken, Unwritten { watch, captured: Captured { tags, ..captured }, fence })
+            (taken, Unwritten { watch, captured: Captured { tags, any: None, ..captured }, fence })
         };
         batch.into_iter().zip(watches).zip(fences).map(unwritten).collect()
     }

@@ -391,7 +391,26 @@ impl Node {
     ) -> Option<Versioned> {
         let owned = tags.iter().map(ToString::to_string).collect();
         let (history, name) = (self.history.clone(), key.to_owned());
-        self.load_by(key, tags, async move { Ok(history.loader(name, owned, before, after).await) }).await
+        let load = async move { Ok(history.loader(name, owned, before, after).await.into()) };
+        self.load_by(key, tags, load).await
+    }
+
+    /// The same, with a loader that chooses the tags: for a cache with
+    /// [`loader_tags`](crate::cache::CacheBuilder::loader_tags).
+    pub async fn load_choosing(
+        &self,
+        key: &str,
+        tags: &[&str],
+        before: Duration,
+        after: Duration,
+    ) -> Option<Versioned> {
+        let owned: Vec<String> = tags.iter().map(ToString::to_string).collect();
+        let (history, name) = (self.history.clone(), key.to_owned());
+        let load = async move {
+            let value = history.loader(name, owned.clone(), before, after).await;
+            Ok(Loaded::new(value).tags(owned))
+        };
+        self.load_by(key, &[], load).await
     }
 
     /// Looks a key up with a loader that fails after so long. Returns what stood in for it, or what was there.
@@ -407,7 +426,7 @@ impl Node {
         &self,
         key: &str,
         tags: &[&str],
-        load: impl Future<Output = Result<Versioned, Error>> + Send + 'static,
+        load: impl Future<Output = Result<Loaded<Versioned>, Error>> + Send + 'static,
     ) -> Option<Versioned> {
         let running = self.begin(Operation::Load(key.to_owned()));
         let value = self.cache.get_or_load_tagged(&Key::public(key), tags, || load).await.ok();

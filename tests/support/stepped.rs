@@ -23,6 +23,9 @@ pub enum Step {
     BeforeWrite,
     /// A removal or a new stamp has not reached the store.
     BeforeInvalidation,
+    #[allow(dead_code, reason = "not every test file needs it")]
+    /// A new stamp is there, and the cache does not know.
+    StampChanged,
 }
 
 #[derive(Clone)]
@@ -124,7 +127,9 @@ impl<S: Store> Store for Stepped<S> {
     async fn restamp(&self, stamps: &[Restamp<'_>]) -> Result<(), Error> {
         self.at(Step::BeforeInvalidation).await;
         self.fails()?;
-        self.inner.restamp(stamps).await
+        let changed = self.inner.restamp(stamps).await;
+        self.at(Step::StampChanged).await;
+        changed
     }
 
     async fn ping(&self) -> Result<(), Error> {
