@@ -12,6 +12,11 @@ const KNOWN: Duration = Duration::from_secs(60);
 /// Windows with a backlog before a trial, and before one that doubles the size.
 const BASELINE: usize = 5;
 const QUICK_BASELINE: usize = 3;
+/// Windows in a row before fewer are tried: what a pause of the machine left behind is done by then, at three quarters
+/// of what can be done after a pause of three seconds.
+const IN_A_ROW: usize = 10;
+/// Or so many that were not in a row.
+const OFTEN: usize = 30;
 
 /// Climbs a hill: on where the last step led up, the other way where it led down.
 #[derive(Clone, Debug)]
@@ -35,9 +40,12 @@ impl Search {
         Self { next, doubles: true, halves: false, was_steep: false, pause: PAUSE, not_before, random }
     }
 
-    /// Whether it is time for a trial, after so many windows with a backlog.
-    pub(super) fn is_due(&self, windows: usize, now: Duration) -> bool {
-        now >= self.not_before && windows >= if self.doubles { QUICK_BASELINE } else { BASELINE }
+    /// Whether it is time for a trial, after so many windows with a backlog, the last so many of them in a row.
+    pub(super) fn is_due(&self, windows: usize, in_a_row: usize, now: Duration) -> bool {
+        let is_lasting = in_a_row >= IN_A_ROW || windows >= OFTEN;
+        now >= self.not_before
+            && windows >= if self.doubles { QUICK_BASELINE } else { BASELINE }
+            && (is_lasting || self.next == Direction::Up)
     }
 
     /// The size to try in place of this one. At the end of the bounds there is none, and the other way comes next.
@@ -133,10 +141,10 @@ mod tests {
         let mut search = Search::new(0);
         assert_eq!(search.next(4, bounds, SECOND), Some(8));
         search.overshot(SECOND);
-        assert!(search.is_due(5, SECOND));
+        assert!(search.is_due(5, 10, SECOND));
         assert_eq!(search.next(4, bounds, SECOND), Some(6));
         search.overshot(SECOND);
-        assert!(!search.is_due(5, SECOND), "a small step that was too large is taken back");
+        assert!(!search.is_due(5, 10, SECOND), "a small step that was too large is taken back");
         assert_eq!(search.next(4, bounds, SECOND), Some(3));
     }
 
@@ -157,9 +165,12 @@ mod tests {
             let mut search = Search::new(0);
             search.kept(steep, SECOND);
             assert_eq!(search.next(64, bounds, SECOND), None);
-            assert_eq!((search.is_due(5, 30 * SECOND), search.is_due(5, 92 * SECOND)), (is_due, true));
+            assert_eq!(
+                (search.is_due(5, 10, 30 * SECOND), search.is_due(5, 10, 92 * SECOND)),
+                (is_due, true)
+            );
             search.forget_pauses(2 * SECOND);
-            assert!(search.is_due(5, 2 * SECOND), "what is done per second has changed");
+            assert!(search.is_due(5, 10, 2 * SECOND), "what is done per second has changed");
             assert_eq!(search.next(64, bounds, 2 * SECOND), Some(48));
         }
         let mut search = Search::new(0);
@@ -167,7 +178,18 @@ mod tests {
         search.taken_back(SECOND);
         search.taken_back(SECOND);
         assert_eq!(search.next(64, bounds, 40 * SECOND), None);
-        assert!(search.is_due(5, 40 * SECOND), "a step of long ago says nothing");
+        assert!(search.is_due(5, 10, 40 * SECOND), "a step of long ago says nothing");
+    }
+
+    #[test]
+    fn fewer_are_tried_where_callers_have_waited_for_long() {
+        let mut search = Search::new(0);
+        search.kept(false, SECOND);
+        assert!(search.is_due(5, 5, SECOND), "more, at any time");
+        search.taken_back(SECOND);
+        for (windows, in_a_row, is_due) in [(5, 5, false), (29, 9, false), (10, 10, true), (30, 0, true)] {
+            assert_eq!(search.is_due(windows, in_a_row, 100 * SECOND), is_due, "{windows}, {in_a_row}");
+        }
     }
 
     #[test]
@@ -176,13 +198,14 @@ mod tests {
         for pause in [10, 20, 40, 80, 160, 300, 300] {
             search.taken_back(Duration::ZERO);
             assert!(
-                !search.is_due(5, SECOND * pause / 2 - SECOND) && search.is_due(5, SECOND * pause * 3 / 2)
+                !search.is_due(5, 10, SECOND * pause / 2 - SECOND)
+                    && search.is_due(5, 10, SECOND * pause * 3 / 2)
             );
         }
         search.forget_pauses(SECOND);
-        assert!(search.is_due(5, SECOND) && !search.is_due(4, SECOND));
+        assert!(search.is_due(5, 10, SECOND) && !search.is_due(4, 10, SECOND));
         search.taken_back(SECOND);
-        assert!(search.is_due(5, 17 * SECOND));
+        assert!(search.is_due(5, 10, 17 * SECOND));
     }
 
     #[test]
@@ -192,6 +215,6 @@ mod tests {
             search.taken_back(Duration::ZERO);
         }
         search.rest(Duration::ZERO);
-        assert!(!search.is_due(5, 100 * SECOND));
+        assert!(!search.is_due(5, 10, 100 * SECOND));
     }
 }

@@ -7,15 +7,16 @@
 //! 1. *Demand.* Callers wait more than a tenth of the time, and the size is below what is proven: straight to what is
 //!    in use and waiting, at most to what is proven. The counterpart of TCP's slow-start threshold.
 //! 2. *Trial.* Callers wait at least half of the time, at what is proven: another size for some seconds, in turn a
-//!    larger and a smaller one. A quarter more or fewer; twice as many at first, until one was taken back, and again
-//!    where the last trial brought at least half of what it could. Where twice as many brought something and not enough,
-//!    half as many more are tried next. When the connections are open, what is done per second is held against what was
-//!    done before. A larger size is kept if that rose by more than the size did to the power of [`Gain`], a smaller one
-//!    if it fell by less than [`Gain`] × the share that the size did.
-//!    It is also kept if nobody waits any more, since then nothing can rise. What was kept is proven, and gone on from
-//!    at once. What was taken back is followed by a pause, 10 s doubling to 5 min, varied by half. A smaller size is
-//!    taken back at once, in the middle of a window, when the line grows much longer than it was. A trial that the load
-//!    leaves is broken off: what is not asked for is not done at any size.
+//!    larger and a smaller one. A smaller one only if they did in ten windows in a row, or thirty in all: where the load
+//!    is less than what can be done, a pause of the machine leaves a backlog that is gone by then. A quarter more or
+//!    fewer; twice as many at first, until one was taken back, and again where the last trial brought at least half of
+//!    what it could. Where twice as many brought something and not enough, half as many more are tried next. When the
+//!    connections are open, what is done per second is held against what was done before. A larger size is kept if that
+//!    rose by more than the size did to the power of [`Gain`], a smaller one if it fell by less than [`Gain`] × the
+//!    share that the size did. It is also kept if nobody waits any more, since then nothing can rise. What was kept is
+//!    proven, and gone on from at once. What was taken back is followed by a pause, 10 s doubling to 5 min, varied by
+//!    half. A smaller size is taken back at once, in the middle of a window, when the line grows much longer than it
+//!    was. A trial that the load leaves is broken off: what is not asked for is not done at any size.
 //! 3. *Shrink.* Down to one more than the most in use in 5 minutes, by a sixteenth every 10 s. What is proven is
 //!    remembered for 10 minutes, and then fades by a quarter every 10 minutes: a smaller knee can only have come in
 //!    hours, and a spike after a quiet hour should not start from nothing.
@@ -99,6 +100,8 @@ pub struct ThroughputVerified {
     failed: Option<Duration>,
     shrunk: Duration,
     hold: Hold,
+    /// How many windows in a row had a backlog, those of trials apart.
+    in_a_row: usize,
     /// The most that waited at once, in each window of the baseline.
     lines: VecDeque<u32>,
     /// How many waited at the end of the last window.
@@ -131,6 +134,7 @@ impl ThroughputVerified {
             failed: None,
             shrunk: Duration::ZERO,
             hold: Hold::default(),
+            in_a_row: 0,
             lines: VecDeque::new(),
             waiting: 0,
         }
@@ -221,6 +225,7 @@ impl ThroughputVerified {
     fn return_to(&mut self, size: u32, bounds: Bounds) {
         self.target = bounds.clamp(size);
         self.is_new = true;
+        self.in_a_row = 0;
     }
 
     fn without_trial(&mut self, sample: &Sample, bounds: Bounds, now: Duration) -> Reason {
@@ -235,6 +240,7 @@ impl ThroughputVerified {
             return Reason::Steady;
         }
         if backlog < BACKLOG {
+            self.in_a_row = 0;
             if backlog < DEMAND {
                 self.forget_baseline();
             }
@@ -244,6 +250,7 @@ impl ThroughputVerified {
             // The first queries are still under way, and nobody knows for how long.
             return Reason::Steady;
         }
+        self.in_a_row = self.in_a_row.saturating_add(1);
         self.baseline.push(sample, LONGEST_BASELINE);
         self.lines.push_back(sample.max_waiting.max(sample.waiting));
         if self.lines.len() > LONGEST_BASELINE {
@@ -256,8 +263,8 @@ impl ThroughputVerified {
     }
 
     fn try_another(&mut self, sample: &Sample, bounds: Bounds, now: Duration) -> Reason {
-        let is_due =
-            self.search.is_due(self.baseline.len(), now) && self.baseline.time() >= self.baseline_takes();
+        let is_due = self.search.is_due(self.baseline.len(), self.in_a_row, now)
+            && self.baseline.time() >= self.baseline_takes();
         if self.failed_lately(now) || !is_due {
             return Reason::Steady;
         }
@@ -451,6 +458,25 @@ mod tests {
         assert!(trials.windows(2).all(|pair| pair[0].0 != pair[1].0), "{trials:?}");
         let (first, last) = (trials[1].1 - trials[0].1, trials[7].1 - trials[6].1);
         assert!(first < 25 * SECOND && last > 150 * SECOND, "{trials:?}");
+    }
+
+    /// At three quarters of what the server can do: a pause of two seconds is made up for in six.
+    #[test]
+    fn fewer_are_not_tried_because_of_a_backlog_that_passes() {
+        let mut pool = Closed::new(1, 64, 8);
+        assert_eq!(pool.until_decided(knee_at_8), Reason::TryingMore);
+        assert!(matches!(pool.until_decided(knee_at_8), Reason::Reverted { .. }));
+        for _ in 0..100 {
+            for _ in 0..8 {
+                let sample = pool.busy(800);
+                assert_eq!(pool.step(&sample), Reason::Steady);
+            }
+            for _ in 0..10 {
+                let sample = pool.idle(8);
+                assert_eq!(pool.step(&sample), Reason::Steady);
+            }
+        }
+        assert_eq!(pool.until_decided(knee_at_8), Reason::TryingFewer, "of one that stays");
     }
 
     #[test]
