@@ -1,79 +1,38 @@
 //! One connection, shared by many callers.
 //!
-//! A caller puts its call into the connection's queue and waits. The driver is a task of its own, or the caller itself
-//! where callers come one at a time (see [`Wheel`]): on two threads that saves one from waking the other in both
-//! directions, which costs as much as the trip. It is woken by the first call; it lets every other task that is ready
-//! have its turn once, and then sends what is queued: the reads as one question ([`Batch`]), the other commands before
-//! it. A call that is alone is sent at once. Under load a batch grows by itself. What is queued while little is under
-//! way leaves in up to [`WAVES`] parts, a turn apart, so that client and server work at the same time. Nothing waits for
-//! an answer before it is sent: stopping at one or two batches in flight halves what a few callers get.
-//!
-//! Answers are handed out a batch at a time, though more may have come: those whom the first answers have their turn, and
-//! what they ask leaves, before the next is looked at. The server answers at once all that it found at once, and if all
-//! of that were handed out together all callers would ask together again: then one side works while the other waits.
-//!
-//! # Health
+//! A caller puts its call into the connection's [queue](super::queue) and waits. The [driver](super::driver) is a task of
+//! its own, or the caller itself where callers come one at a time (see [`Wheel`]): on two threads that saves one from
+//! waking the other in both directions, which costs as much as the trip.
 //!
 //! A connection is open until it is not, and then never again: its end was read or written to no avail, it brought
-//! bytes that are not of the protocol, or it owed an answer and brought not one byte of it for a second ([`SILENCE`]). Everybody who
-//! waits is told then. A caller that gave up says nothing about a connection: it may just have been impatient.
-//!
-//! # Bounds
-//!
-//! At most [`MOST_CALLS`] calls wait to be sent, of at most [`MOST_BYTES`] (and one call, however large). Of what was
-//! sent and awaits its answer there is no more than the server takes: once [`MOST_UNSENT`] bytes are not taken, calls
-//! stay in the queue. The server's answer is read in pieces of 64 KiB, and a value that it announces takes room as it
-//! arrives.
+//! bytes that are not of the protocol, or it was silent. Everybody who waits is told then. A caller that gave up says
+//! nothing about a connection: it may just have been impatient.
 
 use std::{
-    collections::VecDeque,
-    fmt, mem,
-    pin::{Pin, pin},
+    fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
-    task::{Context, Poll, Waker},
-    time::Duration,
 };
 
-use bytes::BytesMut;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    runtime,
+    io::{AsyncRead, AsyncWrite},
     sync::oneshot,
-    time::{Sleep, sleep},
 };
 
 use super::{
-    batch::{Batch, Names, Read, Values, Waiter},
+    batch::{Names, Read, Values},
+    driver::Driver,
     fault::{Fault, Lost},
-    history::{AGAIN, History},
-    wire::{self, Commands, Token},
+    history::History,
+    queue::{Call, Shared},
+    wire::{Commands, Token},
 };
-use crate::{
-    clock::{Clock, Instant},
-    sync::{Mutex, lock},
-    wheel::{Drive, Wheel},
-};
+use crate::{sync::lock, wheel::Wheel};
 
-const MOST_CALLS: usize = 16 * 1024;
-const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// In so many parts the calls are to be under way that wait at one time, if there are enough of them.
-const WAVES: usize = 4;
-/// So many ticks may a connection owe an answer without a byte of it: a second.
-const SILENCE: u32 = 20;
-/// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
-/// well: the runtime wakes its driver, which is a call of the system, for every timer that is the next one due.
-const TICK: Duration = Duration::from_millis(50);
 /// Whoever is alone takes the wheel after so many were.
 const OFTEN: u32 = 16;
-/// How much is read at once.
-const PIECE: usize = 64 * 1024;
-/// The most room that is made at once for a value that is announced.
-const MOST_ROOM: usize = 1024 * 1024;
-/// While so much is not taken by the other end, nothing more is made ready.
-const MOST_UNSENT: usize = 1024 * 1024;
 
 /// What a connection runs over.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -94,38 +53,11 @@ struct Handle {
     alone: AtomicU32,
 }
 
-struct Shared {
-    is_open: AtomicBool,
-    queue: Mutex<Queue>,
-    /// What asks for the history of the data, where that matters.
-    question: Option<Commands>,
-    history: Mutex<History>,
-}
-
-#[derive(Default)]
-struct Queue {
-    calls: Vec<Call>,
-    bytes: usize,
-    closed: Option<Fault>,
-    /// Set where the driver has to be told of a call.
-    driver: Option<Waker>,
-}
-
-enum Call {
-    Read(Read),
-    Run(Commands, Waiter<Vec<Token>>),
-}
-
 impl Connection {
     /// Spawns the driver of a connection that is ready for commands, and asks this question again and again if there
     /// is one.
     pub(super) fn new(stream: Box<dyn Stream>, question: Option<Commands>) -> Self {
-        let shared = Arc::new(Shared {
-            is_open: AtomicBool::new(true),
-            queue: Mutex::default(),
-            question,
-            history: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(question));
         let (wheel, task) = Wheel::new(Driver::new(stream, Arc::clone(&shared)));
         tokio::spawn(task);
         let (waiting, alone) = (AtomicU32::new(0), AtomicU32::new(0));
@@ -218,380 +150,5 @@ impl Drop for Gone<'_> {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.close(&Fault::Lost(Lost::Closed));
-    }
-}
-
-impl Call {
-    fn size(&self) -> usize {
-        match self {
-            Self::Read(read) => read.names.size() + read.before.bytes.len(),
-            Self::Run(commands, _) => commands.bytes.len(),
-        }
-    }
-
-    fn is_awaited(&self) -> bool {
-        match self {
-            Self::Read(read) => !read.waiter.is_closed(),
-            Self::Run(_, waiter) => !waiter.is_closed(),
-        }
-    }
-
-    fn fail(self, fault: Fault) {
-        // Whoever went away need not be told.
-        match self {
-            Self::Read(read) => drop(read.waiter.send(Err(fault))),
-            Self::Run(_, waiter) => drop(waiter.send(Err(fault))),
-        }
-    }
-}
-
-impl Shared {
-    fn push(&self, call: Call) -> Result<(), Fault> {
-        let size = call.size();
-        let mut queue = lock(&self.queue);
-        if let Some(fault) = &queue.closed {
-            return Err(fault.clone());
-        }
-        let has_room = queue.calls.len() < MOST_CALLS && queue.bytes + size <= MOST_BYTES;
-        if !has_room && !queue.calls.is_empty() {
-            return Err(Fault::Full);
-        }
-        queue.bytes += size;
-        queue.calls.push(call);
-        let driver = queue.driver.take();
-        drop(queue);
-        if let Some(driver) = driver {
-            driver.wake();
-        }
-        Ok(())
-    }
-
-    fn close(&self, fault: &Fault) {
-        self.is_open.store(false, Ordering::Release);
-        let mut queue = lock(&self.queue);
-        let calls = mem::take(&mut queue.calls);
-        let driver = queue.driver.take();
-        queue.closed.get_or_insert_with(|| fault.clone());
-        drop(queue);
-        calls.into_iter().for_each(|call| call.fail(fault.clone()));
-        if let Some(driver) = driver {
-            driver.wake();
-        }
-    }
-}
-
-/// The task at the socket.
-struct Driver {
-    stream: Box<dyn Stream>,
-    shared: Arc<Shared>,
-    incoming: BytesMut,
-    outgoing: Vec<u8>,
-    written: usize,
-    flushed: bool,
-    /// In the order in which the answers will come.
-    owed: VecDeque<Owed>,
-    /// Whether everybody else had a turn since the driver saw that there is something to send.
-    has_yielded: bool,
-    tick: Option<Pin<Box<Sleep>>>,
-    runtime: runtime::Handle,
-    clock: Clock,
-    /// When the history was asked for.
-    asked_at: Instant,
-    /// Whether anything was sent since the last tick.
-    was_used: bool,
-    /// Whether anything was heard since the last tick.
-    was_heard: bool,
-    silent_ticks: u32,
-}
-
-enum Owed {
-    Batch(Batch),
-    History,
-    /// Answers of no interest.
-    Ignored(usize),
-    Run {
-        answers: Vec<Token>,
-        missing: usize,
-        waiter: Waiter<Vec<Token>>,
-    },
-}
-
-impl Driver {
-    fn new(stream: Box<dyn Stream>, shared: Arc<Shared>) -> Self {
-        let clock = Clock::system();
-        Self {
-            asked_at: clock.now(),
-            clock,
-            stream,
-            shared,
-            incoming: BytesMut::with_capacity(PIECE),
-            outgoing: Vec::new(),
-            written: 0,
-            flushed: true,
-            owed: VecDeque::new(),
-            has_yielded: false,
-            tick: None,
-            runtime: runtime::Handle::current(),
-            was_used: false,
-            was_heard: false,
-            silent_ticks: 0,
-        }
-    }
-
-    fn drive(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
-        let mut again = false;
-        let is_turn = mem::take(&mut self.has_yielded) || self.is_alone();
-        if is_turn && self.outgoing.len() - self.written < MOST_UNSENT {
-            self.collect();
-        }
-        let is_stuck = self.send(context)?.is_pending();
-        again |= self.receive(context)?;
-        {
-            let mut queue = lock(&self.shared.queue);
-            if let Some(fault) = &queue.closed {
-                return Err(fault.clone());
-            }
-            if queue.calls.is_empty() {
-                if !queue.driver.as_ref().is_some_and(|driver| driver.will_wake(context.waker())) {
-                    queue.driver = Some(context.waker().clone());
-                }
-            } else {
-                // Where the other end takes nothing, it wakes the driver when it does.
-                again |= !is_stuck || self.outgoing.len() - self.written < MOST_UNSENT;
-            }
-        }
-        if again {
-            self.has_yielded = true;
-            context.waker().wake_by_ref();
-        }
-        self.be_patient(context)
-    }
-
-    /// Whether there is one call and nobody else about who might add to it.
-    fn is_alone(&self) -> bool {
-        self.owed.is_empty() && lock(&self.shared.queue).calls.len() == 1
-    }
-
-    /// Makes what is queued ready to be sent.
-    fn collect(&mut self) {
-        let mut queue = lock(&self.shared.queue);
-        // Some now and the rest a moment later: while the server answers some, the callers of others are at work. All
-        // together they would take turns, and half of the time one side would wait for the other.
-        let waves = WAVES.saturating_sub(self.owed.len()).max(1);
-        let some = queue.calls.len().div_ceil(waves);
-        let calls = if some < queue.calls.len() {
-            let calls: Vec<Call> = queue.calls.drain(..some).collect();
-            let taken: usize = calls.iter().map(Call::size).sum();
-            queue.bytes = queue.bytes.saturating_sub(taken);
-            calls
-        } else {
-            queue.bytes = 0;
-            mem::take(&mut queue.calls)
-        };
-        drop(queue);
-        if calls.is_empty() {
-            return;
-        }
-        self.was_used = true;
-        if self.owed.is_empty() {
-            self.silent_ticks = 0;
-        }
-        self.ask_again();
-        let mut reads = Vec::with_capacity(calls.len());
-        for call in calls.into_iter().filter(Call::is_awaited) {
-            match call {
-                Call::Read(read) => {
-                    if read.before.count > 0 {
-                        self.outgoing.extend_from_slice(&read.before.bytes);
-                        self.owed.push_back(Owed::Ignored(read.before.count));
-                    }
-                    reads.push(read);
-                }
-                Call::Run(commands, waiter) => {
-                    if commands.count == 0 {
-                        drop(waiter.send(Ok(Vec::new())));
-                        continue;
-                    }
-                    self.outgoing.extend_from_slice(&commands.bytes);
-                    let answers = Vec::with_capacity(commands.count.min(MOST_CALLS));
-                    self.owed.push_back(Owed::Run { answers, missing: commands.count, waiter });
-                }
-            }
-        }
-        if !reads.is_empty() {
-            let history = *lock(&self.shared.history);
-            self.owed.push_back(Owed::Batch(Batch::ask(reads, history, &mut self.outgoing)));
-        }
-    }
-
-    /// Asks for the history in front of what is sent next, if it was not asked for of late.
-    fn ask_again(&mut self) {
-        let Some(question) = &self.shared.question else { return };
-        let now = self.clock.now();
-        if now.since(self.asked_at) < AGAIN {
-            return;
-        }
-        self.asked_at = now;
-        self.outgoing.extend_from_slice(&question.bytes);
-        self.owed.push_back(Owed::History);
-    }
-
-    /// Takes note of the history; what comes after is of it. Where there is no answer, that of before goes on.
-    fn learn(&mut self, answer: &Token) -> Result<(), Fault> {
-        let Some(history) = History::of(answer)? else { return Ok(()) };
-        let before = mem::replace(&mut *lock(&self.shared.history), history);
-        if before != history {
-            tracing::debug!("redis: the data are of another history: what was stored before is not used");
-            for owed in &mut self.owed {
-                if let Owed::Batch(batch) = owed {
-                    batch.history = history;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes what is ready, as far as the other end takes it.
-    fn send(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Fault> {
-        while self.written < self.outgoing.len() {
-            let rest = &self.outgoing[self.written..];
-            match Pin::new(&mut self.stream).poll_write(context, rest) {
-                Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
-                Poll::Ready(Ok(count)) => self.written += count,
-                Poll::Ready(Err(error)) => return Err(error.into()),
-                Poll::Pending => return Ok(Poll::Pending),
-            }
-            self.flushed = false;
-        }
-        self.written = 0;
-        self.outgoing.clear();
-        self.outgoing.shrink_to(MOST_UNSENT);
-        if !self.flushed {
-            match Pin::new(&mut self.stream).poll_flush(context) {
-                Poll::Ready(flushed) => flushed?,
-                Poll::Pending => return Ok(Poll::Pending),
-            }
-            self.flushed = true;
-        }
-        Ok(Poll::Ready(()))
-    }
-
-    /// Reads until nothing is there, or for one full piece: those whom it answers shall have their turn. Returns
-    /// whether there may be more.
-    fn receive(&mut self, context: &mut Context<'_>) -> Result<bool, Fault> {
-        loop {
-            if self.settle()? {
-                return Ok(true);
-            }
-            let room = wire::missing(&self.incoming).clamp(PIECE, MOST_ROOM);
-            self.incoming.reserve(room);
-            let room = self.incoming.capacity() - self.incoming.len();
-            match pin!(self.stream.read_buf(&mut self.incoming)).poll(context) {
-                Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
-                Poll::Ready(Ok(count)) => {
-                    self.was_heard = true;
-                    if self.settle()? || count == room {
-                        return Ok(true);
-                    }
-                }
-                Poll::Ready(Err(error)) => return Err(error.into()),
-                Poll::Pending => return Ok(false),
-            }
-        }
-    }
-
-    /// Hands out the answers that are there, up to the end of one batch. Returns whether there may be more.
-    fn settle(&mut self) -> Result<bool, Fault> {
-        while let Some(token) = wire::next(&mut self.incoming)? {
-            let is_settled = match self.owed.front_mut() {
-                None => return Err(Fault::Lost(Lost::NotRedis)),
-                Some(Owed::Batch(batch)) => batch.take(token)?,
-                Some(_) if matches!(token, Token::Array(_)) => return Err(Fault::Lost(Lost::NotRedis)),
-                Some(Owed::History) => {
-                    self.learn(&token)?;
-                    true
-                }
-                Some(Owed::Ignored(missing)) => {
-                    *missing -= 1;
-                    *missing == 0
-                }
-                Some(Owed::Run { answers, missing, .. }) => {
-                    answers.push(token);
-                    *missing -= 1;
-                    *missing == 0
-                }
-            };
-            if !is_settled {
-                continue;
-            }
-            match self.owed.pop_front() {
-                Some(Owed::Run { answers, waiter, .. }) => {
-                    let refusal = answers.iter().find_map(|answer| match answer {
-                        Token::Refusal(refusal) => Some(refusal.clone()),
-                        _ => None,
-                    });
-                    drop(waiter.send(refusal.map_or(Ok(answers), |refusal| Err(Fault::Refused(refusal)))));
-                }
-                Some(Owed::Batch(_)) if !self.incoming.is_empty() => return Ok(true),
-                _ => {}
-            }
-        }
-        Ok(false)
-    }
-
-    /// Gives the connection up when it has been silent for too long.
-    fn be_patient(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
-        loop {
-            let Some(tick) = &mut self.tick else {
-                if self.owed.is_empty() && !self.was_used {
-                    return Ok(());
-                }
-                self.was_used = false;
-                self.was_heard = false;
-                // Whoever has the wheel may be on a runtime that ends before this one does.
-                let _home = self.runtime.enter();
-                self.tick = Some(Box::pin(sleep(TICK)));
-                continue;
-            };
-            if tick.as_mut().poll(context).is_pending() {
-                return Ok(());
-            }
-            self.tick = None;
-            let is_silent = !self.owed.is_empty() && !self.was_heard;
-            self.silent_ticks = if is_silent { self.silent_ticks + 1 } else { 0 };
-            if self.silent_ticks > SILENCE {
-                return Err(Fault::Lost(Lost::Silent));
-            }
-        }
-    }
-
-    fn fail(&mut self, fault: &Fault) {
-        self.shared.close(fault);
-        for owed in self.owed.drain(..) {
-            match owed {
-                Owed::Batch(mut batch) => batch.fail(fault),
-                Owed::History | Owed::Ignored(_) => {}
-                Owed::Run { waiter, .. } => drop(waiter.send(Err(fault.clone()))),
-            }
-        }
-    }
-}
-
-impl Drive for Driver {
-    type Ended = ();
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if let Err(fault) = self.drive(context) {
-            self.fail(&fault);
-            return Poll::Ready(());
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // With its runtime, say.
-        self.fail(&Fault::Lost(Lost::Closed));
     }
 }

@@ -30,10 +30,12 @@ mod batch;
 mod bus;
 mod cache;
 mod connection;
+mod driver;
 mod exclusive;
 mod fault;
 mod history;
 mod pool;
+mod queue;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod wire;
