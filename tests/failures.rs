@@ -196,6 +196,27 @@ async fn soft_time_out_of_the_store_holds_for_the_stamps_of_other_tags_as_well()
     }
 }
 
+/// A large value is only asked about.
+#[tokio::test(start_paused = true)]
+async fn soft_time_out_of_the_store_holds_for_a_large_value_as_well() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let large: String = std::iter::repeat_with(fastrand::alphanumeric).take(16 * 1024).collect();
+    let other = with_soft_timeout(&clock, store.clone()).await;
+    other.insert(&key(), large.clone()).await.unwrap();
+    let cache = with_soft_timeout(&clock, store.clone()).await;
+    assert_eq!(cache.get(&key()).await, Some(large.clone()));
+    clock.advance(150 * SECOND);
+    let hang = store.hold(Step::ReadAnswered);
+    let watch = Watch::start();
+    assert_eq!(load(&cache, &key(), &[], "new").await.unwrap(), large);
+    assert_eq!(watch.elapsed(), Duration::from_millis(10));
+    drop(hang);
+    let is_new = async || (cache.get_local(&key()).as_deref() == Some("new")).then_some(());
+    until("the look and the load to go on", is_new).await;
+    assert_eq!(cache.stats().remote_unchanged, 1);
+}
+
 /// The store is slow, and nobody knows of the load yet.
 #[tokio::test(start_paused = true)]
 async fn value_that_was_made_to_expire_is_not_served_because_the_store_is_slow() {

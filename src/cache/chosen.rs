@@ -34,8 +34,9 @@ use std::sync::Arc;
 use tokio::time::timeout_at;
 
 use super::{
-    load::{Flying, Patience},
+    load::Flying,
     loaded::{Loaded, What},
+    patience::Patience,
     remote::Stamps,
     tags::Stamp,
     tiers::{CapturedTag, Tiers},

@@ -72,22 +72,23 @@ use bytes::Bytes;
 use tokio::{
     sync::{Notify, OnceCell, mpsc},
     task::AbortHandle,
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use super::{
-    bus::{ErasedBus, ErasedSubscription},
+    bus::ErasedBus,
     chain::{Chain, Link, SETTLING, Trust, Turn},
+    channel::{Way, listen, publish},
     envelope,
-    message::{self, BATCH, FRAME, Item, Message, Node, Writer},
+    message::{self, BATCH, FRAME, Item, Node},
     stats::BusEvents,
     store::Fence,
     tiers::Tiers,
 };
 use crate::{
-    Error, ErrorKind,
+    Error,
     clock::{Clock, Instant},
-    sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock},
+    sync::{AtomicU64, Mutex, Ordering, lock},
 };
 
 /// The least that a bus has to carry at once.
@@ -96,18 +97,10 @@ pub(super) const LEAST_MESSAGE: usize = 128;
 /// by the others.
 const MOST_WAITING: usize = 4096;
 const MOST_BYTES_WAITING: usize = 1024 * 1024;
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
-const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
-/// After so long without a message the way is tried, by sending one.
-const QUIET: Duration = Duration::from_secs(15);
-/// How long such a message may take to come back.
-const PATIENCE: Duration = Duration::from_secs(2);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a process knows and says of the invalidations of all.
 pub(super) struct Coherence {
-    node: Node,
+    pub(super) node: Node,
     channel: Arc<str>,
     pub(super) ledger: String,
     clock: Clock,
@@ -224,9 +217,7 @@ impl Coherence {
     /// Starts listening, looking and publishing, for as long as the cache is there.
     pub(super) fn start<V: Clone + Send + Sync + 'static>(&self, tiers: &Weak<Tiers<V>>) {
         let Some(waiting) = lock(&self.waiting).take() else { return };
-        let (bus, channel, events) = (&self.bus, &self.channel, &self.events);
-        let (bus, channel, events) = (Arc::clone(bus), Arc::clone(channel), Arc::clone(events));
-        let way = Way { bus, channel, events, takes_messages: Arc::new(AtomicBool::new(true)) };
+        let way = Way::new(Arc::clone(&self.bus), Arc::clone(&self.channel), Arc::clone(&self.events));
         // Ends by itself when the cache is gone and what waits has been published.
         tokio::spawn(publish(way.clone(), self.node, waiting, Arc::clone(&self.bytes_waiting)));
         let listening = listen(way, Weak::clone(tiers), Arc::clone(&self.try_the_way));
@@ -293,7 +284,7 @@ impl Coherence {
         *lock(&self.fence) = fence;
     }
 
-    fn link(&self, link: Link) {
+    pub(super) fn link(&self, link: Link) {
         self.saw(Some(link.after));
         self.change(|chain| chain.link(link));
     }
@@ -326,7 +317,7 @@ impl Coherence {
     }
 
     /// Hands a batch, or nothing, to the publisher.
-    fn send(&self, batch: Bytes) {
+    pub(super) fn send(&self, batch: Bytes) {
         let length = batch.len();
         let waiting = self.bytes_waiting.fetch_add(length, Ordering::Relaxed);
         if waiting + length > MOST_BYTES_WAITING || self.outgoing.try_send(batch).is_err() {
@@ -368,177 +359,6 @@ impl Drop for Batch {
         if let Some(link) = link {
             self.coherence.link(link);
         }
-    }
-}
-
-/// The bus as the tasks use it.
-#[derive(Clone)]
-struct Way {
-    bus: Arc<dyn ErasedBus>,
-    channel: Arc<str>,
-    events: Arc<BusEvents>,
-    /// Whether the last message could be published.
-    takes_messages: Arc<AtomicBool>,
-}
-
-/// Publishes what waits, as few messages as hold it.
-async fn publish(way: Way, node: Node, mut waiting: mpsc::Receiver<Bytes>, bytes_waiting: Arc<AtomicUsize>) {
-    let max_message = way.bus.max_message();
-    let mut next = None;
-    loop {
-        let (first, mut taken) = match next.take() {
-            Some(first) => (first, 0),
-            None => match waiting.recv().await {
-                Some(first) => {
-                    let length = first.len();
-                    (first, length)
-                }
-                None => return,
-            },
-        };
-        // What others have ready in this tick goes with it.
-        tokio::task::yield_now().await;
-        let mut message = Writer::new(node);
-        message.push(&first);
-        while let Ok(batch) = waiting.try_recv() {
-            taken += batch.len();
-            if !message.has_room(&batch, max_message) {
-                next = Some(batch);
-                break;
-            }
-            message.push(&batch);
-        }
-        bytes_waiting.fetch_sub(taken, Ordering::Relaxed);
-        match within(PUBLISH_TIMEOUT, way.bus.publish(&way.channel, message.seal())).await {
-            Ok(()) => {
-                way.events.sent.add();
-                if !way.takes_messages.swap(true, Ordering::AcqRel) {
-                    tracing::info!(channel = %way.channel, "bus takes messages again");
-                }
-            }
-            Err(error) => {
-                way.events.unsent.add();
-                if way.takes_messages.swap(false, Ordering::AcqRel) {
-                    let message = "bus takes no messages: other processes find out by the remote tier";
-                    tracing::warn!(channel = %way.channel, cause = %error, "{message}");
-                }
-            }
-        }
-    }
-}
-
-async fn within<T>(time: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    timeout(time, call).await.unwrap_or_else(|elapsed| {
-        Err(Error::with_source(ErrorKind::TimedOut, "the bus did not answer in time", elapsed))
-    })
-}
-
-/// Listens, and subscribes again whenever that ends.
-async fn listen<V>(way: Way, tiers: Weak<Tiers<V>>, try_the_way: Arc<Notify>)
-where
-    V: Clone + Send + Sync + 'static,
-{
-    let (mut pause, mut is_away) = (FIRST_PAUSE, false);
-    loop {
-        let (ended, has_heard) = match within(SUBSCRIBE_TIMEOUT, way.bus.subscribe(&way.channel)).await {
-            Ok(mut subscription) => {
-                let mut ears = Ears { way: &way, tiers: &tiers, is_away: &mut is_away, has_heard: false };
-                let Some(error) = ears.hear(&mut *subscription, &try_the_way).await else { return };
-                (error, ears.has_heard)
-            }
-            Err(error) => (error, false),
-        };
-        way.events.connected(false);
-        if !std::mem::replace(&mut is_away, true) {
-            let message = "bus is away: what others invalidate is found out by the remote tier";
-            tracing::warn!(channel = %way.channel, cause = %ended, "{message}");
-        }
-        pause = if has_heard { FIRST_PAUSE } else { pause };
-        // Not all processes at once, when it was the bus that went.
-        sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        pause = (2 * pause).min(LONGEST_PAUSE);
-    }
-}
-
-struct Ears<'a, V: Clone + Send + Sync + 'static> {
-    way: &'a Way,
-    tiers: &'a Weak<Tiers<V>>,
-    is_away: &'a mut bool,
-    has_heard: bool,
-}
-
-impl<V: Clone + Send + Sync + 'static> Ears<'_, V> {
-    /// Hears until the subscription ends, or seems to; `None` if the cache is gone.
-    async fn hear(
-        &mut self,
-        subscription: &mut dyn ErasedSubscription,
-        try_the_way: &Notify,
-    ) -> Option<Error> {
-        // Whether a message of our own is on its way to us. The first shows that the subscription works.
-        let mut expecting = true;
-        self.send_nothing()?;
-        let mut silence = std::pin::pin!(sleep(PATIENCE));
-        loop {
-            tokio::select! {
-                heard = subscription.next() => match heard {
-                    Ok(bytes) => {
-                        self.take(&bytes)?;
-                        expecting = false;
-                        silence.set(sleep(QUIET));
-                    }
-                    Err(error) => return Some(error),
-                },
-                () = &mut silence => {
-                    // What could not be sent cannot come back.
-                    if expecting && self.way.takes_messages.load(Ordering::Acquire) {
-                        let silent = "a message sent to the bus did not come back";
-                        return Some(Error::new(ErrorKind::TimedOut, silent));
-                    }
-                    expecting = true;
-                    self.send_nothing()?;
-                    silence.set(sleep(PATIENCE));
-                }
-                () = try_the_way.notified(), if !expecting => {
-                    expecting = true;
-                    self.send_nothing()?;
-                    silence.set(sleep(PATIENCE));
-                }
-            }
-        }
-    }
-
-    fn send_nothing(&self) -> Option<()> {
-        self.tiers.upgrade()?.coherence()?.send(Bytes::new());
-        Some(())
-    }
-
-    fn take(&mut self, bytes: &[u8]) -> Option<()> {
-        let tiers = self.tiers.upgrade()?;
-        let coherence = tiers.coherence()?;
-        self.has_heard = true;
-        self.way.events.connected(true);
-        if std::mem::replace(self.is_away, false) {
-            tracing::info!(channel = %self.way.channel, "bus is back");
-        }
-        self.way.events.received.add();
-        let Some(message) = Message::open(bytes) else {
-            // If it was one of ours, its link is missing.
-            tracing::debug!(channel = %self.way.channel, "something on the bus is no message of this cache");
-            return Some(());
-        };
-        if message.sender == coherence.node {
-            return Some(());
-        }
-        for batch in message.batches {
-            for item in &batch.items {
-                tiers.hear(item);
-            }
-            // After it was applied: from here on it may be confirmed.
-            if let Some(link) = batch.link {
-                coherence.link(link);
-            }
-        }
-        Some(())
     }
 }
 

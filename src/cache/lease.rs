@@ -32,9 +32,10 @@ use tracing::Instrument;
 use super::{
     envelope::{Envelope, Lease, Payload},
     key::Key,
-    load::{Flying, Patience, Purpose},
+    load::{Flying, Purpose},
     load_limit::Place,
     look::Before,
+    patience::Patience,
     remote::Remote,
     store::{Fence, Written},
     tiers::{Captured, Tiers},

@@ -1,12 +1,12 @@
 //! How a missing value comes: a flight, from boarding to landing. Those of many keys at once are in `load_many`.
 
-use std::{future::poll_fn, pin::pin, slice, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, slice, sync::Arc, task::Poll, time::Duration};
 
-use tokio::time::{sleep, sleep_until, timeout_at};
+use tokio::time::{sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::{
-    flight::{Boarding, Flight, Lead, Meanwhile, Outcome},
+    flight::{Boarding, Flight, Lead, Outcome},
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
@@ -14,8 +14,9 @@ use super::{
     loaded::{Loaded, Previous},
     local::{Entry, Local},
     look::{Before, Looked},
+    patience::Patience,
     recheck::Again,
-    remote::{Read, Remote},
+    remote::Read,
     store::Fence,
     tags::{Epoch, Seen},
     tiers::{Captured, Remembered, Tiers},
@@ -53,14 +54,6 @@ pub(super) struct Flying<V: Clone + Send + Sync + 'static> {
     /// What there was in memory or, once that was asked, in the remote tier: told to the loader, and fallen back
     /// on if it fails.
     pub(super) previous: Option<Entry<V>>,
-}
-
-/// Until when a load may take, whatever it has to wait for before it begins.
-#[derive(Clone, Copy)]
-pub(super) struct Patience {
-    /// From when on those wait no longer who have a value to be served instead.
-    soft: Option<tokio::time::Instant>,
-    pub(super) end: tokio::time::Instant,
 }
 
 tokio::task_local! {
@@ -359,24 +352,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    /// Lets nobody wait where a stale value is to be served while a load runs.
-    pub(super) fn release_at_once(&self, flying: &Flying<V>) {
-        let now = self.clock.now();
-        if flying.purpose == Purpose::Need
-            && let Some(entry) = &flying.previous
-            && entry.content.is_ok()
-            && Standing::Revalidate
-                == match flying.fence {
-                    Some(_) => self.standing_of_heard(entry, now),
-                    None => self.standing(entry, now),
-                }
-        {
-            let until = entry.times().revalidate_until;
-            // What was made to expire is waited for.
-            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::still_holds });
-        }
-    }
-
     /// Runs a loader on its place, if it needs one.
     pub(super) async fn run<L>(
         &self,
@@ -399,42 +374,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         self.events.load_failures.add();
         (Err(error), cost)
-    }
-
-    /// For how long a load may take that is about to begin.
-    pub(super) fn patience(&self) -> Patience {
-        let from_now = |time| sleep(time).deadline();
-        let settings = &self.settings;
-        Patience { soft: settings.soft_timeout.map(from_now), end: from_now(settings.load_timeout) }
-    }
-
-    /// Does a part of a load, and lets those wait no longer who have a stale value when the load becomes slow.
-    pub(super) async fn attend<'a, T>(
-        &self,
-        flights: impl IntoIterator<Item = &'a Flying<V>> + Clone,
-        patience: Patience,
-        part: impl Future<Output = T>,
-    ) -> T {
-        let can_release = flights.clone().into_iter().any(Flying::has_fallback);
-        let Some(soft) = patience.soft.filter(|_| can_release) else { return part.await };
-        let release = || flights.into_iter().for_each(|flying| self.release(flying));
-        unless_slow(part, soft, release).await
-    }
-
-    /// Waits for an answer of the remote tier, and lets those wait no longer who have a stale value when it is slow.
-    pub(super) async fn await_remote<'a, T>(
-        &self,
-        remote: &Remote<V>,
-        flights: impl IntoIterator<Item = &'a Flying<V>> + Clone,
-        answer: impl Future<Output = T>,
-    ) -> T {
-        let can_release = flights.clone().into_iter().any(Flying::has_fallback);
-        let first = flights.clone().into_iter().next().filter(|_| can_release);
-        let Some((soft, first)) = remote.soft_timeout.zip(first) else { return answer.await };
-        // Of two questions the second has what the first left of it.
-        let soft = sleep(soft.saturating_sub(self.clock.now().since(first.began_at))).deadline();
-        let release = || flights.into_iter().for_each(|flying| self.release_confirmed(flying));
-        unless_slow(answer, soft, release).await
     }
 
     /// The right to load, where there is a limit to loads. A load that a loader of this cache waits for has it already:
@@ -472,30 +411,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         self.attend(flights, patience, place).await
     }
 
-    /// Lets those wait no longer who have a value to be served instead.
-    pub(super) fn release(&self, flying: &Flying<V>) {
-        if let Some(entry) = self.fallback(flying) {
-            let until = entry.times().dies_at;
-            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::is_left });
-        }
-    }
-
-    /// The same, with what could be served from memory if it were fresh: it was not removed elsewhere longer ago than
-    /// it may be stale, and not made to expire. That is waited for: the store is slow, and not the load.
-    fn release_confirmed(&self, flying: &Flying<V>) {
-        let now = self.clock.now();
-        let may_be_served = |entry: &&Entry<V>| self.is_confirmed(entry, now) && !entry.times().was_expired;
-        if let Some(entry) = self.fallback(flying).filter(may_be_served) {
-            let until = entry.times().dies_at.min(self.confirmed_until(entry));
-            flying.lead.release(Meanwhile { entry: entry.clone(), until, holds: Entry::still_holds });
-        }
-    }
-
-    /// What to serve instead of a new value.
-    pub(super) fn fallback<'a>(&self, flying: &'a Flying<V>) -> Option<&'a Entry<V>> {
-        flying.fallback().filter(|entry| self.standing(entry, self.clock.now()) != Standing::Gone)
-    }
-
     pub(super) fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
     }
@@ -531,17 +446,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 }
 
-/// Does a part of a load, and something else from `soft` on, once, while it goes on.
-async fn unless_slow<T>(part: impl Future<Output = T>, soft: tokio::time::Instant, slow: impl FnOnce()) -> T {
-    let mut part = pin!(part);
-    tokio::select! {
-        biased;
-        done = &mut part => return done,
-        () = sleep_until(soft) => slow(),
-    }
-    part.await
-}
-
 /// The load that the current task runs inside of.
 pub(super) fn outer() -> Option<Arc<Chain>> {
     LOADING.try_with(Clone::clone).ok().flatten()
@@ -564,14 +468,6 @@ pub(super) enum Boarded<V: Clone + Send + Sync + 'static> {
 }
 
 impl<V: Clone + Send + Sync + 'static> Flying<V> {
-    fn fallback(&self) -> Option<&Entry<V>> {
-        self.previous.as_ref().filter(|entry| entry.content.is_ok())
-    }
-
-    fn has_fallback(&self) -> bool {
-        self.fallback().is_some()
-    }
-
     fn previous(&self) -> Option<Previous<V>> {
         let entry = self.previous.as_ref()?;
         let value = entry.content.as_ref().ok()?.clone();

@@ -14,7 +14,7 @@
 //! then, and its fence takes the place of that of step 3: see `lease`.
 //!
 //! This file has the state and the steps that touch a tier, `look` what is read there; `load` and `landing` string them
-//! together.
+//! together, `patience` has what callers are given who cannot wait.
 
 use std::{sync::Arc, time::Duration};
 
