@@ -156,8 +156,8 @@ impl bb8::ManageConnection for Server {
 
     async fn is_valid(&self, wire: &mut Wire) -> Result<(), Refused> {
         self.0.tests.fetch_add(1, Ordering::SeqCst);
-        if self.0.tests_hang.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
+        while self.0.tests_hang.load(Ordering::SeqCst) {
+            sleep(MILLI).await; // virtual
         }
         if wire.is_alive() { Ok(()) } else { Err(Refused("connection reset")) }
     }
@@ -676,6 +676,34 @@ async fn waiters_are_served_though_openers_panic() {
 }
 
 /// Whoever goes away during the test gives back permit and connection.
+#[tokio::test(start_paused = true)]
+async fn connection_that_is_retired_during_its_test_is_not_lent() {
+    for shuts_down in [false, true] {
+        let server = Server::default();
+        let pool = builder(&server).size(1).build().unwrap();
+        drop(pool.get().await.unwrap());
+        sleep(5 * SECOND).await;
+        server.0.tests_hang.store(true, Ordering::SeqCst);
+        let asking = asks(&pool).await;
+        let ends = |pool: Pool<Server>| async move {
+            match shuts_down {
+                true => pool.shutdown(10 * SECOND).await.unwrap(),
+                false => pool.retire_all(),
+            }
+        };
+        let ending = tokio::spawn(ends(pool.clone()));
+        settle().await;
+        server.0.tests_hang.store(false, Ordering::SeqCst);
+        let lent = asking.await.unwrap();
+        match shuts_down {
+            true => assert_eq!(lent.map(|lent| lent.id()).unwrap_err().kind(), ErrorKind::Closed),
+            false => assert_eq!(lent.unwrap().id(), 1),
+        }
+        ending.await.unwrap();
+        assert_eq!(server.open(), pool.stats().open);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn caller_that_goes_away_during_the_test_takes_nothing_along() {
     let server = Server::default();

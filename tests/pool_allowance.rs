@@ -336,3 +336,74 @@ async fn pool_that_cannot_give_way_is_not_built() {
         assert!(error.to_string().starts_with("allowance: "), "{error}");
     }
 }
+
+// Code of others that panics.
+
+/// Panics at the second window.
+struct Panicking(u32);
+
+impl Sizing for Panicking {
+    fn step(&mut self, _: &Sample, _: Duration) -> Decision {
+        self.0 += 1;
+        assert!(self.0 < 10, "as the test wants it");
+        Decision::new(8, Reason::Rule("test"))
+    }
+
+    fn target(&self) -> u32 {
+        8
+    }
+
+    fn proven(&self) -> u32 {
+        8
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sizing_that_panics_leaves_the_size_and_everything_else_as_it_is() {
+    let server = server();
+    let told = Told::of(8);
+    let pool = builder(&server).sizing(Panicking(8)).keep_open(2).allowance(told.clone()).build().unwrap();
+    drop(fill(&pool).await);
+    sleep(10 * SECOND).await;
+    assert_eq!(pool.stats().target, 8);
+    // The pool still looks after itself.
+    told.set(3);
+    sleep(2 * SECOND).await;
+    assert_eq!((pool.stats().ceiling, pool.stats().open), (3, 3));
+    pool.retire_all();
+    sleep(20 * SECOND).await;
+    assert_eq!(server.stats().open, 2, "kept open");
+}
+
+/// Allows eight, and panics whenever it is asked for some, or for what it allows.
+#[derive(Clone, Default)]
+struct Careless(Arc<AtomicBool>);
+
+impl Allowance for Careless {
+    fn ceiling(&self) -> u32 {
+        assert!(!self.0.load(Ordering::SeqCst), "as the test wants it");
+        8
+    }
+
+    async fn want(&self, _: Demand) {
+        panic!("as the test wants it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn allowance_that_panics_is_asked_again_and_costs_no_more_than_it_forbids() {
+    let (server, careless) = (server(), Careless::default());
+    let pool = builder(&server).allowance(careless.clone()).build().unwrap();
+    sleep(3 * SECOND + 100 * MILLI).await;
+    assert_eq!(pool.stats().ceiling, 8, "what was asked for is not what it is held to for good");
+    pool.set_target(8).unwrap();
+    let all = fill(&pool).await;
+    assert_eq!(all.len(), 8);
+    drop(all);
+    careless.0.store(true, Ordering::SeqCst);
+    sleep(3 * SECOND).await;
+    assert_eq!((pool.stats().ceiling, pool.stats().open), (1, 1), "the floor");
+    careless.0.store(false, Ordering::SeqCst);
+    sleep(3 * SECOND).await;
+    assert_eq!(pool.stats().ceiling, 8);
+}

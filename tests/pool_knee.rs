@@ -124,14 +124,17 @@ async fn course(server: &FakeServer, pool: &Fake) -> (f64, f64, u32) {
 
 #[tokio::test(start_paused = true)]
 async fn pool_finds_the_size_at_which_its_server_does_most_and_tells_how() {
-    let server = FakeServer::new(usl()).connecting(SECOND / 50);
     let log = Log::hear();
-    let pool = builder(&server).build().unwrap();
-    let (before, after, target) = course(&server, &pool).await;
-    assert!(before >= 0.95 && after >= 0.95, "{before:.3}, {after:.3}");
-    let stats = pool.stats();
-    assert!(target <= stats.proven + 1 && target <= 10, "{stats:?}");
-    assert!(server.stats().open_max <= CEILING);
+    for seed in 1..=5 {
+        // When trials are made is drawn.
+        fastrand::seed(seed);
+        let server = FakeServer::new(usl()).connecting(SECOND / 50);
+        let pool = builder(&server).build().unwrap();
+        let (before, after, target) = course(&server, &pool).await;
+        assert!(before >= 0.95 && after >= 0.95, "seed {seed}: {before:.3}, {after:.3}");
+        assert!(target <= 10, "seed {seed}: {:?}", pool.stats());
+        assert!(server.stats().open_max <= CEILING);
+    }
     // Every decision is a line, those that leave the size as it is because it paid, too.
     let reasons = log.fields("reason");
     let [tried, kept, taken_back] = ["trying whether more", "kept: ", "taken back: "]

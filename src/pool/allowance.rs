@@ -7,12 +7,14 @@
 //! process is given meanwhile is free.
 
 use std::{
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
     sync::{
         Arc, Weak,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -115,8 +117,22 @@ impl Allowed {
         Arc::new(Self { by: Box::new(by), held: AtomicU32::new(u32::MAX) })
     }
 
+    /// Somebody else's code: if that panics, nothing is allowed but the floor.
     fn ceiling(&self) -> u32 {
-        self.by.ceiling().min(self.held.load(Ordering::Relaxed))
+        let ceiling = catch_unwind(AssertUnwindSafe(|| self.by.ceiling())).unwrap_or(0);
+        ceiling.min(self.held.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether it ended as it should.
+    async fn want(&self, demand: Demand) -> bool {
+        let mut wanted = pin!(async { self.by.want(demand).await });
+        let unharmed = |context: &mut Context<'_>| match catch_unwind(AssertUnwindSafe(|| {
+            wanted.as_mut().poll(context)
+        })) {
+            Ok(poll) => poll.map(|()| true),
+            Err(_) => Poll::Ready(false),
+        };
+        poll_fn(unharmed).await
     }
 }
 
@@ -183,12 +199,15 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc
         let demand = Demand::new(shared.there(), wanted);
         allowed.held.store(demand.wanted, Ordering::Relaxed);
         drop(shared);
-        allowed.by.want(demand).await;
+        let has_ended = allowed.want(demand).await;
         allowed.held.store(u32::MAX, Ordering::Relaxed);
         let Some(shared) = pool.upgrade() else { return };
         shared.give_way();
+        if !has_ended {
+            tracing::error!(pool = &*shared.name, "the allowance panicked when it was asked for connections");
+        }
         drop(shared);
-        let is_content = allowed.by.ceiling() >= demand.wanted;
+        let is_content = allowed.ceiling() >= demand.wanted;
         tokio::time::sleep(if is_content { ASK } else { ASK_AGAIN }).await;
     }
 }

@@ -215,8 +215,9 @@ impl<M: ManageConnection> Pool<M> {
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), Error> {
         let shared = &self.0;
         shared.gate.close();
-        shared.tracking.retire_all();
+        // In this order: what is opened after it is not admitted, and what was before it is retired.
         shared.supply.close(&shared.closed());
+        shared.tracking.retire_all();
         let began = shared.clock.now();
         shared.look_at_idle(began).await;
         if tokio::time::timeout(deadline, shared.supply.all_returned()).await.is_err() {

@@ -53,19 +53,25 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, mut sizing: 
         }
         shared.start(shared.supply.missing());
         let sample = sampler.sample(&shared, now);
-        if let Some(sizing) = &mut sizing {
-            shared.size(sizing, &sample, sampler.age(now), now);
-        }
+        sizing.take_if(|sizing| !shared.size(sizing, &sample, sampler.age(now), now));
         shared.show();
     }
 }
 
 impl<M: ManageConnection> Shared<M> {
-    fn size(&self, followed: &mut Followed, sample: &Sample, age: Duration, now: Instant) {
+    /// Returns whether there is to be a next time.
+    fn size(&self, followed: &mut Followed, sample: &Sample, age: Duration, now: Instant) -> bool {
         let Followed { sizing, follow } = followed;
-        let before = sizing.target();
-        let decision = sizing.step(sample, age);
-        self.watch.proven.store(sizing.proven(), Ordering::Relaxed);
+        // Somebody else's code: if that panics, the pool has to go on without it.
+        let decided = catch_unwind(AssertUnwindSafe(|| {
+            let before = sizing.target();
+            (before, sizing.step(sample, age), sizing.proven())
+        }));
+        let Ok((before, decision, proven)) = decided else {
+            tracing::error!(pool = &*self.name, "the sizing panicked: the size stays as it is");
+            return false;
+        };
+        self.watch.proven.store(proven, Ordering::Relaxed);
         let target = decision.target.clamp(self.settings.floor, self.ceiling());
         // A trial that succeeds changes no size, and is what everybody wants to hear of.
         let is_proof = matches!(decision.reason, Reason::Kept { .. } | Reason::DemandMet);
@@ -92,7 +98,7 @@ impl<M: ManageConnection> Shared<M> {
             );
         }
         if *follow == Follow::Say {
-            return;
+            return true;
         }
         {
             // The ceiling falls before or after this, and not in between.
@@ -106,6 +112,7 @@ impl<M: ManageConnection> Shared<M> {
             }
         }
         self.give_back(sample, target);
+        true
     }
 
     /// Where the server has too many connections, those above the size are what it is short of: they are closed, but

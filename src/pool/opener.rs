@@ -1,7 +1,7 @@
 //! The task that opens one connection.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -134,8 +134,9 @@ impl<M: ManageConnection> Shared<M> {
 
     fn connect_failed(self: &Arc<Self>, error: Option<&Error>) {
         self.recorded.connect_failures.add();
-        if error.is_some_and(|error| error.kind() == ErrorKind::TooManyConnections) {
-            self.recorded.too_many_connections.add();
+        match error.is_some_and(|error| error.kind() == ErrorKind::TooManyConnections) {
+            true => self.recorded.too_many_connections.add(),
+            false => drop(self.recorded.other_failures.fetch_add(1, Ordering::Relaxed)),
         }
         let (change, is_open) = {
             let mut turnstile = lock(&self.turnstile);

@@ -25,14 +25,13 @@ impl Sampler {
 
     fn at<M: ManageConnection>(shared: &Shared<M>, began: Instant) -> Self {
         let recorded = &shared.recorded;
-        let too_many_connections = recorded.too_many_connections.sum();
         Self {
             began,
             holds: recorded.holds.histogram.counted(),
             waits: recorded.waits.histogram.counted(),
             timeouts: recorded.timeouts.sum(),
-            connect_failures: recorded.connect_failures.sum().saturating_sub(too_many_connections),
-            too_many_connections,
+            connect_failures: recorded.other_failures.load(Ordering::Relaxed),
+            too_many_connections: recorded.too_many_connections.sum(),
         }
     }
 

@@ -219,9 +219,13 @@ impl<M: ManageConnection> Shared<M> {
         let tested = tokio::time::timeout(patience, self.tracking.test(tracked)).await;
         let is_fit = matches!(tested, Ok(Ok(())));
         if is_fit {
+            let now = self.clock.now();
             tracked.is_dirty = false;
-            connection.restart(self.clock.now());
-            return Ok(true);
+            // It may have been retired meanwhile, or the pool shut down.
+            tracked.ending = self.tracking.examine(tracked, now);
+            let may_be_lent = tracked.ending.is_none();
+            connection.restart(now);
+            return Ok(may_be_lent);
         }
         tracked.ending = Some(Ending::Invalid);
         if self.left(began).is_zero() {
@@ -272,7 +276,9 @@ impl<M: ManageConnection> Shared<M> {
     /// Why waiting for a connection is of no use: none can come back, and none is being made for the time being.
     fn hopeless(&self) -> Option<Error> {
         let error = lock(&self.turnstile).refusal(self.clock.now())?;
-        (self.supply.count().out == 0).then_some(error)
+        let count = self.supply.count();
+        // One that was out a moment ago may be idle by now.
+        (count.out == 0 && count.idle == 0).then_some(error)
     }
 
     /// After a connection was lost: those who waited for it to come back may wait for nothing now.

@@ -1,6 +1,6 @@
 //! What a pool counts.
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use metrics::{Label, counter, gauge, histogram};
 
@@ -108,6 +108,8 @@ pub(super) struct Recorded {
     pub(super) connects: Times,
     pub(super) connect_failures: Event,
     pub(super) too_many_connections: Event,
+    /// Failures to connect for other reasons. A number of its own, since two counters are not read at once.
+    pub(super) other_failures: AtomicU64,
     pub(super) timeouts: Event,
     pub(super) overloads: Event,
     pub(super) leaks: Event,
@@ -148,6 +150,7 @@ impl Recorded {
             connects: times("mcp_perf_pool_connect_seconds"),
             connect_failures: event("mcp_perf_pool_connect_failures_total"),
             too_many_connections: event("mcp_perf_pool_too_many_connections_total"),
+            other_failures: AtomicU64::new(0),
             timeouts: event("mcp_perf_pool_timeouts_total"),
             overloads: event("mcp_perf_pool_overloads_total"),
             leaks: event("mcp_perf_pool_leaks_total"),

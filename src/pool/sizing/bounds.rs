@@ -57,15 +57,15 @@ impl Bounds {
 /// the size. In economics it is an elasticity.
 ///
 /// With a gain of 0.1, a quarter more connections have to raise the throughput by 2.3 %, and twice as many by 7.2 %
-/// (2<sup>0.1</sup>). The smaller the gain the nearer to the peak of the throughput, where queries are slow because so many run at once; the larger the gain the
-/// fewer of them share the server, and wait in the pool instead.
+/// (2<sup>0.1</sup>). The smaller the gain the nearer to the peak of the throughput, where queries are slow because so
+/// many run at once; the larger the gain the fewer of them share the server, and wait in the pool instead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gain(f64);
 
 impl Gain {
     /// 0.1, the default: 98 to 99 % of the peak.
     pub const THROUGHPUT: Self = Self(0.1);
-    /// 0.25: 96 % of the peak, with queries that take four fifths of the time.
+    /// 0.25: 90 to 96 % of the peak, with queries that take four fifths of the time.
     pub const LATENCY: Self = Self(0.25);
 
     /// A gain above 0 and below 1.

@@ -17,6 +17,8 @@ const QUICK_BASELINE: usize = 3;
 const IN_A_ROW: usize = 10;
 /// Or so many that were not in a row.
 const OFTEN: usize = 30;
+/// Where no backlog lasts for so long, as in bursts, more are tried again.
+const BURSTS: Duration = Duration::from_secs(60);
 
 /// Climbs a hill: on where the last step led up, the other way where it led down.
 #[derive(Clone, Debug)]
@@ -41,11 +43,18 @@ impl Search {
     }
 
     /// Whether it is time for a trial, after so many windows with a backlog, the last so many of them in a row.
-    pub(super) fn is_due(&self, windows: usize, in_a_row: usize, now: Duration) -> bool {
+    pub(super) fn is_due(&mut self, windows: usize, in_a_row: usize, now: Duration) -> bool {
+        if now < self.not_before || windows < if self.doubles { QUICK_BASELINE } else { BASELINE } {
+            return false;
+        }
         let is_lasting = in_a_row >= IN_A_ROW || windows >= OFTEN;
-        now >= self.not_before
-            && windows >= if self.doubles { QUICK_BASELINE } else { BASELINE }
-            && (is_lasting || self.next == Direction::Up)
+        if self.next == Direction::Down && !is_lasting {
+            if now.saturating_sub(self.not_before) < BURSTS {
+                return false;
+            }
+            self.turn();
+        }
+        true
     }
 
     /// The size to try in place of this one. At the end of the bounds there is none, and the other way comes next.
@@ -188,8 +197,14 @@ mod tests {
         assert!(search.is_due(5, 5, SECOND), "more, at any time");
         search.taken_back(SECOND);
         for (windows, in_a_row, is_due) in [(5, 5, false), (29, 9, false), (10, 10, true), (30, 0, true)] {
-            assert_eq!(search.is_due(windows, in_a_row, 100 * SECOND), is_due, "{windows}, {in_a_row}");
+            assert_eq!(search.is_due(windows, in_a_row, 60 * SECOND), is_due, "{windows}, {in_a_row}");
         }
+        let bounds = Bounds::new(1, 64).unwrap();
+        assert_eq!(search.next(8, bounds, 60 * SECOND), Some(6));
+        search.taken_back(60 * SECOND);
+        search.taken_back(60 * SECOND);
+        assert!(search.is_due(5, 5, 200 * SECOND), "after a minute of nothing but bursts");
+        assert_eq!(search.next(8, bounds, 200 * SECOND), Some(10));
     }
 
     #[test]
