@@ -79,7 +79,7 @@ pub(super) fn run(effort: Effort) -> Result<()> {
         after: effort.pick(Duration::from_secs(60), Duration::from_secs(10)),
     };
     let ours = disturb("ours", &phases, async |url: &str| Ok(peers::ours(url)?.size(SIZE).build()?))?;
-    let bb8 = disturb("bb8", &phases, async |url: &str| peers::bb8(url, SIZE).await)?;
+    let bb8 = disturb("bb8", &phases, async |url: &str| peers::bb8_that_tests(url, SIZE, true).await)?;
     let deadpool = disturb("deadpool", &phases, async |url: &str| peers::deadpool(url, SIZE))?;
 
     let count = |name: &str, count: fn(&Outcome) -> u64| {

@@ -20,6 +20,9 @@
 //! From `prepared` on there is a PostgreSQL of its own, which keeps data safe as one in service does. The pools are as
 //! their documentation recommends where speed counts: statements prepared once for each connection, no ping of a
 //! connection that was used a moment ago, 30 s for a caller to wait.
+//!
+//! Its data are where temporary files are. On a machine whose disk is at times ten times slower, as a shared one may be,
+//! `tpcb` measures that: `TMPDIR=/dev/shm` puts them into memory.
 
 mod disturbance;
 mod fairness;

@@ -40,10 +40,10 @@ impl managed::Manager for Nothing {
 
 /// Something that is held and returned.
 pub(super) trait Lender: Clone + Send + Sync + 'static {
-    type Held: Send;
+    type Held<'a>: Send;
 
     /// `None` if the time was up.
-    fn get(&self) -> impl Future<Output = Option<Self::Held>> + Send;
+    fn get(&self) -> impl Future<Output = Option<Self::Held<'_>>> + Send;
 }
 
 pub(super) type Ours = mcp_perf::pool::Pool<Nothing>;
@@ -66,28 +66,28 @@ pub(super) fn deadpool(size: u32, timeout: Duration) -> Result<Deadpool> {
 }
 
 impl Lender for Ours {
-    type Held = mcp_perf::pool::Connection<Nothing>;
+    type Held<'a> = mcp_perf::pool::Connection<Nothing>;
 
     #[inline]
-    async fn get(&self) -> Option<Self::Held> {
+    async fn get(&self) -> Option<Self::Held<'_>> {
         Self::get(self).await.ok()
     }
 }
 
 impl Lender for Bb8 {
-    type Held = bb8::PooledConnection<'static, Nothing>;
+    type Held<'a> = bb8::PooledConnection<'a, Nothing>;
 
     #[inline]
-    async fn get(&self) -> Option<Self::Held> {
-        self.get_owned().await.ok()
+    async fn get(&self) -> Option<Self::Held<'_>> {
+        Self::get(self).await.ok()
     }
 }
 
 impl Lender for Deadpool {
-    type Held = managed::Object<Nothing>;
+    type Held<'a> = managed::Object<Nothing>;
 
     #[inline]
-    async fn get(&self) -> Option<Self::Held> {
+    async fn get(&self) -> Option<Self::Held<'_>> {
         Self::get(self).await.ok()
     }
 }

@@ -41,7 +41,12 @@ pub(super) fn ours(url: &str) -> Result<mcp_perf::pool::PoolBuilder<PostgresMana
 
 /// Without the test of a connection that is about to be lent, since ours leaves it out, too, for one that was just used.
 pub(super) async fn bb8(url: &str, size: u32) -> Result<Bb8> {
-    let builder = bb8::Pool::builder().max_size(size).test_on_check_out(false).connection_timeout(TIMEOUT);
+    bb8_that_tests(url, size, false).await
+}
+
+/// With it, which is bb8's default, where connections are cut.
+pub(super) async fn bb8_that_tests(url: &str, size: u32, tests: bool) -> Result<Bb8> {
+    let builder = bb8::Pool::builder().max_size(size).test_on_check_out(tests).connection_timeout(TIMEOUT);
     Ok(builder.build(PreparingManager::new(url)?).await?)
 }
 

@@ -105,9 +105,13 @@ pub(super) fn run(effort: Effort) -> Result<()> {
 async fn spike<P: Peer>(pool: &P, door: &SlowDoor, ramp: Duration) -> Result<Spike> {
     sleep(QUIET).await;
     // Each connection knows its statements before it counts.
+    let mut held = Vec::new();
     for _ in 0..KEPT {
-        pool.get().await?.query(Sql::Short, &[]).await?;
+        let mut connection = pool.get().await?;
+        connection.query(Sql::Short, &[]).await?;
+        held.push(connection);
     }
+    drop(held);
     let before = door.opened();
     let stopwatch = Stopwatch::start();
     let mut callers = JoinSet::new();
