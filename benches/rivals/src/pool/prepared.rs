@@ -1,4 +1,5 @@
-//! One row by its key: a connection is taken, the statement found, the row fetched, the connection returned.
+//! One row by its key: a connection is taken, the statement found, the row fetched, the connection returned; the server on
+//! one core and the caller on another, or what counts is which thread the system wakes.
 //!
 //! bb8-postgres is asked as its page does, `query` with the text, which the driver prepares each time. deadpool keeps
 //! the statement; so does bb8 where its user prepares it, `bb8_by_hand`.
@@ -26,7 +27,7 @@ const ROUNDS: Rounds = Rounds { count: 31, slice: Duration::from_millis(100) };
 
 pub(super) fn run(effort: Effort) -> Result<()> {
     let plan = Rounds { count: effort.pick(ROUNDS.count, 5), ..ROUNDS };
-    let site = Site::start(Placement::Anywhere, 100)?;
+    let site = Site::start(Placement::Apart, 100)?;
     let (runtime, url) = (&site.runtime, site.url());
     let _entered = runtime.enter();
     let ours = peers::ours(&url)?.size(SIZE).build()?;
