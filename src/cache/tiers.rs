@@ -10,8 +10,9 @@
 //! 6. write to the remote tier if the fence of step 3 still holds there; if not, another process
 //!    invalidated meanwhile, and what step 5 stored is dropped.
 //!
-//! What tags a loader chose is looked up between 4 and 5: see `chosen`. Where there is a limit to loads, a place is waited for between 3 and 4. Where processes share loads, a lease is taken
-//! then, and its fence takes the place of that of step 3: see `lease`.
+//! Where there is a limit to loads, a place is waited for between 3 and 4. Where processes share loads, a lease is taken
+//! then, and its fence takes the place of that of step 3: see `lease`. Tags that a loader chose are noted between 4 and
+//! 5: see `chosen`.
 //!
 //! This file has the state and the steps that touch a tier, `look` what is read there; `load` and `landing` string them
 //! together, `patience` has what callers are given who cannot wait.
