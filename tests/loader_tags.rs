@@ -487,8 +487,8 @@ async fn store_that_goes_away_under_a_load_leaves_its_value_in_memory_alone() {
     let (answer, has_read, go_on) = begin(&one, Way::Need);
     has_read.notified().await;
     two.remove_by_tag("tag").await.unwrap();
-    two.insert_tagged(&Key::public("another"), &["tag"], "value".to_owned()).await.unwrap();
-    // By the way, the tag's stamp of after the removal becomes known.
+    two.insert_tagged(&Key::public("another"), &["tag", "other"], "value".to_owned()).await.unwrap();
+    // By the way, the stamps of after the removal become known.
     assert_eq!(one.get(&Key::public("another")).await.as_deref(), Some("value"));
     store.fail_reads(1);
     go_on.notify_one();

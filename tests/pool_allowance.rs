@@ -393,7 +393,8 @@ impl Allowance for Careless {
 #[tokio::test(start_paused = true)]
 async fn allowance_that_panics_is_asked_again_and_costs_no_more_than_it_forbids() {
     let (server, careless) = (server(), Careless::default());
-    let pool = builder(&server).allowance(careless.clone()).build().unwrap();
+    // One that asks for little at first.
+    let pool = builder(&server).initial(1).sizing(Greedy(1)).allowance(careless.clone()).build().unwrap();
     sleep(3 * SECOND + 100 * MILLI).await;
     assert_eq!(pool.stats().ceiling, 8, "what was asked for is not what it is held to for good");
     pool.set_target(8).unwrap();
