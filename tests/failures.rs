@@ -102,6 +102,17 @@ async fn caller_with_a_stale_value_waits_for_store_and_source_no_longer_than_the
     assert_eq!(watch.elapsed(), hard + soft);
 }
 
+/// Loads the key alone, or as one of many.
+async fn load_new(cache: &Texts, many: bool) -> Result<String, Error> {
+    let new = |keys: Vec<Key<'static>>| async move {
+        Ok::<_, io::Error>(keys.into_iter().map(|key| (key, Ok("new".to_owned()))))
+    };
+    match many {
+        true => cache.get_or_load_many(&[key()], &[], new).await.pop().unwrap(),
+        false => load(cache, &key(), &[], "new").await,
+    }
+}
+
 /// A patient cache: what it has read is confirmed for 200 s, so that it is stale before that is over.
 async fn with_soft_timeout(clock: &Clock, store: impl Store) -> Texts {
     let cache = settings(clock).remote(store).max_staleness(200 * SECOND).remote_timeout(60 * SECOND);
@@ -119,14 +130,7 @@ async fn caller_with_a_confirmed_stale_value_waits_for_the_store_no_longer_than_
         clock.advance(150 * SECOND);
         let hang = store.hold(Step::ReadAnswered);
         let watch = Watch::start();
-        let found = if many {
-            let new = |keys: Vec<Key<'static>>| async move {
-                Ok::<_, io::Error>(keys.into_iter().map(|key| (key, Ok("new".to_owned()))))
-            };
-            cache.get_or_load_many(&[key()], &[], new).await.pop().unwrap()
-        } else {
-            load(&cache, &key(), &[], "new").await
-        };
+        let found = load_new(&cache, many).await;
         assert_eq!(found.unwrap(), "old");
         assert_eq!(watch.elapsed(), Duration::from_millis(10));
         assert_eq!(cache.stats().stale_hits, 1);
@@ -177,15 +181,7 @@ async fn soft_time_out_of_the_store_holds_for_the_stamps_of_other_tags_as_well()
         let watch = Watch::start();
         let answer = tokio::spawn({
             let cache = cache.clone();
-            let new = |keys: Vec<Key<'static>>| async move {
-                Ok::<_, io::Error>(keys.into_iter().map(|key| (key, Ok("new".to_owned()))))
-            };
-            async move {
-                match many {
-                    true => cache.get_or_load_many(&[key()], &[], new).await.pop().unwrap(),
-                    false => load(&cache, &key(), &[], "new").await,
-                }
-            }
+            async move { load_new(&cache, many).await }
         });
         first.reached().await;
         let mut second = store.hold(Step::ReadAnswered);
