@@ -22,7 +22,7 @@ use mcp_perf::{
     clock::Clock,
     pool::{Class, Connection, Pool, PoolBuilder, Share},
 };
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -43,6 +43,8 @@ struct Inner {
     /// Connections of an earlier generation are dead.
     generation: AtomicU64,
     latency: Mutex<Duration>,
+    /// How long a connection lives on that was hung up.
+    goodbye: Mutex<Duration>,
     /// How the next attempts go; after these, well.
     plan: Mutex<VecDeque<Attempt>>,
     is_away: AtomicBool,
@@ -73,6 +75,8 @@ struct Wire {
     server: Server,
     generation: u64,
     is_broken: bool,
+    /// The other half goes with the connection.
+    going: watch::Sender<()>,
 }
 
 impl Server {
@@ -98,6 +102,10 @@ impl Server {
 
     fn connecting_takes(&self, latency: Duration) {
         *self.0.latency.lock().unwrap() = latency;
+    }
+
+    fn saying_goodbye_takes(&self, time: Duration) {
+        *self.0.goodbye.lock().unwrap() = time;
     }
 
     fn goes_away(&self) {
@@ -151,7 +159,8 @@ impl bb8::ManageConnection for Server {
         std::mem::forget(count(&self.0.open, &self.0.most_open));
         let connecting = self.0.connecting.load(Ordering::SeqCst) - 1;
         self.0.most_open.fetch_max(self.open() + connecting, Ordering::SeqCst);
-        Ok(Wire { server: self.clone(), generation: self.generation(), is_broken: false })
+        let going = watch::Sender::new(());
+        Ok(Wire { server: self.clone(), generation: self.generation(), is_broken: false, going })
     }
 
     async fn is_valid(&self, wire: &mut Wire) -> Result<(), Refused> {
@@ -170,7 +179,20 @@ impl bb8::ManageConnection for Server {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        self.server.0.open.fetch_sub(1, Ordering::SeqCst);
+        let (server, going) = (self.server.clone(), self.going.clone());
+        let goodbye = *self.server.0.goodbye.lock().unwrap();
+        let end = move || {
+            server.0.open.fetch_sub(1, Ordering::SeqCst);
+            drop(going);
+        };
+        if goodbye.is_zero() {
+            end();
+        } else {
+            tokio::spawn(async move {
+                sleep(goodbye).await;
+                end();
+            });
+        }
         let panics = self.server.0.ends_panic.load(Ordering::SeqCst);
         assert!(!panics || std::thread::panicking(), "as the test wants it");
     }
@@ -179,6 +201,11 @@ impl Drop for Wire {
 impl Wire {
     fn is_alive(&self) -> bool {
         self.generation == self.server.generation()
+    }
+
+    fn gone(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut going = self.going.subscribe();
+        async move { while going.changed().await.is_ok() {} }
     }
 }
 
@@ -223,13 +250,24 @@ fn cause(error: &Error) -> String {
 
 // Law 9.
 
-/// Callers who hold, give up, break and outlive their connections, while the pool is resized 2,000 times and the
-/// server fails and restarts.
 #[tokio::test(start_paused = true)]
 async fn open_connections_never_exceed_the_ceiling_and_permits_are_exact() {
     let server = Server::default();
+    resized_and_harassed(&server, builder(&server)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_do_they_where_a_connection_that_is_closed_lives_on_for_a_while() {
+    let server = Server::default();
+    server.saying_goodbye_takes(7 * MILLI);
+    resized_and_harassed(&server, builder(&server).gone_when(Wire::gone)).await;
+}
+
+/// Callers who hold, give up, break and outlive their connections, while the pool is resized 2,000 times and the
+/// server fails and restarts.
+async fn resized_and_harassed(server: &Server, builder: PoolBuilder<Server>) {
     server.connecting_takes(3 * MILLI);
-    let pool = builder(&server)
+    let pool = builder
         .size(16)
         .keep_open(2)
         .connects(8, 10_000.0)
@@ -293,6 +331,66 @@ async fn open_connections_never_exceed_the_ceiling_and_permits_are_exact() {
     assert_eq!(stats.gets, stats.returns);
     assert!(stats.gets > 1_000, "{stats:?}");
     assert_eq!(stats.waiting_for_connection, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_connection_keeps_its_place_until_it_is_gone() {
+    let server = Server::default();
+    server.saying_goodbye_takes(SECOND);
+    let pool = builder(&server).size(1).gone_when(Wire::gone).build().unwrap();
+    pool.get().await.unwrap().mark_broken();
+    let stats = pool.stats();
+    assert_eq!((stats.open, stats.closing, stats.in_use, server.open()), (0, 1, 0, 1));
+    assert!(pool.try_get().await.unwrap().is_none(), "there is room for none");
+    let (clock, began) = stopwatch();
+    let connection = pool.get().await.unwrap();
+    assert_eq!(clock.now().since(began), SECOND);
+    assert_eq!((pool.stats().closing, server.most_open()), (0, 1));
+
+    // A pool that was shut down has left nothing behind, whichever way it was closed.
+    drop(connection);
+    let began = clock.now();
+    let too_short = pool.shutdown(SECOND / 2).await.unwrap_err();
+    assert_eq!(too_short.kind(), ErrorKind::TimedOut);
+    assert!(too_short.to_string().contains("connections to be closed"), "{too_short}");
+    pool.shutdown(60 * SECOND).await.unwrap();
+    assert_eq!((clock.now().since(began), server.open()), (SECOND, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_that_is_opened_for_nobody_keeps_its_place_until_it_is_gone() {
+    let server = Server::default();
+    server.connecting_takes(MILLI);
+    server.saying_goodbye_takes(SECOND);
+    let pool = builder(&server).size(1).keep_open(0).gone_when(Wire::gone).build().unwrap();
+    let asked = asks(&pool).await;
+    let (clock, began) = stopwatch();
+    pool.shutdown(60 * SECOND).await.unwrap();
+    assert_eq!(asked.await.unwrap().map(drop).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!((pool.stats().closing, pool.stats().closed.retired), (0, 0), "it is still being opened");
+    sleep(2 * MILLI).await;
+    assert_eq!((pool.stats().closing, server.open(), pool.stats().closed.retired), (1, 1, 1));
+    pool.shutdown(60 * SECOND).await.unwrap();
+    assert_eq!((clock.now().since(began), server.open()), (SECOND + MILLI, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn place_of_a_closed_connection_is_free_whatever_is_wrong_with_who_says_when() {
+    let server = Server::default();
+    let size_of_one = || builder(&server).size(1).timeout(60 * SECOND);
+    let ready = || std::future::ready(());
+    let panics =
+        size_of_one().gone_when(move |_| if true { panic!("as the test wants it") } else { ready() });
+    let panics_later = size_of_one().gone_when(|_| async { panic!("as the test wants it") });
+    let never_says = size_of_one().gone_when(|_| std::future::pending());
+    for (builder, waits) in [(panics, 0), (panics_later, 0), (never_says, 10)] {
+        let pool = builder.build().unwrap();
+        pool.get().await.unwrap().mark_broken();
+        let (clock, began) = stopwatch();
+        let connection = pool.get().await.unwrap();
+        assert_eq!((clock.now().since(began), pool.stats().closing), (waits * SECOND, 0));
+        drop(connection);
+    }
 }
 
 #[tokio::test(start_paused = true)]

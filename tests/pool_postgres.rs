@@ -403,6 +403,42 @@ async fn connection_that_is_closed_takes_its_query_along() {
     }
 }
 
+/// Law 9, as the server sees it: what is given up with a query on it is there until that is cancelled.
+#[tokio::test]
+async fn pool_as_large_as_its_server_is_never_refused_a_connection() {
+    let settings = [("max_connections", "7"), ("superuser_reserved_connections", "3")];
+    let server = PostgresServer::start_with(&settings);
+    server.psql("create role server login").unwrap();
+    let url = format!("postgres://server@127.0.0.1:{}/postgres", server.port());
+    let pool = builder(&url).size(4).build().unwrap();
+    let mut all = fill(&pool, 4).await;
+    for way in [Closed::Retired, Closed::MarkedBroken, Closed::GivenUp] {
+        for connection in &all {
+            let query = connection.query_cached(FOREVER, &[]);
+            assert!(timeout(Duration::from_millis(50), query).await.is_err(), "it has ended");
+        }
+        let connects = pool.stats().connects;
+        if let Closed::Retired = way {
+            pool.retire_all();
+        }
+        for mut connection in all {
+            match way {
+                Closed::MarkedBroken => connection.mark_broken(),
+                Closed::GivenUp => connection.retire(),
+                Closed::Retired | Closed::ShutDown => {}
+            }
+        }
+        assert_eq!((pool.stats().open, pool.stats().closing), (0, 4), "{way:?}");
+        // Each of them is opened anew, as soon as there is room.
+        all = fill(&pool, 4).await;
+        let stats = pool.stats();
+        assert_eq!((stats.connects - connects, stats.connect_failures), (4, 0), "{way:?}");
+        assert_eq!(backends(&server), 4, "{way:?}");
+    }
+    drop(all);
+    timeout(GENEROUS, pool.shutdown(GENEROUS)).await.unwrap().unwrap();
+}
+
 // Failover and restart.
 
 #[tokio::test]

@@ -146,7 +146,7 @@ impl<M: ManageConnection> Shared<M> {
     /// How many there are, or are about to be.
     fn there(&self) -> u32 {
         let (level, count) = (self.gate.level(), self.supply.count());
-        let open = count.idle + count.out + count.opening;
+        let open = count.idle + count.out + count.closing + count.opening;
         self.gate.most().max(level.in_use).max(open).max(self.settings.floor)
     }
 

@@ -13,6 +13,7 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use super::{
     allowance::{self, Allowance, Allowed},
     classes::{DEFAULT_NAME, Share},
+    closing::GoneWhen,
     connect::Turnstile,
     front::Pool,
     gate::Gate,
@@ -57,6 +58,7 @@ pub struct PoolBuilder<M: ManageConnection> {
     test_timeout: Duration,
     test_after: Duration,
     doubt: Option<Doubt<M>>,
+    gone_when: Option<GoneWhen<M>>,
     idle_timeout: Option<Duration>,
     max_life: Option<Duration>,
     leak_threshold: Option<Duration>,
@@ -93,6 +95,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
             test_timeout: Duration::from_secs(2),
             test_after: Duration::from_millis(500),
             doubt: None,
+            gone_when: None,
             idle_timeout: Some(Duration::from_secs(600)),
             max_life: Some(Duration::from_secs(1_800)),
             leak_threshold: None,
@@ -211,6 +214,56 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
+    /// When a connection that is closed is gone: at once unless set. It is called just before a connection is dropped,
+    /// which counts towards the ceiling until the future has ended, for 10 s at most. For managers whose connections
+    /// live on at the server for a while, which has no room for others meanwhile. It replaces one that was set before,
+    /// that of a pool of `PostgresManager::pool`, too.
+    ///
+    /// ```
+    /// # use mcp_perf::pool::Pool;
+    /// use tokio::sync::{mpsc, watch};
+    ///
+    /// struct Session {
+    ///     /// A task passes these on, and says goodbye to the server when there are no more.
+    ///     commands: mpsc::Sender<String>,
+    ///     /// The task has the other half, on which nothing is ever sent.
+    ///     goodbye: watch::Receiver<()>,
+    /// }
+    /// # struct Sessions;
+    /// # impl bb8::ManageConnection for Sessions {
+    /// #     type Connection = Session;
+    /// #     type Error = std::io::Error;
+    /// #     async fn connect(&self) -> Result<Session, std::io::Error> {
+    /// #         let (task, goodbye) = watch::channel(());
+    /// #         let (commands, mut received) = mpsc::channel(1);
+    /// #         tokio::spawn(async move {
+    /// #             while received.recv().await.is_some() {}
+    /// #             drop(task);
+    /// #         });
+    /// #         Ok(Session { commands, goodbye })
+    /// #     }
+    /// #     async fn is_valid(&self, _: &mut Session) -> Result<(), std::io::Error> { Ok(()) }
+    /// #     fn has_broken(&self, _: &mut Session) -> bool { false }
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let pool = Pool::builder("sessions", Sessions)
+    ///     .gone_when(|session: &Session| {
+    ///         let mut goodbye = session.goodbye.clone();
+    ///         async move { while goodbye.changed().await.is_ok() {} }
+    ///     })
+    ///     .build()?;
+    /// # pool.get().await?.commands.send(String::new()).await.unwrap();
+    /// # pool.shutdown(std::time::Duration::from_secs(1)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn gone_when<F>(mut self, gone_when: impl Fn(&M::Connection) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.gone_when = Some(Box::new(move |connection| Box::pin(gone_when(connection))));
+        self
+    }
+
     /// How long a test may take ([`test_after`](Self::test_after), [`test_if`](Self::test_if)) before the connection is
     /// taken for broken: 2 s unless set, at most a year.
     pub fn test_timeout(mut self, timeout: Duration) -> Self {
@@ -286,7 +339,14 @@ impl<M: ManageConnection> PoolBuilder<M> {
             leak_threshold: self.leak_threshold,
             keep_open: self.keep_open.unwrap_or(self.floor),
         };
-        let tracking = Tracking::new(self.manager, into_error, self.doubt, self.clock.clone(), self.max_life);
+        let tracking = Tracking::new(
+            self.manager,
+            into_error,
+            self.doubt,
+            self.gone_when,
+            self.clock.clone(),
+            self.max_life,
+        );
         let (names, shares) = with_own_classes(&self.classes, self.system_reserve);
         let now = self.clock.now();
         let shared = Arc::new(Shared {

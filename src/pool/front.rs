@@ -169,6 +169,7 @@ impl<M: ManageConnection> Pool<M> {
             in_use: level.in_use,
             idle: count.idle,
             open: count.idle + count.out,
+            closing: count.closing,
             target: level.target,
             ceiling: shared.ceiling(),
             debt: level.in_use.saturating_sub(level.target),
@@ -201,13 +202,14 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// Lets nobody in any more, sends away those who wait, and closes every connection: idle ones now, others when
-    /// they are returned, for which it waits until `deadline` has passed. What an [`Allowance`](super::Allowance) holds, as
+    /// they are returned. It waits for that, and until all are [gone](PoolBuilder::gone_when), for no longer than
+    /// `deadline`. What an [`Allowance`](super::Allowance) holds, as
     /// leases and a connection of its own, it gives back when the last clone of the pool and the last connection are gone.
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut), naming who holds connections still. Those are closed when they are
-    /// returned.
+    /// [`TimedOut`](crate::ErrorKind::TimedOut), naming who holds connections still, if anybody does. Those are closed
+    /// when they are returned.
     ///
     /// # Cancel safety
     ///
@@ -220,12 +222,19 @@ impl<M: ManageConnection> Pool<M> {
         shared.tracking.retire_all();
         let began = shared.clock.now();
         shared.look_at_idle(began).await;
-        if tokio::time::timeout(deadline, shared.supply.all_returned()).await.is_err() {
-            return Err(shared.timed_out(began, "connections to be returned"));
-        }
-        // One that was being returned while the pool was closed may have become idle since.
-        shared.look_at_idle(shared.clock.now()).await;
-        Ok(())
+        let closed = async {
+            shared.supply.all_returned().await;
+            // One that was being returned while the pool was closed may have become idle since.
+            shared.look_at_idle(shared.clock.now()).await;
+            shared.supply.all_returned().await;
+        };
+        tokio::time::timeout(deadline, closed).await.map_err(|_| {
+            let waited_for = match shared.supply.count().out {
+                0 => "connections to be closed",
+                1.. => "connections to be returned",
+            };
+            shared.timed_out(began, waited_for)
+        })
     }
 
     /// Somebody asks, now: the future may have been made long ago.

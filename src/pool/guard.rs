@@ -9,6 +9,7 @@ use std::{
 use bb8::ManageConnection;
 
 use super::{
+    closing::Going,
     holders::Slot,
     shared::Shared,
     tracked::{Ending, Tracked, Tracking},
@@ -38,6 +39,8 @@ pub(super) struct Lease<M: ManageConnection> {
     has_permit: bool,
     /// Where the connection went: bb8 has it, or it is closed.
     is_kept: bool,
+    /// When what is closed is gone.
+    going: Option<Going>,
 }
 
 impl<M: ManageConnection> Connection<M> {
@@ -119,7 +122,10 @@ impl<M: ManageConnection> Drop for Connection<M> {
         }
         match tracked.ending {
             None => lease.is_kept = true,
-            Some(why) => lease.shared.count_closed(why),
+            Some(why) => {
+                lease.going = lease.shared.tracking.going(tracked);
+                lease.shared.count_closed(why);
+            }
         }
         lease.until = Some(now);
     }
@@ -137,7 +143,7 @@ impl<M: ManageConnection> fmt::Debug for Connection<M> {
 
 impl<M: ManageConnection> Lease<M> {
     pub(super) fn new(shared: Arc<Shared<M>>, slot: Slot, class: usize, since: Instant) -> Self {
-        Self { shared, slot, class, since, until: None, has_permit: false, is_kept: false }
+        Self { shared, slot, class, since, until: None, has_permit: false, is_kept: false, going: None }
     }
 }
 
@@ -148,8 +154,8 @@ impl<M: ManageConnection> Drop for Lease<M> {
         let holder = if self.is_kept {
             shared.supply.put_back(self.slot)
         } else {
-            let (holder, openers) = shared.supply.lose(self.slot);
-            shared.after_loss(openers);
+            let holder = shared.supply.lose(self.slot);
+            shared.see_off(self.going.take());
             holder
         };
         if !self.has_permit {

@@ -9,6 +9,7 @@ use std::{
 use bb8::ManageConnection;
 
 use super::{
+    closing::Going,
     holders::Held,
     sampler::Sampler,
     shared::Shared,
@@ -154,7 +155,7 @@ impl<M: ManageConnection> Shared<M> {
         for _ in 0..taken.count {
             match self.store.get_owned().await {
                 Ok(connection) => taken.connections.push(connection),
-                Err(_) => taken.is_lost(),
+                Err(_) => taken.is_lost(None),
             }
         }
         let open = self.supply.count();
@@ -167,6 +168,7 @@ impl<M: ManageConnection> Shared<M> {
             let ending = ending.or_else(|| self.watch.take_surplus().then_some(Ending::Surplus));
             let ending = ending.or((is_idle && surplus > 0).then_some(Ending::Idle));
             tracked.ending = ending;
+            let going = ending.and_then(|_| self.tracking.going(tracked));
             if !is_dropped(connection) {
                 tracing::error!(pool = &*self.name, "the end of a connection panicked");
             }
@@ -175,7 +177,7 @@ impl<M: ManageConnection> Shared<M> {
                 Some(why) => {
                     surplus = surplus.saturating_sub(1);
                     self.recorded.closed(why);
-                    taken.is_lost();
+                    taken.is_lost(going);
                 }
             }
         }
@@ -203,9 +205,10 @@ impl<M: ManageConnection> Taken<'_, M> {
     }
 
     /// One is closed.
-    fn is_lost(&mut self) {
+    fn is_lost(&mut self, going: Option<Going>) {
         self.count -= 1;
-        self.pool.after_loss(self.pool.supply.closed());
+        self.pool.supply.give_up();
+        self.pool.see_off(going);
     }
 }
 

@@ -25,9 +25,9 @@
 //!
 //! - **In turn.** Whoever waits longest is served next, within a [class](Class); newcomers pass nobody. (bare bb8: one
 //!   caller that comes back at once starves the others until they time out.)
-//! - **Exact.** Never more than the ceiling is open or being opened, through every resize, cancellation and failure. One
-//!   that was closed counts no longer, though the server may take a moment to see it: two seconds and a half at most
-//!   where a query on it has to be cancelled first.
+//! - **Exact.** Never more than the ceiling is open, being opened or being closed, through every resize, cancellation
+//!   and failure. One that is closed counts until it is [gone](PoolBuilder::gone_when): until a query that runs on it is
+//!   cancelled, where the manager is PostgreSQL's. (From when it is hung up on, the server may take a moment to see it.)
 //!   After the target fell, what is in use above it is *debt*: the next returns pay it, and nobody enters before.
 //! - **Classes.** What a class is [sure of](Share::guarantee) is there at once, and within one hold time after a
 //!   shrink; what is not used by its class and not kept is lent to the others. [`Class::SYSTEM`] is served first. Where
@@ -102,6 +102,7 @@ mod allowance;
 pub mod budget;
 mod builder;
 mod classes;
+mod closing;
 mod connect;
 #[cfg(test)]
 mod echo;

@@ -119,16 +119,20 @@ impl<M: ManageConnection> Drop for Attempt<M> {
 impl<M: ManageConnection> Shared<M> {
     /// Puts a new connection where those who wait find it, unless it has become one too many while it was opened.
     fn keep(self: &Arc<Self>, connection: Tracked<M::Connection>) {
-        if let Err(openers) = self.supply.admit() {
+        if !self.supply.admit() {
             self.recorded.closed(if self.gate.is_closed() { Ending::Retired } else { Ending::Surplus });
+            let going = self.tracking.going(&connection);
             drop(connection);
-            self.start(openers);
+            self.see_off(going);
             return;
         }
         match self.store.add(connection) {
             Ok(()) => self.supply.looked_at(),
             // bb8 counts what it was asked to hold and what it holds; there is room for as many as are counted here.
-            Err(_) => self.after_loss(self.supply.closed()),
+            Err(_) => {
+                self.supply.give_up();
+                self.see_off(None);
+            }
         }
     }
 

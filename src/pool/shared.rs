@@ -282,8 +282,7 @@ impl<M: ManageConnection> Shared<M> {
     }
 
     /// After a connection was lost: those who waited for it to come back may wait for nothing now.
-    pub(super) fn after_loss(self: &Arc<Self>, openers: Openers) {
-        self.start(openers);
+    pub(super) fn tell_hopeless(&self) {
         if let Some(error) = self.hopeless() {
             self.supply.failed(&error, true);
         }

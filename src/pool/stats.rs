@@ -17,6 +17,9 @@ pub struct Stats {
     pub idle: u32,
     /// Open connections.
     pub open: u32,
+    /// Connections that were given up, and of which it is not known yet that they are
+    /// [gone](super::PoolBuilder::gone_when). They count towards the ceiling.
+    pub closing: u32,
     /// How many connections may be in use.
     pub target: u32,
     /// How many connections there may be at most right now: the upper bound of the size, or what an

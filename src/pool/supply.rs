@@ -36,7 +36,7 @@ use crate::{
 
 pub(super) struct Supply {
     state: Mutex<State>,
-    /// Told when a connection goes for good or comes back after [`close`](Supply::close).
+    /// Told when a connection is gone or comes back after [`close`](Supply::close).
     returned: Notify,
     /// Told when an attempt to connect failed.
     failures: Notify,
@@ -47,6 +47,8 @@ struct State {
     idle: u32,
     /// Lent, on the way to a caller, or being looked at.
     out: u32,
+    /// Given up, and not gone yet.
+    closing: u32,
     /// Openers.
     opening: u32,
     ceiling: u32,
@@ -65,6 +67,7 @@ struct State {
 pub(super) struct Count {
     pub(super) idle: u32,
     pub(super) out: u32,
+    pub(super) closing: u32,
     pub(super) opening: u32,
     pub(super) waiting: u32,
 }
@@ -81,6 +84,7 @@ impl Supply {
         let state = State {
             idle: 0,
             out: 0,
+            closing: 0,
             opening: 0,
             ceiling,
             kept,
@@ -144,16 +148,12 @@ impl Supply {
         holder
     }
 
-    /// A connection was closed.
-    pub(super) fn lose(&self, slot: Slot) -> (Option<Holder>, Openers) {
-        let (holder, openers) = {
-            let mut state = lock(&self.state);
-            let holder = state.remove(slot);
-            state.out -= 1;
-            (holder, state.missing())
-        };
-        self.returned.notify_waiters();
-        (holder, openers)
+    /// A connection is given up; once it is [gone](Self::gone), there is room for another one.
+    pub(super) fn lose(&self, slot: Slot) -> Option<Holder> {
+        let mut state = lock(&self.state);
+        let holder = state.remove(slot);
+        state.give_up();
+        holder
     }
 
     /// Takes all idle ones, to look at them.
@@ -170,11 +170,16 @@ impl Supply {
         self.after(waker);
     }
 
-    /// Of those that were taken to be looked at or that were admitted, one was closed.
-    pub(super) fn closed(&self) -> Openers {
+    /// Of those that were taken to be looked at or that were admitted, one is given up.
+    pub(super) fn give_up(&self) {
+        lock(&self.state).give_up();
+    }
+
+    /// One that was given up is gone.
+    pub(super) fn gone(&self) -> Openers {
         let openers = {
             let mut state = lock(&self.state);
-            state.out -= 1;
+            state.closing -= 1;
             state.missing()
         };
         self.returned.notify_waiters();
@@ -201,23 +206,20 @@ impl Supply {
         is_superfluous
     }
 
-    /// An opener has a connection, and ends. Whether there is room for it: there may be fewer by now, or none.
-    /// If there is it is to be put into bb8 and counted as [looked at](Self::looked_at).
-    pub(super) fn admit(&self) -> Result<(), Openers> {
+    /// An opener has a connection, and ends. Whether there is room for it: there may be less by now, or none.
+    /// If there is it is to be put into bb8 and counted as [looked at](Self::looked_at); if not, it is given up.
+    pub(super) fn admit(&self) -> bool {
         let mut state = lock(&self.state);
         state.opening -= 1;
-        if state.closed.is_none() && state.idle + state.out < state.ceiling {
-            state.out += 1;
-            Ok(())
-        } else {
-            Err(state.missing())
-        }
+        let is_admitted = state.closed.is_none() && state.there() < state.ceiling;
+        *(if is_admitted { &mut state.out } else { &mut state.closing }) += 1;
+        is_admitted
     }
 
     /// An opener has put a connection into bb8.
     #[cfg(test)]
     fn opened(&self) {
-        self.admit().unwrap();
+        assert!(self.admit());
         self.looked_at();
     }
 
@@ -264,13 +266,14 @@ impl Supply {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until nothing is out.
+    /// Waits until nothing is out, and what was given up is gone.
     pub(super) async fn all_returned(&self) {
         loop {
             let returned = self.returned.notified();
             let mut returned = std::pin::pin!(returned);
             returned.as_mut().enable();
-            if lock(&self.state).out == 0 {
+            let Count { out, closing, .. } = self.count();
+            if out + closing == 0 {
                 return;
             }
             returned.await;
@@ -279,8 +282,8 @@ impl Supply {
 
     pub(super) fn count(&self) -> Count {
         let state = lock(&self.state);
-        let State { idle, out, opening, .. } = *state;
-        Count { idle, out, opening, waiting: state.lines.waiting() }
+        let State { idle, out, closing, opening, .. } = *state;
+        Count { idle, out, closing, opening, waiting: state.lines.waiting() }
     }
 
     pub(super) fn longest(&self, count: usize) -> Vec<Holder> {
@@ -342,14 +345,24 @@ impl State {
         Some(holder)
     }
 
+    /// One that was out is given up.
+    fn give_up(&mut self) {
+        self.out -= 1;
+        self.closing += 1;
+    }
+
+    /// How many the server has.
+    fn there(&self) -> u32 {
+        self.idle + self.out + self.closing
+    }
+
     /// How many openers are of use.
     fn wanted(&self) -> u32 {
         if self.closed.is_some() {
             return 0;
         }
-        let open = self.idle + self.out;
-        let wanted = self.lines.waiting().max(self.kept.saturating_sub(open));
-        wanted.min(self.ceiling.saturating_sub(open))
+        let wanted = self.lines.waiting().max(self.kept.saturating_sub(self.idle + self.out));
+        wanted.min(self.ceiling.saturating_sub(self.there()))
     }
 
     fn missing(&mut self) -> Openers {
@@ -450,7 +463,7 @@ mod tests {
         drop(two);
         assert!(!supply.is_superfluous());
         supply.opened();
-        assert_eq!(supply.count(), Count { idle: 0, out: 2, opening: 0, waiting: 0 });
+        assert_eq!(supply.count(), Count { out: 2, ..Count::default() });
     }
 
     #[test]
@@ -465,7 +478,7 @@ mod tests {
         supply.put_back(slot);
         assert!(supply.is_superfluous());
         assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
-        assert_eq!(supply.count(), Count { idle: 0, out: 1, opening: 0, waiting: 0 });
+        assert_eq!(supply.count(), Count { out: 1, ..Count::default() });
     }
 
     #[test]
@@ -494,7 +507,8 @@ mod tests {
         for waiting in [&mut before, &mut after] {
             assert_eq!(poll(waiting), Poll::Ready(Err(ErrorKind::Closed)));
         }
-        assert_eq!(supply.admit(), Err(Openers(0)), "what was being opened for the first");
+        assert!(!supply.admit(), "what was being opened for the first");
+        assert_eq!(supply.count(), Count { closing: 1, ..Count::default() });
     }
 
     /// Who was served, and did not know yet.

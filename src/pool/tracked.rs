@@ -15,6 +15,7 @@ use std::{
 
 use bb8::ManageConnection;
 
+use super::closing::{self, Going, GoneWhen};
 use crate::{
     Error,
     clock::{Clock, Instant},
@@ -31,6 +32,7 @@ struct Inner<M: ManageConnection> {
     /// Makes the manager's error ours.
     into_error: IntoError<M>,
     doubt: Option<Doubt<M>>,
+    gone_when: Option<GoneWhen<M>>,
     clock: Clock,
     max_life: Option<Duration>,
     connected: AtomicU64,
@@ -83,6 +85,7 @@ impl<M: ManageConnection> Tracking<M> {
         manager: M,
         into_error: IntoError<M>,
         doubt: Option<Doubt<M>>,
+        gone_when: Option<GoneWhen<M>>,
         clock: Clock,
         max_life: Option<Duration>,
     ) -> Self {
@@ -90,6 +93,7 @@ impl<M: ManageConnection> Tracking<M> {
             manager,
             into_error,
             doubt,
+            gone_when,
             clock,
             max_life,
             connected: AtomicU64::new(0),
@@ -131,6 +135,11 @@ impl<M: ManageConnection> Tracking<M> {
     #[inline]
     pub(super) fn is_doubtful(&self, tracked: &Tracked<M::Connection>) -> bool {
         tracked.is_dirty || self.0.doubt.as_ref().is_some_and(|doubt| doubt(&tracked.connection))
+    }
+
+    /// When a connection that is about to be dropped will be gone; at once, if nobody says otherwise.
+    pub(super) fn going(&self, tracked: &Tracked<M::Connection>) -> Option<Going> {
+        closing::ask(self.0.gone_when.as_ref()?, &tracked.connection)
     }
 
     /// Asks the server whether the connection works.

@@ -33,8 +33,9 @@ use crate::{Error, ErrorKind};
 /// [time-out](super::PostgresManagerBuilder::statement_timeout).
 ///
 /// What still runs on a connection that is closed, for whatever reason, is cancelled in the same way before it is hung
-/// up on. Until then the server has one connection more than the pool counts: a moment, and for no longer than a few
-/// seconds where the cancellation comes to nothing.
+/// up on: a moment, and no longer than a few seconds where the cancellation comes to nothing. Until then a pool of
+/// [`PostgresManager::pool`](super::PostgresManager::pool) opens no other one in its place if it is as large as it may
+/// be; one of bb8 alone does, and the server has one more than the pool counts.
 ///
 /// # Examples
 ///

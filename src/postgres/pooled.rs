@@ -6,9 +6,10 @@ use crate::pool::{Allowance, Demand, Pool, PoolBuilder};
 impl PostgresManager {
     /// Settings of a [`Pool`] of these connections. The name is in its errors, logs and metrics.
     ///
-    /// The same as [`Pool::builder`], and one thing more: a connection on which something of the last caller is still
+    /// The same as [`Pool::builder`], and two things more: a connection on which something of the last caller is still
     /// being undone is waited for before it is lent ([`test_if`](PoolBuilder::test_if)), so that whoever uses the
-    /// driver's client there is not struck by the cancellation of another's query.
+    /// driver's client there is not struck by the cancellation of another's query; and one that is closed counts until
+    /// what runs there is cancelled and the server was hung up on ([`gone_when`](PoolBuilder::gone_when)).
     ///
     /// Errors go through as they are: a wrong password is an error of kind
     /// [`Credentials`](crate::ErrorKind::Credentials) of [`get`](Pool::get), too. A server that has as many
@@ -32,7 +33,9 @@ impl PostgresManager {
     /// # Ok(()) }
     /// ```
     pub fn pool(&self, name: impl Into<String>) -> PoolBuilder<Self> {
-        Pool::builder(name, self.clone()).test_if(|connection: &PostgresConnection| !connection.is_ready())
+        Pool::builder(name, self.clone())
+            .test_if(|connection: &PostgresConnection| !connection.is_ready())
+            .gone_when(|connection: &PostgresConnection| connection.0.gone())
     }
 }
 

@@ -81,6 +81,8 @@ pub(super) struct Line {
     traces: AtomicU8,
     runtime: Handle,
     wheel: Wheel<Connection>,
+    /// The other half is dropped when the connection was hung up.
+    end: watch::Receiver<()>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,7 +139,9 @@ impl Line {
         let Connected { client, connection, canceller } = connected;
         let going = Arc::clone(generation);
         let (wheel, driven) = Wheel::new(connection);
+        let (going_on, end) = watch::channel(());
         tokio::spawn(async move {
+            let _going_on = going_on;
             // A server that goes down says so to those who ask nothing, too.
             if driven.await.is_some_and(|ended| ended.is_err_and(|error| is_going_down(&error))) {
                 going.retire(born);
@@ -156,7 +160,14 @@ impl Line {
             traces: AtomicU8::new(0),
             runtime: Handle::current(),
             wheel,
+            end,
         })
+    }
+
+    /// Ready when the connection was hung up, for which somebody has to drop it.
+    pub(super) fn gone(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut end = self.end.clone();
+        async move { while end.changed().await.is_ok() {} }
     }
 
     pub(super) fn settings(&self) -> &Settings {
