@@ -281,6 +281,59 @@ async fn transaction_is_kept_if_committed_and_undone_otherwise() {
     assert!(!connection.is_dirty() && !connection.is_over());
 }
 
+/// How a statement fails its transaction.
+#[derive(Clone, Copy, Debug)]
+enum Fails {
+    Refused,
+    Left,
+    Forgotten,
+    InABatch,
+    AtTheDrivers,
+}
+
+#[tokio::test]
+async fn transaction_of_which_a_statement_has_failed_is_not_said_to_be_committed() {
+    let server = PostgresServer::start();
+    let pool = pool(&server).await;
+    let wrong = "select 1 / 0";
+    for way in [Fails::Refused, Fails::Left, Fails::Forgotten, Fails::InABatch, Fails::AtTheDrivers] {
+        // A savepoint undoes the failure, and the transaction can be committed.
+        for is_undone in [false, true] {
+            let mut connection = pool.get().await.unwrap();
+            let pid = process(&connection).await;
+            let transaction = connection.transaction().await.unwrap();
+            transaction.batch_execute("savepoint before").await.unwrap();
+            match way {
+                Fails::Refused => drop(transaction.query_cached(wrong, &[]).await.unwrap_err()),
+                Fails::Left | Fails::Forgotten => {
+                    let mut query = Box::pin(transaction.query_cached(FOREVER, &[]));
+                    assert!(timeout(Duration::from_millis(50), &mut query).await.is_err(), "it has ended");
+                    match way {
+                        Fails::Forgotten => {
+                            std::mem::forget(query);
+                            server.psql(&format!("select pg_cancel_backend({pid})")).unwrap();
+                        }
+                        _ => drop(query),
+                    }
+                }
+                Fails::InABatch => drop(transaction.batch_execute(wrong).await.unwrap_err()),
+                Fails::AtTheDrivers => drop(transaction.simple_query(wrong).await.unwrap_err()),
+            }
+            if is_undone {
+                transaction.batch_execute("rollback to before").await.unwrap();
+            }
+            let ended = timeout(GENEROUS, transaction.commit()).await.unwrap();
+            match ended {
+                Ok(()) => assert!(is_undone, "{way:?}: it was rolled back"),
+                Err(error) => {
+                    assert!(!is_undone, "{way:?}: {error}");
+                    assert_eq!(error.kind(), ErrorKind::Refused, "{way:?}: {error}");
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn constraint_that_was_put_off_fails_the_commit() {
     let server = PostgresServer::start();

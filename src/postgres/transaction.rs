@@ -1,17 +1,27 @@
 //! Transactions that cannot be left open.
 
-use std::{fmt, fmt::Write, ops::Deref, panic::Location};
+use std::{
+    fmt,
+    fmt::Write,
+    ops::Deref,
+    panic::Location,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use tokio_postgres::{Client, IsolationLevel, Row, types::ToSql};
 
 use super::{
     connection::{PostgresConnection, one},
-    line::{DIRTY, OPEN, ROLLBACK, Scope, USED},
+    line::{Answer, DIRTY, OPEN, Parameters, ROLLBACK, Scope, USED},
 };
 use crate::{Error, clock::Instant};
 
+const COMMIT: &str = "commit";
 /// Fails if an earlier statement has failed, where `commit` alone rolls back and reports success.
-const COMMIT: &str = "select; commit";
+const COMMIT_UNLESS_FAILED: &str = "select; commit";
+
+/// Marks doubts that nothing takes away.
+const UNKNOWN: u32 = 1 << 31;
 
 /// How a transaction differs from what the server's settings say.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,6 +51,8 @@ pub struct Transaction<'a> {
     place: &'static Location<'static>,
     began: Instant,
     is_over: bool,
+    /// How many statements have failed or were left; any of them may have failed the transaction.
+    doubts: AtomicU32,
 }
 
 impl TransactionOptions {
@@ -98,7 +110,8 @@ impl<'a> Transaction<'a> {
         let scope = Scope::InTransaction { is_read_only: options.is_read_only };
         let began = connection.0.settings().clock.now();
         // Before it begins: dropped from here on, it is rolled back.
-        let mut this = Self { connection, scope, place, began, is_over: false };
+        let doubts = AtomicU32::new(0);
+        let mut this = Self { connection, scope, place, began, is_over: false, doubts };
         let begun = this.batch("begin", &options.sql(), USED | OPEN).await;
         if begun.is_err() {
             this.is_over = true;
@@ -121,7 +134,8 @@ impl<'a> Transaction<'a> {
     ///
     /// Dropped, it was committed or not, and wholly. The server is given a second before it is cancelled.
     pub async fn commit(mut self) -> Result<(), Error> {
-        self.batch("commit", COMMIT, USED).await?;
+        let is_certain = *self.doubts.get_mut() == 0;
+        self.batch("commit", if is_certain { COMMIT } else { COMMIT_UNLESS_FAILED }, USED).await?;
         self.ended("committed");
         Ok(())
     }
@@ -147,7 +161,7 @@ impl<'a> Transaction<'a> {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
-        self.connection.0.run(sql, parameters, self.scope).await
+        self.run(sql, parameters).await
     }
 
     /// As [`PostgresConnection::query_opt_cached`], within the transaction.
@@ -160,7 +174,7 @@ impl<'a> Transaction<'a> {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, Error> {
-        self.connection.0.run(sql, parameters, self.scope).await
+        self.run(sql, parameters).await
     }
 
     /// As [`PostgresConnection::query_one_cached`], within the transaction.
@@ -173,7 +187,7 @@ impl<'a> Transaction<'a> {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, Error> {
-        one(self.connection.0.run(sql, parameters, self.scope).await?)
+        one(self.run(sql, parameters).await?)
     }
 
     /// As [`PostgresConnection::execute_cached`], within the transaction.
@@ -182,7 +196,7 @@ impl<'a> Transaction<'a> {
     ///
     /// As for [`query_cached`](Self::query_cached).
     pub async fn execute_cached(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
-        self.connection.0.run(sql, parameters, self.scope).await
+        self.run(sql, parameters).await
     }
 
     /// As [`PostgresConnection::batch_execute`], within the transaction: for `savepoint` and `set local`.
@@ -194,8 +208,20 @@ impl<'a> Transaction<'a> {
         self.batch("batch", sql, USED | DIRTY).await
     }
 
+    async fn run<A: Answer>(&self, sql: &str, parameters: Parameters<'_>) -> Result<A, Error> {
+        self.certain(self.connection.0.run(sql, parameters, self.scope)).await
+    }
+
     async fn batch(&self, operation: &'static str, sql: &str, traces: u8) -> Result<(), Error> {
-        self.connection.0.batch(operation, sql, traces, self.scope).await
+        self.certain(self.connection.0.batch(operation, sql, traces, self.scope)).await
+    }
+
+    /// Whatever does not end well leaves a doubt behind, and so does what does not end.
+    async fn certain<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        self.doubts.fetch_add(1, Ordering::Relaxed);
+        let answer = call.await?;
+        self.doubts.fetch_sub(1, Ordering::Relaxed);
+        Ok(answer)
     }
 
     fn ended(&mut self, how: &'static str) {
@@ -219,6 +245,7 @@ impl Deref for Transaction<'_> {
     type Target = Client;
 
     fn deref(&self) -> &Client {
+        self.doubts.fetch_or(UNKNOWN, Ordering::Relaxed);
         self.connection.0.raw()
     }
 }
