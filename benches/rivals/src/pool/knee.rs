@@ -18,7 +18,7 @@
 
 use std::{cmp::Ordering, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{
     Effort,
@@ -177,10 +177,10 @@ impl Pairs {
     ) -> Result<()> {
         let (best, worst) = (best.warm(url, workload).await?, worst.warm(url, workload).await?);
         let ours = ours(url)?;
-        whole(drive(&ours, workload, CALLERS, plan.within - 3 * plan.turns * plan.turn).await?)?;
+        drive(&ours, workload, CALLERS, plan.within - 3 * plan.turns * plan.turn).await?.whole()?;
         for turn in 0..plan.turns {
             let rate_of_best = best.rate(workload, plan.turn).await?;
-            let rate_of_ours = whole(drive(&ours, workload, CALLERS, plan.turn).await?)?;
+            let rate_of_ours = drive(&ours, workload, CALLERS, plan.turn).await?.whole()?;
             let rate_of_worst = worst.rate(workload, plan.turn).await?;
             let stats = ours.stats();
             eprintln!(
@@ -207,7 +207,7 @@ async fn times(
     [of_ours, of_best]: [&mut Tally; 2],
 ) -> Result<Vec<Pair>> {
     let ours = ours(url)?;
-    whole(drive(&ours, workload, CALLERS, plan.within).await?)?;
+    drive(&ours, workload, CALLERS, plan.within).await?.whole()?;
     let rival = best.warm(url, workload).await?;
     let mut pairs = Vec::new();
     for round in 0..plan.times {
@@ -250,16 +250,6 @@ async fn p99(
     Ok(tally.percentile(workload.tail()))
 }
 
-/// Calls a second, all of which have to have gone well.
-fn whole(tally: Tally) -> Result<f64> {
-    let rate = tally.rate();
-    if let Some(failure) = tally.failure {
-        return Err(failure.context("a call failed"));
-    }
-    ensure!(tally.calls() > 0, "nothing was done");
-    Ok(rate)
-}
-
 fn median(rates: impl Iterator<Item = f64>) -> f64 {
     let mut rates: Vec<f64> = rates.collect();
     rates.sort_by(f64::total_cmp);
@@ -300,10 +290,11 @@ impl Cell {
 
 impl Fixed {
     async fn rate(&self, workload: Workload, span: Duration) -> Result<f64> {
-        whole(match self {
+        let tally = match self {
             Self::Bb8(pool) => drive(pool, workload, CALLERS, span).await?,
             Self::Deadpool(pool) => drive(pool, workload, CALLERS, span).await?,
-        })
+        };
+        tally.whole()
     }
 
     async fn p99(&self, workload: Workload, rate: f64, span: Duration, all: &mut Tally) -> Result<f64> {

@@ -9,7 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{peers::Peer, site::TIMEOUT, work::Workload};
@@ -36,6 +36,16 @@ impl Tally {
 
     pub(super) fn rate(&self) -> f64 {
         self.times.len() as f64 / self.span.as_secs_f64()
+    }
+
+    /// Calls a second, all of which have to have gone well.
+    pub(super) fn whole(self) -> Result<f64> {
+        let rate = self.rate();
+        if let Some(failure) = self.failure {
+            return Err(failure.context("a call failed"));
+        }
+        ensure!(!self.times.is_empty(), "nothing was done");
+        Ok(rate)
     }
 
     /// Takes in the times of another one's calls.

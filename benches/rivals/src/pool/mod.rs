@@ -7,13 +7,16 @@
 //! | `overhead` | taking and returning a connection that costs nothing | 0.3 | 0.1 |
 //! | `fairness` | a polite caller among greedy ones | 0.3 | 0.1 |
 //! | `prepared` | one row by its key, with the statement prepared | 0.5 | 0.1 |
+//! | `same_size` | what a call costs with as many connections on every side | 4 | 0.6 |
+//! | `same_size_unpinned` | the same with server and clients wherever the system puts them | 4 | 0.6 |
 //! | `p1` | the knee: does it find the best size, and how soon | 40 | 2.5 |
 //! | `p1_unpinned` | the same with server and clients wherever the system puts them | 40 | 2.5 |
 //! | `p2` | 50 callers at once after silence, and then 500 | 10 | 0.5 |
 //! | `p3` | backends killed, the server restarted, callers that go away | 2 | 0.8 |
 //! | `p4` | four processes' worth of pools at one server that has too few connections for all | 7 | 1.7 |
 //!
-//! `p1.select`, `p1.tpcb` and `p1.reports` are the three workloads of `p1`, and those of `p1_unpinned` are called alike.
+//! `p1.select`, `p1.tpcb` and `p1.reports` are the three workloads of `p1`, and those of `p1_unpinned` and of both
+//! `same_size` are called alike, but for `reports`.
 //!
 //! What `--quick` prints says that it all runs, and no more.
 //!
@@ -32,6 +35,7 @@ mod nothing;
 mod overhead;
 mod peers;
 mod prepared;
+mod same_size;
 mod shared;
 mod site;
 mod spike;
@@ -62,10 +66,14 @@ impl Effort {
 
 type Part = fn(Effort) -> Result<()>;
 
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 16] = [
     ("overhead", overhead::run),
     ("fairness", fairness::run),
     ("prepared", prepared::run),
+    ("same_size.select", |effort| same_size::run(effort, Placement::Apart, Workload::Select)),
+    ("same_size.tpcb", |effort| same_size::run(effort, Placement::Apart, Workload::TpcB)),
+    ("same_size_unpinned.select", |effort| same_size::run(effort, Placement::Anywhere, Workload::Select)),
+    ("same_size_unpinned.tpcb", |effort| same_size::run(effort, Placement::Anywhere, Workload::TpcB)),
     ("p1.select", |effort| knee::run(effort, Placement::Apart, Workload::Select)),
     ("p1.tpcb", |effort| knee::run(effort, Placement::Apart, Workload::TpcB)),
     ("p1.reports", |effort| knee::run(effort, Placement::Apart, Workload::Reports)),
