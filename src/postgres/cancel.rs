@@ -5,32 +5,19 @@
 //! passed it on, so who waits for that knows that nothing asked later is struck. The driver does not wait; the stream
 //! that it is handed here does.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::{net::SocketAddr, pin::Pin};
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
 use tokio_postgres::{
     CancelToken, Socket,
     tls::{MakeTlsConnect, TlsConnect},
 };
 
+use super::dial::UntilClosed;
+
 /// How to cancel what runs at an address; true if it is certain that this is over.
 pub(super) type Cancel<T> = fn(CancelToken, Option<SocketAddr>, String, T) -> Cancelling;
 
 type Cancelling = Pin<Box<dyn Future<Output = bool> + Send>>;
-
-/// A stream whose end is the other side's end.
-pub(super) struct UntilClosed {
-    stream: TcpStream,
-    is_shut: bool,
-}
 
 /// By a connection of our own: it is certain when it is over.
 pub(super) fn for_certain<T>(
@@ -52,8 +39,8 @@ where
     let Some(address) = address else { return by_driver(token, address, name, tls) };
     Box::pin(async move {
         let Ok(tls) = MakeTlsConnect::<UntilClosed>::make_tls_connect(&mut tls, &name) else { return false };
-        let Ok(stream) = TcpStream::connect(address).await else { return false };
-        token.cancel_query_raw(UntilClosed { stream, is_shut: false }, tls).await.is_ok()
+        let Ok(stream) = UntilClosed::to_cancel(address).await else { return false };
+        token.cancel_query_raw(stream, tls).await.is_ok()
     })
 }
 
@@ -69,43 +56,4 @@ where
         let _ = token.cancel_query(tls).await;
         false
     })
-}
-
-impl AsyncRead for UntilClosed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for UntilClosed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    /// Ends our side, and waits for the other to end its own.
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.is_shut {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            self.is_shut = true;
-        }
-        let mut unheard = [0; 64];
-        loop {
-            let mut buffer = ReadBuf::new(&mut unheard);
-            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => {}
-                Ok(()) => return Poll::Ready(Ok(())),
-                // To hang up with something unread is a reset, and an end as well.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Poll::Ready(Ok(())),
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
 }

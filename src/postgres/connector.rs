@@ -14,16 +14,14 @@ use std::{
     time::Duration,
 };
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{
     AsyncMessage, CancelToken, Client, Config, Socket,
     config::{Host, LoadBalanceHosts, SslMode},
     tls::{MakeTlsConnect, TlsConnect},
 };
 
-use super::{
-    cancel::{self, Cancel},
-    fault::Fault,
-};
+use super::{dial::Way, fault::Fault};
 use crate::{Error, ErrorKind, wheel::Drive};
 
 /// How long an attempt to connect may take for the store of a cache, which can do without.
@@ -91,7 +89,7 @@ struct Plan<T> {
     in_any_order: bool,
     timeout: Duration,
     tls: T,
-    cancel: Cancel<T>,
+    way: Way<T>,
 }
 
 /// Reads a URL, or what else the driver takes for one.
@@ -123,7 +121,7 @@ impl Connector {
         options: &str,
         timeout: Duration,
         tls: T,
-        cancel: Cancel<T>,
+        way: Way<T>,
     ) -> Result<Self, Error>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -137,7 +135,7 @@ impl Connector {
             config: without_hosts(config, options),
             timeout,
             tls,
-            cancel,
+            way,
         });
         Ok(Self(Arc::new(move || {
             let plan = Arc::clone(&plan);
@@ -161,7 +159,7 @@ impl Connector {
                 STORE_OPTIONS,
                 CONNECT_TIMEOUT,
                 super::tls::Tls::default(),
-                cancel::by_driver,
+                Way::DRIVERS,
             );
             #[cfg(not(feature = "postgres-tls"))]
             return Err(Error::configuration(
@@ -169,7 +167,7 @@ impl Connector {
                 "asks for TLS, which takes the feature `postgres-tls` or `with_tls`",
             ));
         }
-        Self::new(&config, STORE_OPTIONS, CONNECT_TIMEOUT, tls, cancel::by_driver)
+        Self::new(&config, STORE_OPTIONS, CONNECT_TIMEOUT, tls, Way::DRIVERS)
     }
 
     /// Makes a connection, within its time-out.
@@ -245,12 +243,13 @@ where
             (Place::Name(name), None) => config.host(name),
             (Place::Address(address), None) => config.hostaddr(*address),
         };
-        let connected = config.connect(self.tls.clone()).await;
-        let (client, mut connection) = connected.map_err(|error| Fault::from(error).connecting())?;
-        let (tls, cancel, name) = (self.tls.clone(), self.cancel, site.name.clone().unwrap_or_default());
+        let (tls, way, name) = (self.tls.clone(), self.way, site.name.clone().unwrap_or_default());
+        let dialed = (way.dial)(&config, address, name.clone(), tls.clone()).await;
+        let (client, connection) = dialed.map_err(Fault::connecting)?;
+        let cancel = way.cancel;
         Ok(Connected {
             client,
-            connection: Connection(Box::new(move |context| connection.poll_message(context))),
+            connection,
             canceller: Canceller(Box::new(move |token| cancel(token, address, name.clone(), tls.clone()))),
         })
     }
@@ -324,6 +323,14 @@ fn without_hosts(config: &Config, options: &str) -> Config {
 }
 
 impl Connection {
+    pub(super) fn new<S, T>(mut connection: tokio_postgres::Connection<S, T>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Self(Box::new(move |context| connection.poll_message(context)))
+    }
+
     /// What the server says of its own accord; `None` when the connection has ended.
     pub(super) async fn message(&mut self) -> Message {
         poll_fn(|context| (self.0)(context)).await

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use crate::{Error, ErrorKind, error::BoxError};
 
 const NO_TABLES: &str = "there is no such table or schema";
+const OF_ANOTHER_KIND: &str = "it is not of the kind (`target_session_attrs`) that the URL asks for";
 const GAVE_UP: &str = "it gave the call up for another one";
 
 /// A failed call, or a failed attempt to connect, before it is told to the caller.
@@ -46,6 +47,16 @@ impl Fault {
             _ => "postgres refused",
         };
         Error::with_source(kind, format!("{what} ({operation}): {cause}"), source)
+    }
+
+    /// Nothing answers there.
+    pub(super) fn unreached(error: io::Error) -> Self {
+        Self::new(ErrorKind::Unavailable, error.kind().to_string(), error)
+    }
+
+    /// The server is not one that may be used.
+    pub(super) fn of_another_kind() -> Self {
+        Self::new(ErrorKind::Unavailable, OF_ANOTHER_KIND, io::Error::from(io::ErrorKind::PermissionDenied))
     }
 
     /// For the store of a cache, which asks one thing: is the server away, or did it refuse?
@@ -142,9 +153,7 @@ fn unanswered(error: &tokio_postgres::Error) -> (ErrorKind, Cow<'static, str>) {
     }
     match source.downcast_ref::<io::Error>().map(|io| (io.kind(), io.raw_os_error())) {
         Some((InvalidData | InvalidInput, _)) => (Refused, words.into()),
-        Some((PermissionDenied, None)) => {
-            (Unavailable, "it is not of the kind (`target_session_attrs`) that the URL asks for".into())
-        }
+        Some((PermissionDenied, None)) => (Unavailable, OF_ANOTHER_KIND.into()),
         Some((kind @ (TimedOut | UnexpectedEof), _)) | Some((kind, Some(_))) => {
             (Disconnected, kind.to_string().into())
         }

@@ -80,6 +80,7 @@ mod cache;
 mod cancel;
 mod connection;
 mod connector;
+mod dial;
 mod fault;
 mod fence;
 mod line;

@@ -10,9 +10,9 @@ use tokio_postgres::{
 };
 
 use super::{
-    cancel,
     connection::PostgresConnection,
     connector::{self, Connector},
+    dial::Way,
     line::{Line, ResetPolicy},
 };
 use crate::{Error, clock::Clock, generation::Generation};
@@ -260,7 +260,7 @@ impl PostgresManagerBuilder {
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
         self.tls = Tls::Own(Arc::new(move |config, options, timeout| {
-            Connector::new(config, options, timeout, tls.clone(), cancel::by_driver)
+            Connector::new(config, options, timeout, tls.clone(), Way::DRIVERS)
         }));
         self
     }
@@ -331,18 +331,18 @@ impl Tls {
             #[cfg(feature = "postgres-tls")]
             Self::Trusting(trust) => {
                 let tls = super::tls::Tls(trust.clone());
-                Connector::new(config, options, timeout, tls, cancel::for_certain)
+                Connector::new(config, options, timeout, tls, Way::OWN)
             }
             #[cfg(feature = "postgres-tls")]
             Self::AsAsked if config.get_ssl_mode() == SslMode::Require => {
-                Connector::new(config, options, timeout, super::tls::Tls::default(), cancel::for_certain)
+                Connector::new(config, options, timeout, super::tls::Tls::default(), Way::OWN)
             }
             #[cfg(not(feature = "postgres-tls"))]
             Self::AsAsked if config.get_ssl_mode() == SslMode::Require => Err(Error::configuration(
                 "url",
                 "asks for TLS, which takes the feature `postgres-tls` or a connector of your own",
             )),
-            Self::AsAsked => Connector::new(config, options, timeout, NoTls, cancel::for_certain),
+            Self::AsAsked => Connector::new(config, options, timeout, NoTls, Way::OWN),
         }
     }
 }
