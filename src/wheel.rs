@@ -31,7 +31,7 @@ use crate::sync::{Mutex, lock};
 
 /// How often a caller does what is due within one poll. What is due then is done in the next one, after others had
 /// their turn.
-const MOST_ROUNDS: u32 = 8;
+const MOST_ROUNDS: u32 = 16;
 
 /// The half of a connection that has to be driven.
 pub(crate) trait Drive: Send + 'static {
@@ -166,20 +166,20 @@ impl<D: Drive> Shared<D> {
 
     /// `waker` is the caller's, who sleeps if there is nothing to do.
     fn next(&self, turn: u64, waker: &Waker, is_first: bool) -> Next {
-        // Made and dropped outside the lock: a waker may own a task, and its end may come here.
-        let mut waker = Some(waker.clone());
+        // Dropped outside the lock: a waker may own a task, and its end may come here.
         let (next, _before) = {
             let mut seat = lock(&self.seat);
             if !seat.is_of(turn) {
                 return Next::Lost;
             }
-            let is_answered = std::mem::take(&mut seat.is_answered);
-            let (next, who) = if std::mem::take(&mut seat.is_due) {
+            let (next, who) = if std::mem::take(&mut seat.is_answered) {
+                (Next::Look, Who::Awake)
+            } else if std::mem::take(&mut seat.is_due) {
                 (Next::Drive, Who::Awake)
-            } else if is_answered || is_first {
+            } else if is_first {
                 (Next::Look, Who::Awake)
             } else {
-                (Next::Sleep, waker.take().map_or(Who::Awake, Who::Asleep))
+                (Next::Sleep, Who::Asleep(waker.clone()))
             };
             (next, std::mem::replace(&mut seat.who, who))
         };
@@ -262,20 +262,28 @@ struct Hands<'a, D: Drive> {
 impl<D: Drive> Hands<'_, D> {
     fn poll<F: Future>(&mut self, mut answer: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
         let Wheel { shared, due, answered } = self.wheel;
-        for round in 0..MOST_ROUNDS {
-            let Some(turn) = self.turn else { return answer.poll(context) };
-            match shared.next(turn, context.waker(), round == 0) {
+        let mut look = || answer.as_mut().poll(&mut Context::from_waker(answered));
+        // Whatever woke the caller, its answer is looked at once, after what was due.
+        let mut has_looked = false;
+        for _ in 0..MOST_ROUNDS {
+            let Some(turn) = self.turn else { return answer.as_mut().poll(context) };
+            match shared.next(turn, context.waker(), !has_looked) {
                 Next::Sleep => return Poll::Pending,
                 Next::Drive => shared.drive(due),
-                Next::Look => {}
+                Next::Look => {
+                    has_looked = true;
+                    if let Poll::Ready(output) = look() {
+                        return Poll::Ready(output);
+                    }
+                }
                 Next::Lost => {
                     self.turn = None;
                     return answer.poll(context);
                 }
             }
-            if let Poll::Ready(output) = answer.as_mut().poll(&mut Context::from_waker(answered)) {
-                return Poll::Ready(output);
-            }
+        }
+        if !has_looked && let Poll::Ready(output) = look() {
+            return Poll::Ready(output);
         }
         context.waker().wake_by_ref();
         Poll::Pending
@@ -671,7 +679,7 @@ mod tests {
         });
         let (mut call, caller) = (pin!(wheel.carry(|| true, never)), Poller::new());
         assert!(caller.poll(call.as_mut()).is_pending());
-        assert_eq!((caller.woken(), polls.get()), (1, MOST_ROUNDS));
+        assert_eq!((caller.woken(), polls.get()), (1, 1), "and looks once whether it is answered");
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub struct Transaction<'a> {
     place: &'static Location<'static>,
     began: Instant,
     is_over: bool,
-    /// How many statements have failed or were left; any of them may have failed the transaction.
+    /// How many statements have not ended well, or not at all; any of them may have failed the transaction.
     doubts: AtomicU32,
 }
 
@@ -209,19 +209,17 @@ impl<'a> Transaction<'a> {
     }
 
     async fn run<A: Answer>(&self, sql: &str, parameters: Parameters<'_>) -> Result<A, Error> {
-        self.certain(self.connection.0.run(sql, parameters, self.scope)).await
+        self.doubts.fetch_add(1, Ordering::Relaxed);
+        let answer = self.connection.0.run(sql, parameters, self.scope).await?;
+        self.doubts.fetch_sub(1, Ordering::Relaxed);
+        Ok(answer)
     }
 
     async fn batch(&self, operation: &'static str, sql: &str, traces: u8) -> Result<(), Error> {
-        self.certain(self.connection.0.batch(operation, sql, traces, self.scope)).await
-    }
-
-    /// Whatever does not end well leaves a doubt behind, and so does what does not end.
-    async fn certain<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         self.doubts.fetch_add(1, Ordering::Relaxed);
-        let answer = call.await?;
+        self.connection.0.batch(operation, sql, traces, self.scope).await?;
         self.doubts.fetch_sub(1, Ordering::Relaxed);
-        Ok(answer)
+        Ok(())
     }
 
     fn ended(&mut self, how: &'static str) {

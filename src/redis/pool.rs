@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -116,13 +117,15 @@ impl Pool {
         loop {
             tries += 1;
             let connection = self.connection(size).await.map_err(|fault| fault.during(operation))?;
-            let answer = connection.carry(async {
-                match send(&connection, script) {
-                    Ok(answer) => answer.await.unwrap_or(Err(Fault::Lost(Lost::Closed))),
-                    Err(fault) => Err(fault),
-                }
-            });
-            let answer = answer.await;
+            let answer = {
+                let answer = pin!(async {
+                    match send(&connection, script) {
+                        Ok(answer) => answer.await.unwrap_or(Err(Fault::Lost(Lost::Closed))),
+                        Err(fault) => Err(fault),
+                    }
+                });
+                connection.carry(answer).await
+            };
             let fault = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,

@@ -9,6 +9,7 @@ mod repair;
 
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU32, Ordering},
@@ -228,19 +229,29 @@ impl Line {
         parameters: Parameters<'_>,
         scope: Scope,
     ) -> Result<A, Error> {
-        let mut call = self.begin(GRACE).await?;
+        let mut call = match self.begin_at_once(GRACE) {
+            Some(call) => call,
+            None => Box::pin(self.begin(GRACE)).await?,
+        };
         self.mark(USED);
         let mut is_second = false;
         loop {
             let cell = self.statements.cell(sql);
-            let prepared = match call.prepared(&cell, sql, scope).await {
-                Ok(prepared) => prepared,
-                Err(fault) => return Err(call.failed("prepare", fault)),
+            let now;
+            let prepared = match cell.get() {
+                Some(prepared) => prepared,
+                None => {
+                    now = match Box::pin(call.prepare(&cell, sql, scope)).await {
+                        Ok(prepared) => prepared,
+                        Err(fault) => return Err(call.failed("prepare", fault)),
+                    };
+                    &now
+                }
             };
             if !prepared.is_plain {
                 self.mark(DIRTY);
             }
-            let error = match self.carry(A::ask(&self.client, &prepared, parameters)).await {
+            let error = match self.carry(pin!(A::ask(&self.client, prepared, parameters))).await {
                 Ok(answer) => {
                     call.ended();
                     return Ok(answer);
@@ -268,9 +279,13 @@ impl Line {
         traces: u8,
         scope: Scope,
     ) -> Result<(), Error> {
-        let call = self.begin(if operation == "commit" { COMMIT_GRACE } else { GRACE }).await?;
+        let grace = if operation == "commit" { COMMIT_GRACE } else { GRACE };
+        let call = match self.begin_at_once(grace) {
+            Some(call) => call,
+            None => Box::pin(self.begin(grace)).await?,
+        };
         self.mark(traces);
-        match self.carry(self.client.batch_execute(sql)).await {
+        match self.carry(pin!(self.client.batch_execute(sql))).await {
             Ok(()) => {
                 call.ended();
                 Ok(())
@@ -279,18 +294,27 @@ impl Line {
         }
     }
 
+    /// Counts a call, if the connection is fit.
+    #[inline]
+    fn begin_at_once(self: &Arc<Self>, grace: Duration) -> Option<Call<'_>> {
+        // Counted first: a repair that this does not see sees this, and cancels nothing.
+        if self.in_flight.fetch_add(1, Ordering::SeqCst) > 0 {
+            self.wheel.share();
+        }
+        if self.is_fit() {
+            return Some(Call { line: self, grace, preparing: None, is_over: false });
+        }
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+        None
+    }
+
     /// Waits until the connection is fit, and counts a call.
     async fn begin(self: &Arc<Self>, grace: Duration) -> Result<Call<'_>, Error> {
         loop {
-            // Counted first: a repair that this does not see sees this, and cancels nothing.
-            if self.in_flight.fetch_add(1, Ordering::SeqCst) > 0 {
-                self.wheel.share();
-            }
-            if self.is_fit() {
-                return Ok(Call { line: self, grace, preparing: None, is_over: false });
-            }
-            self.in_flight.fetch_sub(1, Ordering::SeqCst);
             self.fit().await?;
+            if let Some(call) = self.begin_at_once(grace) {
+                return Ok(call);
+            }
         }
     }
 
@@ -404,10 +428,7 @@ impl Line {
 
 impl Call<'_> {
     /// In a task of its own: a statement that is half prepared would stay with the server for good.
-    async fn prepared(&mut self, cell: &Cell, sql: &str, scope: Scope) -> Result<Prepared, Fault> {
-        if let Some(prepared) = cell.get() {
-            return Ok(prepared.clone());
-        }
+    async fn prepare(&mut self, cell: &Cell, sql: &str, scope: Scope) -> Result<Prepared, Fault> {
         let (line, place, text) = (Arc::clone(self.line), Arc::clone(cell), sql.to_owned());
         let prepare = async move {
             let prepared = line.statements.prepare(&place, &line.client, &text).await;
