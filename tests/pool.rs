@@ -943,6 +943,39 @@ async fn system_class_has_places_of_its_own_in_the_line() {
 
 /// Law 10, where it was somebody's turn and the connection was no good.
 #[tokio::test(start_paused = true)]
+async fn one_of_the_system_class_gets_through_while_all_others_hold_what_they_have() {
+    let server = Server::default();
+    let pool = builder(&server).adaptive(2..=4).initial(2).connects(8, 1_000.0).build().unwrap();
+    let held = (pool.get().await.unwrap(), pool.get().await.unwrap());
+    let ordinary = asks(&pool).await;
+    let (clock, began) = stopwatch();
+    let check = pool.get_for(Class::SYSTEM).await.unwrap();
+    assert_eq!(clock.now().since(began), Duration::ZERO);
+    assert_eq!((pool.stats().in_use, pool.stats().target, pool.stats().debt), (3, 2, 1));
+    let second = asks_for(&pool, Class::SYSTEM).await;
+    assert!(!second.is_finished(), "one at a time");
+    drop(check);
+    let second = second.await.unwrap().unwrap();
+    drop(second);
+    settle().await;
+    assert!(!ordinary.is_finished(), "it was no permit of theirs");
+    drop(held);
+    drop(ordinary.await.unwrap().unwrap());
+
+    // Not above what the pool may have.
+    pool.set_target(4).unwrap();
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(pool.get().await.unwrap());
+    }
+    let check = asks_for(&pool, Class::SYSTEM).await;
+    assert!(!check.is_finished());
+    assert_eq!(server.most_open(), 4);
+    drop(held);
+    drop(check.await.unwrap().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn caller_whose_connection_fails_its_test_is_still_next() {
     let server = Server::default();
     let pool = builder(&server).size(4).keep_open(0).build().unwrap();

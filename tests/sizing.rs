@@ -496,3 +496,57 @@ fn table() {
         println!("| {name} | {} |", cells.collect::<Vec<_>>().join(" | "));
     }
 }
+
+/// A server that does as much with one as with many, for which one call in 250 is fifty times the work.
+fn flat() -> Case {
+    let mut work = noisy(Work::new(SECOND / 500));
+    (work.rarely, work.rare) = (0.004, SECOND / 10);
+    Case { name: "flat", server: Usl::new(0.97, 0.0), work }
+}
+
+/// With few connections the lookups wait behind the reports, although the server has time for both.
+#[test]
+fn more_are_used_where_that_makes_calls_quicker_and_no_more_than_proven_where_all_is_asked_for() {
+    let case = flat();
+    let (_, best) = case.best();
+    let mut slowest = [Vec::new(), Vec::new()];
+    for seed in 0..9 {
+        let mut learned = ThroughputVerified::new(bounds(), 2).seed(seed);
+        let mut simulation = case.simulation(seed);
+        simulation.load(Load::Closed(100));
+        simulation.run(&mut learned, 2 * MINUTE);
+        let few = Fixed::new(learned.proven());
+        assert!(few.target() <= 4, "{}", few.target());
+        let sizings: [Box<dyn Sizing>; 2] = [Box::new(learned), Box::new(few)];
+        for (mut sizing, slowest) in sizings.into_iter().zip(&mut slowest) {
+            let mut simulation = case.simulation(seed);
+            simulation.load(Load::Open(0.6 * best));
+            simulation.run(sizing.as_mut(), MINUTE);
+            slowest.push(simulation.run(sizing.as_mut(), 3 * MINUTE).whole_p99.as_secs_f64());
+            let (size, proven) = (sizing.target(), sizing.proven());
+            simulation.load(Load::Closed(100));
+            let full = simulation.run(sizing.as_mut(), 30 * SECOND);
+            assert!(full.throughput() > 0.93 * best, "seed {seed}: {full:?}");
+            assert!(sizing.target() <= 2 * proven.max(sizing.proven()), "from {size} to {}", sizing.target());
+        }
+    }
+    let [ours, few] = slowest.map(median);
+    assert!(ours < 0.4 * few, "{ours} s, and {few} s with as many as are proven");
+}
+
+/// Near what can be done lines come and go by chance, and more connections than the knee make them longer.
+#[test]
+fn more_are_not_used_for_lines_that_come_and_go_by_chance() {
+    let case = small();
+    let (size, best) = case.best();
+    for seed in 0..9 {
+        let mut sizing = ThroughputVerified::new(bounds(), 2).seed(seed);
+        let mut simulation = case.simulation(seed);
+        simulation.load(Load::Closed(100));
+        simulation.run(&mut sizing, 2 * MINUTE);
+        simulation.load(Load::Closed(0));
+        simulation.load(Load::Open(0.9 * best));
+        let most = simulation.run(&mut sizing, 5 * MINUTE).target_max;
+        assert!(most <= size + size / 2, "seed {seed}: {most}");
+    }
+}

@@ -162,7 +162,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// How many connections are kept for [`Class::SYSTEM`](super::Class::SYSTEM): none unless set, because nobody else
-    /// has them then. Without, that class is still the first to be served.
+    /// has them then. Without, one caller of that class at a time may have a connection above the size, where that is
+    /// below the upper bound; at the bound, and where the size is fixed, it waits for a return, as the first in line.
     pub fn system_reserve(mut self, connections: u32) -> Self {
         self.system_reserve = connections;
         self
@@ -349,9 +350,11 @@ impl<M: ManageConnection> PoolBuilder<M> {
         );
         let (names, shares) = with_own_classes(&self.classes, self.system_reserve);
         let now = self.clock.now();
+        let most = if self.mode == Mode::Observe { initial } else { self.ceiling };
         let shared = Arc::new(Shared {
             id: fastrand::u64(1..),
-            gate: Gate::new(initial, self.max_waiting, shares.iter().copied(), self.clock.clone()),
+            gate: Gate::new(initial, self.max_waiting, shares.iter().copied(), self.clock.clone())
+                .up_to(most),
             supply: Supply::new(settings.ceiling, settings.keep_open, shares),
             store: store(&tracking, &settings),
             tracking,

@@ -36,8 +36,9 @@ impl Class {
     /// Callers who name no class.
     pub const DEFAULT: Self = Self { pool: 0, index: DEFAULT };
     /// Health checks, migrations and the like: served before everybody else, and not turned away because others wait.
-    /// With [`system_reserve`](super::PoolBuilder::system_reserve) they need not wait for a return either; without, they
-    /// do where every connection is held.
+    /// Where an [`adaptive`](super::PoolBuilder::adaptive) pool is smaller than it may be, one of them at a time has a
+    /// connection above the size, and need not wait for a return; with
+    /// [`system_reserve`](super::PoolBuilder::system_reserve) as many as that never do.
     pub const SYSTEM: Self = Self { pool: 0, index: SYSTEM };
 }
 

@@ -9,7 +9,9 @@
 //! *debt*, is paid by the next returns. (A semaphore's permits can only be forgotten while they are free, and a pool
 //! that shrinks is busy. Paid at acquisition instead, debt would delay somebody who waits.)
 //!
-//! [Classes](super::classes) say who may have a permit that is free, and [lines](super::lines) who of them has it.
+//! [Classes](super::classes) say who may have a permit that is free, and [lines](super::lines) who of them has it. One
+//! caller of the system's class may have one more than there are, where that is allowed: whoever is to find out why
+//! nobody gets a permit has to get one.
 //!
 //! All of it is one small state behind a lock that is held for some ten nanoseconds. Time is read outside.
 
@@ -21,7 +23,7 @@ use std::{
 };
 
 use super::{
-    classes::{Classes, Share},
+    classes::{Classes, SYSTEM, Share},
     lines::Lines,
     queue::{End, Ticket},
     sizing::Retreat,
@@ -39,6 +41,9 @@ pub(super) struct Gate {
 
 struct State {
     target: u32,
+    /// How many may be in use with the system's: now, and ever. Never mind if that is less than the target.
+    most: u32,
+    most_ever: u32,
     /// When and to what it goes back by itself.
     retreat: Option<Retreat>,
     /// Whether it did since this was last asked.
@@ -78,6 +83,8 @@ impl Gate {
         let usage = Usage::new(clock.now());
         let state = State {
             target,
+            most: 0,
+            most_ever: 0,
             retreat: None,
             has_retreated: false,
             in_use: 0,
@@ -88,6 +95,15 @@ impl Gate {
             usage,
         };
         Self { state: Mutex::new(state), clock }
+    }
+
+    /// With one permit more for the system's class, within this bound.
+    pub(super) fn up_to(self, most: u32) -> Self {
+        {
+            let mut state = lock(&self.state);
+            (state.most, state.most_ever) = (most, most);
+        }
+        self
     }
 
     /// A permit, if one is free for this class.
@@ -131,10 +147,11 @@ impl Gate {
         std::mem::take(&mut lock(&self.state).has_retreated)
     }
 
-    /// Has so many permits at most, after a retreat, too.
+    /// Has so many permits at most, after a retreat and for the system, too.
     pub(super) fn keep_within(&self, most: u32, now: Instant) {
         let wakers = {
             let mut state = lock(&self.state);
+            state.most = most.min(state.most_ever);
             if let Some(retreat) = &mut state.retreat {
                 retreat.target = retreat.target.min(most);
             }
@@ -231,7 +248,8 @@ impl State {
             return Err(Denied::Closed);
         }
         // What is free is free because nobody who waits may have it, so a newcomer who may is ahead of nobody.
-        if !self.classes.may_enter(class, self.free()) {
+        let is_one_more = class == SYSTEM && self.has_one_more();
+        if !self.classes.may_enter(class, self.free()) && !is_one_more {
             return Err(Denied::Taken);
         }
         self.usage.count(self.level(), now);
@@ -263,6 +281,12 @@ impl State {
         self.target.saturating_sub(self.in_use)
     }
 
+    /// Whether the system may have one more than there are.
+    #[inline]
+    fn has_one_more(&self) -> bool {
+        self.in_use < self.most && self.classes.in_use(SYSTEM) == 0
+    }
+
     fn take(&mut self, class: usize) {
         self.in_use += 1;
         self.classes.enter(class);
@@ -270,11 +294,11 @@ impl State {
 
     /// Hands a permit to whoever is next, if there is one for them.
     fn serve_next(&mut self) -> Option<Waker> {
-        let free = self.free();
-        if self.lines.waiting() == 0 || free == 0 {
+        let (free, has_one_more) = (self.free(), self.has_one_more());
+        if self.lines.waiting() == 0 || (free == 0 && !has_one_more) {
             return None;
         }
-        let may = |class| self.classes.may_enter(class, free);
+        let may = |class| self.classes.may_enter(class, free) || (class == SYSTEM && has_one_more);
         let (class, waker) = self.lines.serve(Served::Permit, &self.classes, may)?;
         self.take(class);
         Some(waker)

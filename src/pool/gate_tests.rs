@@ -11,7 +11,10 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{super::classes::SYSTEM, *};
+use super::{
+    super::classes::{DEFAULT, SYSTEM},
+    *,
+};
 
 const NOW: Instant = Instant::from_nanos(0);
 
@@ -377,4 +380,28 @@ fn target_that_is_set_anew_forgets_the_way_back() {
     gate.forget_retreat();
     let _waits = joined(&gate, 1);
     assert_eq!((gate.level().target, gate.has_retreated()), (1, false));
+}
+
+#[test]
+fn one_of_the_system_class_may_be_above_the_target_and_nobody_above_the_bound() {
+    let gate = plain(2).up_to(3);
+    let now = Instant::default();
+    let held: Vec<_> = (0..2).map(|_| gate.try_acquire(DEFAULT, now).unwrap()).collect();
+    assert_eq!(gate.try_acquire(DEFAULT, now).err(), Some(Denied::Taken));
+    let system = gate.try_acquire(SYSTEM, now).unwrap();
+    assert_eq!(gate.try_acquire(SYSTEM, now).err(), Some(Denied::Taken), "one at a time");
+    drop(system);
+    // What others may have falls below what is in use, and the system with it.
+    gate.keep_within(2, now);
+    assert_eq!(gate.try_acquire(SYSTEM, now).err(), Some(Denied::Taken));
+    gate.keep_within(9, now);
+    let system = gate.try_acquire(SYSTEM, now).unwrap();
+    gate.set_target(3, None, now);
+    assert_eq!(
+        gate.try_acquire(DEFAULT, now).err(),
+        Some(Denied::Taken),
+        "three are in use, and three may be"
+    );
+    drop((held, system));
+    assert_eq!(gate.level().in_use, 0);
 }

@@ -75,7 +75,8 @@ impl<M: ManageConnection> Shared<M> {
         self.watch.proven.store(proven, Ordering::Relaxed);
         let target = decision.target.clamp(self.settings.floor, self.ceiling());
         // A trial that succeeds changes no size, and is what everybody wants to hear of.
-        let is_proof = matches!(decision.reason, Reason::Kept { .. } | Reason::DemandMet);
+        let is_proof =
+            matches!(decision.reason, Reason::Kept { .. } | Reason::Quicker { .. } | Reason::DemandMet);
         if target != before || is_proof {
             tracing::info!(
                 pool = &*self.name,

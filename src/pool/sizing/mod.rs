@@ -43,7 +43,7 @@
 //!
 //! | | grows | shrinks | wants to know |
 //! |---|---|---|---|
-//! | [`ThroughputVerified`] | on trial, and keeps what raised the throughput | when a smaller size does as much, and when the load has gone | how much throughput a connection has to bring ([`Gain`]) |
+//! | [`ThroughputVerified`] | on trial, and keeps what raised the throughput, or made calls quicker where less is asked for than can be done | when a smaller size does as much, and when the load has gone | how much throughput a connection has to bring ([`Gain`]) |
 //! | [`Fixed`] | never | never | the size |
 //! | [`Gradient2`] | while the time per query is near its long-term mean | when it is above | nothing |
 //! | [`Aimd`] | by one while the limit is in use | by a tenth on a failure or a time above a limit | the limit |
@@ -82,6 +82,7 @@ mod initial;
 mod latency;
 mod peak;
 mod rates;
+mod relief;
 mod sample;
 mod search;
 mod trial;
@@ -191,6 +192,25 @@ pub enum Reason {
     },
     /// Fewer were tried, and so many callers came to wait that it was given up at once.
     Retreated,
+    /// Callers wait for longer than queries take, though less is asked for than can be done: it is tried whether more
+    /// connections make calls quicker.
+    TryingForTime,
+    /// More connections made calls quicker, and stay until all is asked for that can be done.
+    Quicker {
+        /// How long 99 of 100 calls took at most, before the trial.
+        before: Duration,
+        /// The same during it.
+        after: Duration,
+    },
+    /// More connections made calls no quicker, and the size is what it was before.
+    NotQuicker {
+        /// How long 99 of 100 calls took at most, before the trial.
+        before: Duration,
+        /// The same during it.
+        after: Duration,
+    },
+    /// All is asked for that can be done: the size is what is proven to do most.
+    Saturated,
     /// A trial was broken off, because what it measured would have said nothing.
     Void,
     /// Fewer were in use for minutes.
@@ -217,6 +237,14 @@ impl fmt::Display for Reason {
             Self::DemandMet => f.write_str("kept: nobody waits any more"),
             Self::Reverted { before, after } => write!(f, "taken back: {after:.1}/s after {before:.1}/s"),
             Self::Retreated => f.write_str("taken back at once: too many callers waited"),
+            Self::TryingForTime => {
+                f.write_str("callers wait: trying whether more connections make calls quicker")
+            }
+            Self::Quicker { before, after } => write!(f, "kept: 99 % within {after:.1?} after {before:.1?}"),
+            Self::NotQuicker { before, after } => {
+                write!(f, "taken back: 99 % within {after:.1?} after {before:.1?}")
+            }
+            Self::Saturated => f.write_str("all is asked for that can be done: back to what is proven"),
             Self::Void => f.write_str("a trial was broken off"),
             Self::Unused => f.write_str("fewer were in use for minutes"),
             Self::TooManyConnections => f.write_str("the server has too many connections"),

@@ -21,7 +21,13 @@
 //! 3. *Shrink.* Down to one more than the most in use in 5 minutes, by a sixteenth every 10 s. What is proven is
 //!    remembered for 10 minutes, and then fades by a quarter every 10 minutes: a smaller knee can only have come in
 //!    hours, and a spike after a quiet hour should not start from nothing.
-//! 4. *Refusal.* The server has too many connections: the ceiling is cut to 0.7 of those that are open, and rises by
+//! 4. *Relief.* The slowest callers (99 of 100) wait for more than twice what a typical query takes, although less is done
+//!    than 0.85 of what was done when all was asked for that can be: twice as many for three windows. They stay if the
+//!    slowest calls took 0.85 of the time, with the wait, by the medians of three windows before and after; a trial in
+//!    vain is followed by a pause, 30 s doubling to 10 min. After five windows in which callers waited nine tenths of
+//!    the time the size is what is proven again, since what does most and what is quickest below that are two things;
+//!    and when that is over, what was of use before is tried again at once.
+//! 5. *Refusal.* The server has too many connections: the ceiling is cut to 0.7 of those that are open, and rises by
 //!    one every 30 s. Whatever connecting failed for, there are no trials and no shrinking for 30 s; but other failures
 //!    cut nothing, since a server that restarts will be as large as before.
 //!
@@ -50,6 +56,7 @@ use super::{
     hold::Hold,
     peak::Peak,
     rates::Rates,
+    relief::{Advice, Relief},
     search::Search,
     trial::{Direction, Trial, Verdict},
 };
@@ -78,8 +85,9 @@ const MEMORY: Duration = Duration::from_secs(600);
 ///
 /// Where callers wait most of the time it tries a larger size for some seconds, keeps it if the throughput rose by
 /// enough ([`Gain`]), and otherwise takes it back; in turn it tries a smaller one, and keeps that if hardly less is
-/// done. Up to what is proven it grows at once. With the load gone it comes down to what was in use in the last five
-/// minutes.
+/// done. Up to what is proven it grows at once. Where less is asked for than can be done, and the slowest calls wait for
+/// others, it tries more, and keeps them if those calls became quicker. With the load gone it comes down to what was in
+/// use in the last five minutes.
 ///
 /// It wants a window of about a second, in which a connection that was out when the size changed can come back; where
 /// queries take longer, it takes windows together and its trials take longer: with queries of 20 s a good size is
@@ -98,6 +106,7 @@ pub struct ThroughputVerified {
     is_new: bool,
     trial: Option<Trial>,
     search: Search,
+    relief: Relief,
     failed: Option<Duration>,
     shrunk: Duration,
     hold: Hold,
@@ -132,6 +141,7 @@ impl ThroughputVerified {
             is_new: false,
             trial: None,
             search: Search::new(0),
+            relief: Relief::new(),
             failed: None,
             shrunk: Duration::ZERO,
             hold: Hold::default(),
@@ -166,6 +176,7 @@ impl ThroughputVerified {
         if cut || self.target > bounds.ceiling() {
             let size = self.trial.take().map_or(self.target, |trial| trial.from.min(self.target));
             self.resize(bounds.clamp(size));
+            self.relief.overruled(now);
             self.search.rest(now);
             return if cut { Reason::TooManyConnections } else { Reason::Ceiling };
         }
@@ -181,6 +192,7 @@ impl ThroughputVerified {
         }
         if sample.target != 0 && sample.target != self.target {
             self.trial = None;
+            self.relief.overruled(now);
             self.resize(bounds.clamp(sample.target));
             self.search.rest(now);
             return Reason::InForce;
@@ -241,6 +253,9 @@ impl ThroughputVerified {
         if std::mem::take(&mut self.is_new) {
             return Reason::Steady;
         }
+        if let Some(reason) = self.relieve(sample, bounds, now) {
+            return reason;
+        }
         if backlog < BACKLOG {
             self.in_a_row = 0;
             if backlog < DEMAND {
@@ -262,6 +277,34 @@ impl ThroughputVerified {
             self.search.forget_pauses(now);
         }
         self.try_another(sample, bounds, now)
+    }
+
+    /// What is to be done for callers who wait although not all is asked for that can be done.
+    fn relieve(&mut self, sample: &Sample, bounds: Bounds, now: Duration) -> Option<Reason> {
+        if self.failed_lately(now) {
+            return None;
+        }
+        let advice = self.relief.step(sample, [self.target, self.proven.size], bounds, now);
+        let reason = match advice {
+            Advice::None => return None,
+            Advice::Stay if sample.backlog() < BACKLOG => return None,
+            Advice::Stay => Reason::Steady,
+            Advice::Measure => Reason::Measuring,
+            Advice::Keep { before, after } => Reason::Quicker { before, after },
+            Advice::Try(size) => {
+                self.resize(size);
+                Reason::TryingForTime
+            }
+            Advice::Return { to, before, after } => {
+                self.resize(to);
+                Reason::NotQuicker { before, after }
+            }
+            Advice::Leave => {
+                self.resize(bounds.clamp(self.proven.size));
+                Reason::Saturated
+            }
+        };
+        Some(reason)
     }
 
     fn try_another(&mut self, sample: &Sample, bounds: Bounds, now: Duration) -> Reason {

@@ -150,6 +150,8 @@ fn sweep(name: &str, site: &Site, workload: Workload, plan: &Plan) -> Result<()>
         let (name, pairs) = (format!("{name}.{}", cell.name()), cell.rounds.iter().map(pair));
         Comparison::rate(&name, &cell.name()).of(pairs.collect())?;
     }
+    let spread = best.median() / worst.median();
+    println!("  in the sweep the best did {spread:.3} of the worst, which is what can be had");
     for (case, rival, bar, pairs) in
         [("best_fixed", best, 0.95, pairs.best), ("worst_fixed", worst, 1.5, pairs.worst)]
     {
@@ -284,7 +286,11 @@ impl Cell {
     }
 
     fn by_rate(one: &&Self, other: &&Self) -> Ordering {
-        median(one.rounds.iter().copied()).total_cmp(&median(other.rounds.iter().copied()))
+        one.median().total_cmp(&other.median())
+    }
+
+    fn median(&self) -> f64 {
+        median(self.rounds.iter().copied())
     }
 }
 

@@ -12,6 +12,7 @@
 //! | `p1` | the knee: does it find the best size, and how soon | 40 | 2.5 |
 //! | `p1_unpinned` | the same with server and clients wherever the system puts them | 40 | 2.5 |
 //! | `p2` | 50 callers at once after silence, and then 500 | 10 | 0.5 |
+//! | `p2_silence` | how many connections are left eleven minutes later, and a burst then | 14 | 0.3 |
 //! | `p3` | backends killed, the server restarted, callers that go away | 2 | 0.8 |
 //! | `p4` | four processes' worth of pools at one server that has too few connections for all | 7 | 1.7 |
 //!
@@ -66,7 +67,7 @@ impl Effort {
 
 type Part = fn(Effort) -> Result<()>;
 
-const PARTS: [(&str, Part); 16] = [
+const PARTS: [(&str, Part); 17] = [
     ("overhead", overhead::run),
     ("fairness", fairness::run),
     ("prepared", prepared::run),
@@ -81,6 +82,7 @@ const PARTS: [(&str, Part); 16] = [
     ("p1_unpinned.tpcb", |effort| knee::run(effort, Placement::Anywhere, Workload::TpcB)),
     ("p1_unpinned.reports", |effort| knee::run(effort, Placement::Anywhere, Workload::Reports)),
     ("p2", spike::run),
+    ("p2_silence", spike::run_silence),
     ("p3", disturbance::run),
     ("p4", shared::run),
 ];

@@ -63,7 +63,14 @@ struct Spike {
 /// A way to the server that is slow to open.
 struct SlowDoor {
     port: u16,
-    opened: Arc<AtomicU64>,
+    doors: Arc<Opened>,
+}
+
+/// How many connections there were through it, and how many are there now.
+#[derive(Default)]
+struct Opened {
+    ever: AtomicU64,
+    now: AtomicU64,
 }
 
 pub(super) fn run(effort: Effort) -> Result<()> {
@@ -73,33 +80,102 @@ pub(super) fn run(effort: Effort) -> Result<()> {
     let [mut ours, mut bb8, mut deadpool] = [const { Vec::new() }; 3];
     for round in 0..rounds {
         eprintln!("pool.p2: round {} of {rounds}", round + 1);
-        let of_ours = site.runtime.block_on(async {
-            let door = SlowDoor::open(&site).await?;
-            let pool = peers::ours(&door.url())?.adaptive(KEPT..=CEILING).initial(KEPT).build()?;
-            spike(&pool, &door, ramp).await
+        site.runtime.block_on(async {
+            let (pool, door) = with_ours(&site).await?;
+            ours.push(spike(&pool, &door, ramp).await?);
+            let (pool, door) = with_bb8(&site).await?;
+            bb8.push(spike(&pool, &door, ramp).await?);
+            let (pool, door) = with_deadpool(&site).await?;
+            deadpool.push(spike(&pool, &door, ramp).await?);
+            anyhow::Ok(())
         })?;
-        ours.push(of_ours);
-        let of_bb8 = site.runtime.block_on(async {
-            let door = SlowDoor::open(&site).await?;
-            let builder = bb8::Pool::builder().max_size(CEILING).min_idle(KEPT).test_on_check_out(false);
-            let builder = builder.connection_timeout(TIMEOUT);
-            let pool: peers::Bb8 = builder.build(PreparingManager::new(&door.url())?).await?;
-            spike(&pool, &door, ramp).await
-        })?;
-        bb8.push(of_bb8);
-        let of_deadpool = site.runtime.block_on(async {
-            let door = SlowDoor::open(&site).await?;
-            let pool = peers::deadpool(&door.url(), CEILING)?;
-            let mut held = Vec::new();
-            for _ in 0..KEPT {
-                held.push(Peer::get(&pool).await?);
-            }
-            drop(held);
-            spike(&pool, &door, ramp).await
-        })?;
-        deadpool.push(of_deadpool);
     }
     report(&ours, &bb8, &deadpool)
+}
+
+/// After the 500, eleven minutes in which nobody calls: how many connections are left, and how a burst of 50 does then.
+pub(super) fn run_silence(effort: Effort) -> Result<()> {
+    let ramp = effort.pick(Duration::from_secs(30), Duration::from_secs(1));
+    let silence = effort.pick(Duration::from_secs(660), Duration::from_secs(1));
+    let site = Site::start(Placement::Apart, 4 * CEILING)?;
+    let sides = site.runtime.block_on(async {
+        let ours = with_ours(&site).await?;
+        let bb8 = with_bb8(&site).await?;
+        let deadpool = with_deadpool(&site).await?;
+        spike(&ours.0, &ours.1, ramp).await?;
+        spike(&bb8.0, &bb8.1, ramp).await?;
+        spike(&deadpool.0, &deadpool.1, ramp).await?;
+        eprintln!("pool.p2_silence: {silence:?}");
+        sleep(silence).await;
+        anyhow::Ok([
+            After::of(&ours.0, &ours.1).await?,
+            After::of(&bb8.0, &bb8.1).await?,
+            After::of(&deadpool.0, &deadpool.1).await?,
+        ])
+    })?;
+    let [ours, bb8, deadpool] = &sides;
+    let figure = |figure: Figure, of: fn(&After) -> f64| {
+        figure.rival("bb8", of(bb8)).rival("deadpool", of(deadpool)).print();
+    };
+    figure(Figure::count("pool.p2_silence.left", ours.left), |after| after.left as f64);
+    figure(Figure::count("pool.p2_silence.burst_connects", ours.connects), |after| after.connects as f64);
+    figure(Figure::milliseconds("pool.p2_silence.burst", ours.burst), |after| after.burst);
+    Ok(())
+}
+
+/// What is after the silence.
+struct After {
+    left: u64,
+    connects: u64,
+    /// In seconds.
+    burst: f64,
+}
+
+impl After {
+    async fn of<P: Peer>(pool: &P, door: &SlowDoor) -> Result<Self> {
+        let (left, before) = (door.open_now(), door.opened());
+        let burst = burst(pool).await?;
+        sleep(QUIET).await;
+        Ok(Self { left, connects: door.opened() - before, burst })
+    }
+}
+
+async fn with_ours(site: &Site) -> Result<(peers::Ours, SlowDoor)> {
+    let door = SlowDoor::open(site).await?;
+    let pool = peers::ours(&door.url())?.adaptive(KEPT..=CEILING).initial(KEPT).build()?;
+    Ok((pool, door))
+}
+
+async fn with_bb8(site: &Site) -> Result<(peers::Bb8, SlowDoor)> {
+    let door = SlowDoor::open(site).await?;
+    let builder = bb8::Pool::builder().max_size(CEILING).min_idle(KEPT).test_on_check_out(false);
+    let builder = builder.connection_timeout(TIMEOUT);
+    Ok((builder.build(PreparingManager::new(&door.url())?).await?, door))
+}
+
+async fn with_deadpool(site: &Site) -> Result<(peers::Deadpool, SlowDoor)> {
+    let door = SlowDoor::open(site).await?;
+    let pool = peers::deadpool(&door.url(), CEILING)?;
+    let mut held = Vec::new();
+    for _ in 0..KEPT {
+        held.push(Peer::get(&pool).await?);
+    }
+    drop(held);
+    Ok((pool, door))
+}
+
+/// Fifty callers at once: seconds from the first call to the last answer.
+async fn burst<P: Peer>(pool: &P) -> Result<f64> {
+    let stopwatch = Stopwatch::start();
+    let mut callers = JoinSet::new();
+    for _ in 0..BURST {
+        let pool = pool.clone();
+        callers.spawn(async move { pool.get().await?.query(Sql::Short, &[]).await });
+    }
+    for answer in callers.join_all().await {
+        ensure!(answer?.len() == 1, "not an answer");
+    }
+    Ok(stopwatch.elapsed().as_secs_f64())
 }
 
 async fn spike<P: Peer>(pool: &P, door: &SlowDoor, ramp: Duration) -> Result<Spike> {
@@ -113,16 +189,7 @@ async fn spike<P: Peer>(pool: &P, door: &SlowDoor, ramp: Duration) -> Result<Spi
     }
     drop(held);
     let before = door.opened();
-    let stopwatch = Stopwatch::start();
-    let mut callers = JoinSet::new();
-    for _ in 0..BURST {
-        let pool = pool.clone();
-        callers.spawn(async move { pool.get().await?.query(Sql::Short, &[]).await });
-    }
-    for answer in callers.join_all().await {
-        ensure!(answer?.len() == 1, "not an answer");
-    }
-    let burst = stopwatch.elapsed().as_secs_f64();
+    let burst = burst(pool).await?;
     sleep(QUIET).await;
     let connects = door.opened() - before;
 
@@ -169,10 +236,10 @@ impl SlowDoor {
     async fn open(site: &Site) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
-        let opened = Arc::new(AtomicU64::new(0));
+        let doors = Arc::<Opened>::default();
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, site.server.port()));
-        tokio::spawn(let_in(listener, server, Arc::clone(&opened)));
-        Ok(Self { port, opened })
+        tokio::spawn(let_in(listener, server, Arc::clone(&doors)));
+        Ok(Self { port, doors })
     }
 
     fn url(&self) -> String {
@@ -180,19 +247,30 @@ impl SlowDoor {
     }
 
     fn opened(&self) -> u64 {
-        self.opened.load(Ordering::Relaxed)
+        self.doors.ever.load(Ordering::Relaxed)
+    }
+
+    fn open_now(&self) -> u64 {
+        self.doors.now.load(Ordering::Relaxed)
     }
 }
 
-async fn let_in(listener: TcpListener, server: SocketAddr, opened: Arc<AtomicU64>) {
+async fn let_in(listener: TcpListener, server: SocketAddr, doors: Arc<Opened>) {
     while let Ok((mut client, _)) = listener.accept().await {
-        opened.fetch_add(1, Ordering::Relaxed);
+        doors.ever.fetch_add(1, Ordering::Relaxed);
+        doors.now.fetch_add(1, Ordering::Relaxed);
+        let doors = Arc::clone(&doors);
         tokio::spawn(async move {
-            sleep(CONNECT).await;
-            let mut upstream = TcpStream::connect(server).await?;
-            client.set_nodelay(true)?;
-            upstream.set_nodelay(true)?;
-            copy_bidirectional(&mut client, &mut upstream).await
+            let passed = async {
+                sleep(CONNECT).await;
+                let mut upstream = TcpStream::connect(server).await?;
+                client.set_nodelay(true)?;
+                upstream.set_nodelay(true)?;
+                copy_bidirectional(&mut client, &mut upstream).await
+            };
+            let passed = passed.await;
+            doors.now.fetch_sub(1, Ordering::Relaxed);
+            passed
         });
     }
 }

@@ -1,0 +1,353 @@
+//! More connections where calls are slow for want of one, though the server could do more.
+//!
+//! Where less is asked for than can be done, throughput is what is asked for, at every size that can do it. How long
+//! calls take is not the same: with few connections each one that is held up, by a slow query or because the system has
+//! something else to do, holds up a line behind it. So where the slowest callers wait for longer than the slowest
+//! queries take, more connections are tried, and kept if the slowest calls were quicker. That says nothing of what the
+//! server can do: as soon as all it can is asked for, the size is what is proven again. And it is left alone near that,
+//! where lines come and go by chance: the server has to have been seen at its limits, and be well below them.
+
+use std::time::Duration;
+
+use super::{Bounds, Sample};
+
+/// Callers wait for this share of the time and more: all that can be done is asked for.
+const SATURATED: f64 = 0.9;
+/// For so many windows in a row, which a pause of the machine does not leave behind.
+const LASTS: u32 = 5;
+/// Of what was done then, at most so much may be done now, or lines come and go by chance.
+const BELOW: f64 = 0.85;
+/// How much of what was done then is what was done in the last window of that kind.
+const NEW: f64 = 0.2;
+/// The slowest callers wait for so many times what a typical query takes.
+const LONG: f64 = 2.0;
+/// How many windows are held against as many.
+const WINDOWS: usize = 3;
+/// Calls in a window, of which the slowest in a hundred say something.
+const CALLS: u64 = 100;
+/// The slowest calls have to be quicker by this share for more connections to stay. Those that stayed before go if it is
+/// slower by the same.
+const QUICKER: f64 = 0.15;
+/// How long the connections may take to be open.
+const SETTLES: Duration = Duration::from_secs(10);
+/// The pause after a trial in vain, doubled each time.
+const PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// Which size makes calls quick while less than everything is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Relief {
+    /// How long the slowest calls took, in the last windows in which they waited.
+    tails: Vec<f64>,
+    trial: Option<Trial>,
+    /// The size is more than what is proven, for this and no other reason.
+    is_in_force: bool,
+    /// The last one that was.
+    of_use: u32,
+    saturated: u32,
+    /// Returns per second when all was asked for that can be done.
+    limit: f64,
+    pause: Duration,
+    not_before: Duration,
+}
+
+#[derive(Clone, Debug)]
+struct Trial {
+    from: u32,
+    size: u32,
+    /// Whether as many stayed before.
+    is_known: bool,
+    before: f64,
+    began: Duration,
+    is_open: bool,
+    tails: Vec<f64>,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Advice {
+    /// Nothing: the size is another rule's matter.
+    None,
+    /// More made calls quicker, and no other rule should touch them.
+    Stay,
+    /// More are tried.
+    Try(u32),
+    Measure,
+    /// More made calls quicker, and stay.
+    Keep {
+        before: Duration,
+        after: Duration,
+    },
+    /// They did not.
+    Return {
+        to: u32,
+        before: Duration,
+        after: Duration,
+    },
+    /// What is proven is better now.
+    Leave,
+}
+
+impl Relief {
+    pub(super) fn new() -> Self {
+        Self {
+            tails: Vec::new(),
+            trial: None,
+            is_in_force: false,
+            of_use: 0,
+            saturated: 0,
+            limit: 0.0,
+            pause: PAUSE,
+            not_before: Duration::ZERO,
+        }
+    }
+
+    /// Somebody else has changed the size.
+    pub(super) fn overruled(&mut self, now: Duration) {
+        self.trial = None;
+        self.is_in_force = false;
+        self.of_use = 0;
+        self.tails.clear();
+        self.not_before = self.not_before.max(now.saturating_add(PAUSE));
+    }
+
+    /// Takes in a window of a size that no other trial is about.
+    pub(super) fn step(
+        &mut self,
+        sample: &Sample,
+        [target, proven]: [u32; 2],
+        bounds: Bounds,
+        now: Duration,
+    ) -> Advice {
+        self.is_in_force &= target > proven;
+        self.trial.take_if(|trial| trial.size != target);
+        let done = sample.throughput().unwrap_or_default();
+        self.saturated = if sample.backlog() >= SATURATED { self.saturated.saturating_add(1) } else { 0 };
+        if self.saturated > 0 {
+            if !self.is_in_force && self.trial.is_none() {
+                let share = if self.limit > 0.0 { NEW } else { 1.0 };
+                self.limit += share * (done - self.limit);
+            }
+            return self.leave();
+        }
+        if sample.completed < CALLS || done > BELOW * self.limit {
+            return self.wait();
+        }
+        let (wait, hold) = (sample.wait_p99.as_secs_f64(), sample.hold_p99.as_secs_f64());
+        if let Some(trial) = self.trial.take() {
+            return self.go_on_with(trial, sample, wait + hold, now);
+        }
+        if wait <= LONG * sample.typical_hold().as_secs_f64() {
+            self.tails.clear();
+            return self.wait();
+        }
+        if self.tails.len() == WINDOWS {
+            self.tails.remove(0);
+        }
+        self.tails.push(wait + hold);
+        let is_known = self.of_use > target;
+        let size = bounds.clamp(self.of_use.max(target.saturating_mul(2)));
+        if self.tails.len() < WINDOWS || (now < self.not_before && !is_known) || size <= target {
+            return self.wait();
+        }
+        let before = median(&mut self.tails);
+        self.tails.clear();
+        self.trial = Some(Trial {
+            from: target,
+            size,
+            is_known,
+            before,
+            began: now,
+            is_open: false,
+            tails: Vec::new(),
+        });
+        Advice::Try(size)
+    }
+
+    /// With all that can be done asked for, what is measured here says nothing.
+    fn leave(&mut self) -> Advice {
+        self.tails.clear();
+        if self.saturated < LASTS {
+            return self.wait();
+        }
+        match (self.trial.take(), std::mem::take(&mut self.is_in_force)) {
+            (None, false) => Advice::None,
+            _ => Advice::Leave,
+        }
+    }
+
+    fn wait(&self) -> Advice {
+        match (&self.trial, self.is_in_force) {
+            (Some(_), _) => Advice::Measure,
+            (None, true) => Advice::Stay,
+            (None, false) => Advice::None,
+        }
+    }
+
+    fn go_on_with(&mut self, mut trial: Trial, sample: &Sample, tail: f64, now: Duration) -> Advice {
+        if !trial.is_open {
+            // In this window some may still have been opened.
+            let is_late = now.saturating_sub(trial.began) >= SETTLES;
+            trial.is_open = sample.open >= trial.size || sample.in_use_max < trial.size || is_late;
+            self.trial = Some(trial);
+            return Advice::Measure;
+        }
+        trial.tails.push(tail);
+        if trial.tails.len() < WINDOWS {
+            self.trial = Some(trial);
+            return Advice::Measure;
+        }
+        let (before, after) = (trial.before, median(&mut trial.tails));
+        let most = if trial.is_known { 1.0 + QUICKER } else { 1.0 - QUICKER };
+        let is_of_use = after < most * before;
+        let in_time = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let (before, after) = (in_time(before), in_time(after));
+        if is_of_use {
+            self.of_use = trial.size;
+            self.is_in_force = true;
+            self.pause = PAUSE;
+            self.not_before = now;
+            return Advice::Keep { before, after };
+        }
+        if trial.is_known {
+            self.of_use = 0;
+        }
+        self.not_before = now.saturating_add(self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Advice::Return { to: trial.from, before, after }
+    }
+}
+
+fn median(tails: &mut [f64]) -> f64 {
+    tails.sort_unstable_by(f64::total_cmp);
+    tails.get(tails.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MILLI: Duration = Duration::from_millis(1);
+
+    /// A pool of 4, which are proven, at a server that was seen at its limit of 1,000 a second.
+    struct Course {
+        relief: Relief,
+        target: u32,
+        now: Duration,
+    }
+
+    impl Course {
+        fn new() -> Self {
+            let mut course = Self { relief: Relief::new(), target: 4, now: Duration::ZERO };
+            assert_eq!(course.saturated(), Advice::None);
+            course
+        }
+
+        fn step(&mut self, completed: u64, full: f64, wait: Duration) -> Advice {
+            let sample = Sample {
+                window: SECOND,
+                completed,
+                hold_typical: MILLI,
+                hold_p99: 2 * MILLI,
+                wait_p99: wait,
+                max_waiting: 9,
+                full_fraction: full,
+                open: self.target,
+                in_use_max: self.target,
+                ..Sample::default()
+            };
+            self.now += SECOND;
+            let bounds = Bounds::new(1, 20).unwrap();
+            let advice = self.relief.step(&sample, [self.target, 4], bounds, self.now);
+            match advice {
+                Advice::Try(size) | Advice::Return { to: size, .. } => self.target = size,
+                Advice::Leave => self.target = 4,
+                _ => {}
+            }
+            advice
+        }
+
+        fn saturated(&mut self) -> Advice {
+            self.step(1_000, 1.0, 50 * MILLI)
+        }
+
+        /// Windows in which the slowest callers wait for so long, until something else than measuring is advised.
+        fn waits(&mut self, wait: u32) -> Advice {
+            for _ in 0..20 {
+                match self.step(700, 0.5, wait * MILLI) {
+                    Advice::None | Advice::Stay | Advice::Measure => {}
+                    advice => return advice,
+                }
+            }
+            Advice::None
+        }
+
+        fn keeps(&mut self, wait: u32) -> bool {
+            matches!(self.waits(wait), Advice::Keep { .. })
+        }
+    }
+
+    #[test]
+    fn size_doubles_for_as_long_as_the_slowest_calls_become_quicker() {
+        let mut course = Course::new();
+        assert_eq!(course.waits(30), Advice::Try(8));
+        let (before, after) = (32 * MILLI, 22 * MILLI);
+        assert_eq!(course.waits(20), Advice::Keep { before, after });
+        assert_eq!(course.waits(20), Advice::Try(16));
+        let (before, after) = (22 * MILLI, 20 * MILLI);
+        assert_eq!(course.waits(18), Advice::Return { to: 8, before, after });
+        let began = course.now;
+        assert_eq!(course.waits(20), Advice::None, "for a while");
+        assert_eq!(course.waits(20), Advice::Try(16));
+        assert!(course.now - began >= PAUSE - SECOND, "{:?}", course.now - began);
+        assert!(course.keeps(10));
+        assert_eq!(course.waits(10), Advice::Try(20), "the upper bound");
+        assert!(course.keeps(5));
+        assert_eq!(course.waits(5), Advice::None);
+    }
+
+    #[test]
+    fn what_is_proven_is_back_when_all_is_asked_for_and_what_was_of_use_when_it_is_not() {
+        let mut course = Course::new();
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert!(course.keeps(10));
+        for _ in 1..LASTS {
+            assert_eq!(course.saturated(), Advice::Stay);
+        }
+        assert_eq!(course.saturated(), Advice::Leave);
+        assert_eq!(course.saturated(), Advice::None);
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert!(course.keeps(33), "a little slower is no reason");
+        (0..LASTS).for_each(|_| assert_ne!(course.saturated(), Advice::None));
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert!(matches!(course.waits(60), Advice::Return { to: 4, .. }));
+        assert_eq!(course.waits(30), Advice::None, "it is forgotten, and tried after a while");
+    }
+
+    #[test]
+    fn trial_ends_when_all_is_asked_for_or_another_rule_changes_the_size() {
+        let mut course = Course::new();
+        assert_eq!(course.waits(30), Advice::Try(8));
+        (1..LASTS).for_each(|_| assert_eq!(course.saturated(), Advice::Measure));
+        assert_eq!(course.saturated(), Advice::Leave);
+        assert_eq!(course.waits(30), Advice::Try(8));
+        course.target = 6;
+        assert_eq!(course.step(700, 0.5, 30 * MILLI), Advice::None);
+        course.relief.overruled(course.now);
+        let again = (1..100).find(|_| course.step(700, 0.5, 30 * MILLI) == Advice::Try(12));
+        assert_eq!(again, Some(30), "where what is wanted is only said, it is not said all the time");
+    }
+
+    #[test]
+    fn nothing_is_tried_without_need_or_near_the_limit_or_where_that_is_not_known() {
+        let mut course = Course::new();
+        for (completed, wait) in [(700, 2 * MILLI), (900, 30 * MILLI), (99, 30 * MILLI)] {
+            for _ in 0..10 {
+                assert_eq!(course.step(completed, 0.5, wait), Advice::None, "{completed}, {wait:?}");
+            }
+        }
+        course.relief = Relief::new();
+        assert_eq!(course.waits(30), Advice::None);
+    }
+}
