@@ -531,7 +531,7 @@ fn more_are_used_where_that_makes_calls_quicker_and_no_more_than_proven_where_al
         }
     }
     let [ours, few] = slowest.map(median);
-    assert!(ours < 0.4 * few, "{ours} s, and {few} s with as many as are proven");
+    assert!(ours < 0.6 * few, "{ours} s, and {few} s with as many as are proven");
 }
 
 /// Near what can be done lines come and go by chance, and more connections than the knee make them longer.

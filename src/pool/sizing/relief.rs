@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::{Bounds, Sample};
 
-/// Callers wait for this share of the time and more: all that can be done is asked for.
-const SATURATED: f64 = 0.9;
+/// Callers wait for this share of the time and more: all that the pool can do is asked for. That need not be all that can
+/// be done: few connections do less where calls come by chance than where the next one is always there.
+const FULL: f64 = 0.9;
 /// For so many windows in a row, which a pause of the machine does not leave behind.
 const LASTS: u32 = 5;
 /// Of what was done then, at most so much may be done now, or lines come and go by chance.
@@ -30,6 +31,8 @@ const CALLS: u64 = 100;
 const QUICKER: f64 = 0.15;
 /// How long the connections may take to be open.
 const SETTLES: Duration = Duration::from_secs(10);
+/// How long a trial waits for a load that has gone.
+const LONGEST: Duration = Duration::from_secs(60);
 /// The pause after a trial in vain, doubled each time.
 const PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
@@ -44,7 +47,8 @@ pub(super) struct Relief {
     is_in_force: bool,
     /// The last one that was.
     of_use: u32,
-    saturated: u32,
+    /// Windows in a row in which callers waited all the time.
+    full: u32,
     /// Returns per second when all was asked for that can be done.
     limit: f64,
     pause: Duration,
@@ -61,6 +65,8 @@ struct Trial {
     began: Duration,
     is_open: bool,
     tails: Vec<f64>,
+    /// In how many of its windows callers waited all the time.
+    full: usize,
 }
 
 /// What is to be done.
@@ -79,11 +85,13 @@ pub(super) enum Advice {
         after: Duration,
     },
     /// They did not.
-    Return {
+    TakeBack {
         to: u32,
         before: Duration,
         after: Duration,
     },
+    /// It cannot be told whether they do.
+    Return(u32),
     /// What is proven is better now.
     Leave,
 }
@@ -95,7 +103,7 @@ impl Relief {
             trial: None,
             is_in_force: false,
             of_use: 0,
-            saturated: 0,
+            full: 0,
             limit: 0.0,
             pause: PAUSE,
             not_before: Duration::ZERO,
@@ -122,20 +130,32 @@ impl Relief {
         self.is_in_force &= target > proven;
         self.trial.take_if(|trial| trial.size != target);
         let done = sample.throughput().unwrap_or_default();
-        self.saturated = if sample.backlog() >= SATURATED { self.saturated.saturating_add(1) } else { 0 };
-        if self.saturated > 0 {
-            if !self.is_in_force && self.trial.is_none() {
-                let share = if self.limit > 0.0 { NEW } else { 1.0 };
-                self.limit += share * (done - self.limit);
-            }
-            return self.leave();
+        let (is_full, is_at_limit) = (sample.backlog() >= FULL, done > BELOW * self.limit);
+        let is_idle = self.trial.is_none() && !self.is_in_force;
+        if is_full && is_at_limit && is_idle {
+            let share = if self.limit > 0.0 { NEW } else { 1.0 };
+            self.limit += share * (done - self.limit);
         }
-        if sample.completed < CALLS || done > BELOW * self.limit {
-            return self.wait();
+        self.full = if is_full { self.full.saturating_add(1) } else { 0 };
+        if self.full >= LASTS && self.is_in_force && self.trial.is_none() {
+            self.is_in_force = false;
+            self.tails.clear();
+            return Advice::Leave;
+        }
+        if sample.completed < CALLS && !is_full {
+            // The load has gone, and may come back.
+            return match self.trial.take_if(|trial| now.saturating_sub(trial.began) >= LONGEST) {
+                Some(trial) => Advice::Return(trial.from),
+                None => self.wait(),
+            };
         }
         let (wait, hold) = (sample.wait_p99.as_secs_f64(), sample.hold_p99.as_secs_f64());
         if let Some(trial) = self.trial.take() {
             return self.go_on_with(trial, sample, wait + hold, now);
+        }
+        if is_at_limit || sample.completed < CALLS {
+            self.tails.clear();
+            return self.wait();
         }
         if wait <= LONG * sample.typical_hold().as_secs_f64() {
             self.tails.clear();
@@ -160,20 +180,9 @@ impl Relief {
             began: now,
             is_open: false,
             tails: Vec::new(),
+            full: 0,
         });
         Advice::Try(size)
-    }
-
-    /// With all that can be done asked for, what is measured here says nothing.
-    fn leave(&mut self) -> Advice {
-        self.tails.clear();
-        if self.saturated < LASTS {
-            return self.wait();
-        }
-        match (self.trial.take(), std::mem::take(&mut self.is_in_force)) {
-            (None, false) => Advice::None,
-            _ => Advice::Leave,
-        }
     }
 
     fn wait(&self) -> Advice {
@@ -193,18 +202,21 @@ impl Relief {
             return Advice::Measure;
         }
         trial.tails.push(tail);
+        trial.full += usize::from(sample.backlog() >= FULL);
         if trial.tails.len() < WINDOWS {
             self.trial = Some(trial);
             return Advice::Measure;
         }
         let (before, after) = (trial.before, median(&mut trial.tails));
         let most = if trial.is_known { 1.0 + QUICKER } else { 1.0 - QUICKER };
-        let is_of_use = after < most * before;
+        // Where all wait all the time, what is done decides and not how long it takes.
+        let is_of_use = after < most * before && trial.full < WINDOWS;
         let in_time = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let (before, after) = (in_time(before), in_time(after));
         if is_of_use {
             self.of_use = trial.size;
             self.is_in_force = true;
+            self.full = 0;
             self.pause = PAUSE;
             self.not_before = now;
             return Advice::Keep { before, after };
@@ -212,9 +224,13 @@ impl Relief {
         if trial.is_known {
             self.of_use = 0;
         }
+        if trial.full > 0 {
+            // It is the server that does less than it did.
+            self.limit = sample.throughput().unwrap_or_default().min(self.limit);
+        }
         self.not_before = now.saturating_add(self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        Advice::Return { to: trial.from, before, after }
+        Advice::TakeBack { to: trial.from, before, after }
     }
 }
 
@@ -261,7 +277,9 @@ mod tests {
             let bounds = Bounds::new(1, 20).unwrap();
             let advice = self.relief.step(&sample, [self.target, 4], bounds, self.now);
             match advice {
-                Advice::Try(size) | Advice::Return { to: size, .. } => self.target = size,
+                Advice::Try(size) | Advice::Return(size) | Advice::TakeBack { to: size, .. } => {
+                    self.target = size
+                }
                 Advice::Leave => self.target = 4,
                 _ => {}
             }
@@ -296,7 +314,7 @@ mod tests {
         assert_eq!(course.waits(20), Advice::Keep { before, after });
         assert_eq!(course.waits(20), Advice::Try(16));
         let (before, after) = (22 * MILLI, 20 * MILLI);
-        assert_eq!(course.waits(18), Advice::Return { to: 8, before, after });
+        assert_eq!(course.waits(18), Advice::TakeBack { to: 8, before, after });
         let began = course.now;
         assert_eq!(course.waits(20), Advice::None, "for a while");
         assert_eq!(course.waits(20), Advice::Try(16));
@@ -321,7 +339,7 @@ mod tests {
         assert!(course.keeps(33), "a little slower is no reason");
         (0..LASTS).for_each(|_| assert_ne!(course.saturated(), Advice::None));
         assert_eq!(course.waits(30), Advice::Try(8));
-        assert!(matches!(course.waits(60), Advice::Return { to: 4, .. }));
+        assert!(matches!(course.waits(60), Advice::TakeBack { to: 4, .. }));
         assert_eq!(course.waits(30), Advice::None, "it is forgotten, and tried after a while");
     }
 
@@ -329,8 +347,13 @@ mod tests {
     fn trial_ends_when_all_is_asked_for_or_another_rule_changes_the_size() {
         let mut course = Course::new();
         assert_eq!(course.waits(30), Advice::Try(8));
-        (1..LASTS).for_each(|_| assert_eq!(course.saturated(), Advice::Measure));
-        assert_eq!(course.saturated(), Advice::Leave);
+        (0..WINDOWS).for_each(|_| assert_eq!(course.saturated(), Advice::Measure));
+        let (before, after) = (32 * MILLI, 52 * MILLI);
+        assert_eq!(course.saturated(), Advice::TakeBack { to: 4, before, after });
+        assert_eq!(course.waits(30), Advice::None, "for a while");
+        assert_eq!(course.waits(30), Advice::Try(8));
+        (1..60).for_each(|_| assert_eq!(course.step(0, 0.0, Duration::ZERO), Advice::Measure));
+        assert_eq!(course.step(0, 0.0, Duration::ZERO), Advice::Return(4), "the load does not come back");
         assert_eq!(course.waits(30), Advice::Try(8));
         course.target = 6;
         assert_eq!(course.step(700, 0.5, 30 * MILLI), Advice::None);

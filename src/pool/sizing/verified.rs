@@ -295,9 +295,13 @@ impl ThroughputVerified {
                 self.resize(size);
                 Reason::TryingForTime
             }
-            Advice::Return { to, before, after } => {
+            Advice::TakeBack { to, before, after } => {
                 self.resize(to);
                 Reason::NotQuicker { before, after }
+            }
+            Advice::Return(to) => {
+                self.resize(to);
+                Reason::Void
             }
             Advice::Leave => {
                 self.resize(bounds.clamp(self.proven.size));
