@@ -2,8 +2,8 @@
 //!
 //! Where less is asked for than can be done, throughput is what is asked for, at every size that can do it. How long
 //! calls take is not the same: with few connections each one that is held up, by a slow query or because the system has
-//! something else to do, holds up a line behind it. So where the slowest callers wait for longer than the slowest
-//! queries take, more connections are tried, and kept if the slowest calls were quicker. That says nothing of what the
+//! something else to do, holds up a line behind it. So where the slowest callers wait for longer than two queries
+//! take, more connections are tried, and kept if the slowest calls were quicker. That says nothing of what the
 //! server can do: as soon as all it can is asked for, the size is what is proven again. And it is left alone near that,
 //! where lines come and go by chance: the server has to have been seen at its limits, and be well below them.
 
@@ -16,7 +16,7 @@ use super::{Bounds, Sample};
 const FULL: f64 = 0.9;
 /// For so many windows in a row, which a pause of the machine does not leave behind.
 const LASTS: u32 = 5;
-/// Of what was done then, at most so much may be done now, or lines come and go by chance.
+/// Of what was done at the limit, at most so much may be done now, or lines come and go by chance.
 const BELOW: f64 = 0.85;
 /// How much of what was done then is what was done in the last window of that kind.
 const NEW: f64 = 0.2;

@@ -23,10 +23,10 @@
 //!    hours, and a spike after a quiet hour should not start from nothing.
 //! 4. *Relief.* The slowest callers (99 of 100) wait for more than twice what a typical query takes, although less is done
 //!    than 0.85 of what was done when all was asked for that can be: twice as many for three windows. They stay if the
-//!    slowest calls took 0.85 of the time, with the wait, by the medians of three windows before and after; a trial in
-//!    vain is followed by a pause, 30 s doubling to 10 min. After five windows in which callers waited nine tenths of
-//!    the time the size is what is proven again, since what does most and what is quickest below that are two things;
-//!    and when that is over, what was of use before is tried again at once.
+//!    slowest calls took 0.85 of the time, with the wait, by the medians of three windows before and after, unless
+//!    callers waited all the time; a trial in vain is followed by a pause, 30 s doubling to 10 min. After five windows in
+//!    which callers waited nine tenths of the time the size is what is proven again, since what does most and what is
+//!    quickest below that are two things; and when that is over, what was of use before is tried again at once.
 //! 5. *Refusal.* The server has too many connections: the ceiling is cut to 0.7 of those that are open, and rises by
 //!    one every 30 s. Whatever connecting failed for, there are no trials and no shrinking for 30 s; but other failures
 //!    cut nothing, since a server that restarts will be as large as before.
