@@ -363,6 +363,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_done_decides_where_callers_wait_all_the_time() {
+        let mut course = Course::new();
+        let mut waits = |wait: u32, windows: usize| {
+            let advices: Vec<Advice> = (0..windows).map(|_| course.step(700, 1.0, wait * MILLI)).collect();
+            advices
+        };
+        assert_eq!(waits(30, WINDOWS).last(), Some(&Advice::Try(8)), "the pool may be what holds them up");
+        let (before, after) = (32 * MILLI, 12 * MILLI);
+        assert_eq!(waits(10, WINDOWS + 1).last(), Some(&Advice::TakeBack { to: 4, before, after }));
+        assert!(waits(30, 100).iter().all(|advice| *advice == Advice::None), "the server does no more now");
+    }
+
+    #[test]
     fn nothing_is_tried_without_need_or_near_the_limit_or_where_that_is_not_known() {
         let mut course = Course::new();
         for (completed, wait) in [(700, 2 * MILLI), (900, 30 * MILLI), (99, 30 * MILLI)] {
