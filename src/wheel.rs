@@ -29,8 +29,8 @@ use tokio::task::coop::has_budget_remaining;
 
 use crate::sync::{Mutex, lock};
 
-/// How often a caller does what is due within one poll. What is due then is done in the next one, after others had
-/// their turn.
+/// How often a caller does what is due, or looks for its answer, within one poll. What is due then is done in the next
+/// one, after others had their turn.
 const MOST_ROUNDS: u32 = 16;
 
 /// The half of a connection that has to be driven.
@@ -147,6 +147,12 @@ impl<D: Drive> Wheel<D> {
     /// Hangs up at once, whatever is under way.
     pub(crate) fn hang_up(&self) {
         self.shared.hang_up();
+    }
+
+    /// The same, for later.
+    pub(crate) fn hanging_up(&self) -> impl FnOnce() + Send + use<D> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.hang_up()
     }
 }
 

@@ -375,6 +375,20 @@ async fn connection_that_is_opened_for_nobody_keeps_its_place_until_it_is_gone()
 }
 
 #[tokio::test(start_paused = true)]
+async fn connection_that_is_opened_for_nobody_and_whose_end_panics_leaves_no_place_taken() {
+    let server = Server::default();
+    server.connecting_takes(MILLI);
+    let pool = builder(&server).size(1).keep_open(0).build().unwrap();
+    let asked = asks(&pool).await;
+    pool.shutdown(SECOND).await.unwrap();
+    asked.await.unwrap().map(drop).unwrap_err();
+    server.0.ends_panic.store(true, Ordering::SeqCst);
+    sleep(2 * MILLI).await;
+    assert_eq!((pool.stats().closed.retired, pool.stats().closing), (1, 0));
+    pool.shutdown(SECOND).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn place_of_a_closed_connection_is_free_whatever_is_wrong_with_who_says_when() {
     let server = Server::default();
     let size_of_one = || builder(&server).size(1).timeout(60 * SECOND);
@@ -941,7 +955,6 @@ async fn system_class_has_places_of_its_own_in_the_line() {
     drop(other.await.unwrap().unwrap());
 }
 
-/// Law 10, where it was somebody's turn and the connection was no good.
 #[tokio::test(start_paused = true)]
 async fn one_of_the_system_class_gets_through_while_all_others_hold_what_they_have() {
     let server = Server::default();
@@ -975,6 +988,7 @@ async fn one_of_the_system_class_gets_through_while_all_others_hold_what_they_ha
     drop(check.await.unwrap().unwrap());
 }
 
+/// Law 10, where it was somebody's turn and the connection was no good.
 #[tokio::test(start_paused = true)]
 async fn caller_whose_connection_fails_its_test_is_still_next() {
     let server = Server::default();

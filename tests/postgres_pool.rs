@@ -281,6 +281,30 @@ async fn transaction_is_kept_if_committed_and_undone_otherwise() {
     assert!(!connection.is_dirty() && !connection.is_over());
 }
 
+#[tokio::test]
+async fn query_may_be_cancelled_from_anywhere_and_its_connection_goes_on() {
+    let server = PostgresServer::start();
+    let pool = pool(&server).await;
+    let connection = pool.get().await.unwrap();
+    assert!(timeout(GENEROUS, connection.cancel()).await.unwrap(), "nothing runs, and nothing is struck");
+    let cancel = connection.cancel();
+    let cancelling = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(50)).await; // it is at it by then, or the query waits for the next
+        cancel.await
+    });
+    let mut query = std::pin::pin!(connection.query_cached(FOREVER, &[]));
+    let error = loop {
+        match timeout(Duration::from_secs(1), &mut query).await {
+            Ok(answer) => break answer.unwrap_err(),
+            Err(_) => drop(timeout(GENEROUS, connection.cancel()).await.unwrap()),
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(cancelling.await.unwrap());
+    assert_eq!(number(&connection, "select 1::bigint").await, 1);
+    assert!(!connection.is_over());
+}
+
 /// How a statement fails its transaction.
 #[derive(Clone, Copy, Debug)]
 enum Fails {

@@ -34,6 +34,14 @@ pub(super) fn ask<C>(gone_when: impl Fn(&C) -> Going, connection: &C) -> Option<
 struct Closing<M: ManageConnection>(Weak<Shared<M>>);
 
 impl<M: ManageConnection> Shared<M> {
+    /// Closes a connection, or gives it back to bb8, which closes it if it is to go. Closing is the work of somebody else's
+    /// code: if that panics it must not take the task along.
+    pub(super) fn drop_one<T>(&self, connection: T) {
+        if catch_unwind(AssertUnwindSafe(|| drop(connection))).is_err() {
+            tracing::error!(pool = &*self.name, "the end of a connection panicked");
+        }
+    }
+
     /// After a connection was given up, and the supply knows of it: counts it until it is gone.
     pub(super) fn see_off(self: &Arc<Self>, going: Option<Going>) {
         let closing = Closing(Arc::downgrade(self));

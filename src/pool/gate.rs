@@ -44,6 +44,8 @@ struct State {
     /// How many may be in use with the system's: now, and ever. Never mind if that is less than the target.
     most: u32,
     most_ever: u32,
+    /// Whether the system has one more than there are.
+    has_one_more: bool,
     /// When and to what it goes back by itself.
     retreat: Option<Retreat>,
     /// Whether it did since this was last asked.
@@ -85,6 +87,7 @@ impl Gate {
             target,
             most: 0,
             most_ever: 0,
+            has_one_more: false,
             retreat: None,
             has_retreated: false,
             in_use: 0,
@@ -155,10 +158,9 @@ impl Gate {
             if let Some(retreat) = &mut state.retreat {
                 retreat.target = retreat.target.min(most);
             }
-            if state.target <= most {
-                return;
-            }
-            state.set_target(most, now)
+            // Whoever of the system waits may have one now.
+            let target = state.target.min(most);
+            state.set_target(target, now)
         };
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -248,9 +250,11 @@ impl State {
             return Err(Denied::Closed);
         }
         // What is free is free because nobody who waits may have it, so a newcomer who may is ahead of nobody.
-        let is_one_more = class == SYSTEM && self.has_one_more();
-        if !self.classes.may_enter(class, self.free()) && !is_one_more {
-            return Err(Denied::Taken);
+        if !self.classes.may_enter(class, self.free()) {
+            if class != SYSTEM || !self.may_have_one_more() {
+                return Err(Denied::Taken);
+            }
+            self.has_one_more = true;
         }
         self.usage.count(self.level(), now);
         self.take(class);
@@ -273,18 +277,21 @@ impl State {
         self.usage.count(self.level(), now);
         self.in_use -= 1;
         self.classes.leave(class);
+        self.has_one_more &= self.classes.in_use(SYSTEM) > 0;
         // One permit more is free, so one more may enter: whoever of the others may, could have before.
         self.serve_next()
     }
 
+    /// What is free for everybody: what the system has beside the target is not taken from that.
     fn free(&self) -> u32 {
-        self.target.saturating_sub(self.in_use)
+        let beside = self.target.saturating_add(u32::from(self.has_one_more)).min(self.most);
+        self.target.max(beside).saturating_sub(self.in_use)
     }
 
     /// Whether the system may have one more than there are.
     #[inline]
-    fn has_one_more(&self) -> bool {
-        self.in_use < self.most && self.classes.in_use(SYSTEM) == 0
+    fn may_have_one_more(&self) -> bool {
+        self.target.max(self.in_use) < self.most && self.classes.in_use(SYSTEM) == 0
     }
 
     fn take(&mut self, class: usize) {
@@ -294,12 +301,13 @@ impl State {
 
     /// Hands a permit to whoever is next, if there is one for them.
     fn serve_next(&mut self) -> Option<Waker> {
-        let (free, has_one_more) = (self.free(), self.has_one_more());
-        if self.lines.waiting() == 0 || (free == 0 && !has_one_more) {
+        let (free, is_one_more) = (self.free(), self.may_have_one_more());
+        if self.lines.waiting() == 0 || (free == 0 && !is_one_more) {
             return None;
         }
-        let may = |class| self.classes.may_enter(class, free) || (class == SYSTEM && has_one_more);
+        let may = |class| self.classes.may_enter(class, free) || (class == SYSTEM && is_one_more);
         let (class, waker) = self.lines.serve(Served::Permit, &self.classes, may)?;
+        self.has_one_more |= class == SYSTEM && !self.classes.may_enter(class, free);
         self.take(class);
         Some(waker)
     }

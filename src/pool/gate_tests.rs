@@ -405,3 +405,30 @@ fn one_of_the_system_class_may_be_above_the_target_and_nobody_above_the_bound() 
     drop((held, system));
     assert_eq!(gate.level().in_use, 0);
 }
+
+#[test]
+fn what_the_system_has_above_the_target_is_not_taken_from_what_others_are_sure_of() {
+    let sure = 2;
+    let shares = [Share::new(), Share::new(), Share::new().guarantee(2)];
+    let gate = Gate::new(4, 1_000, shares, Clock::manual()).up_to(10);
+    let _two: Vec<_> = (0..2).map(|_| gate.try_acquire(DEFAULT, NOW).unwrap()).collect();
+    assert_eq!(gate.try_acquire(DEFAULT, NOW).err(), Some(Denied::Taken), "two are kept");
+    let system = gate.try_acquire(SYSTEM, NOW).unwrap();
+    let _kept: Vec<_> = (0..2).map(|_| gate.try_acquire(sure, NOW).unwrap()).collect();
+    assert_eq!((gate.level().in_use, gate.level().target), (5, 4));
+    // With as many as may be there is no room beside them.
+    gate.set_target(10, None, NOW);
+    let rest: Vec<_> = (0..20).filter_map(|_| gate.try_acquire(DEFAULT, NOW).ok()).collect();
+    assert_eq!((rest.len(), gate.level().in_use), (5, 10));
+    drop(system);
+}
+
+#[test]
+fn who_waits_of_the_system_is_served_when_there_may_be_one_more() {
+    let gate = plain(1).up_to(9);
+    gate.keep_within(1, NOW);
+    let _held = gate.try_acquire(DEFAULT, NOW).unwrap();
+    let mut system = joined(&gate, SYSTEM);
+    gate.keep_within(2, NOW);
+    assert!(poll(&mut system).is_ready());
+}

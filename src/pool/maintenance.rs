@@ -170,9 +170,7 @@ impl<M: ManageConnection> Shared<M> {
             let ending = ending.or((is_idle && surplus > 0).then_some(Ending::Idle));
             tracked.ending = ending;
             let going = ending.and_then(|_| self.tracking.going(tracked));
-            if !is_dropped(connection) {
-                tracing::error!(pool = &*self.name, "the end of a connection panicked");
-            }
+            self.drop_one(connection);
             match ending {
                 None => taken.is_back(),
                 Some(why) => {
@@ -220,12 +218,6 @@ impl<M: ManageConnection> Drop for Taken<'_, M> {
             self.is_back();
         }
     }
-}
-
-/// Gives a connection back to bb8, which closes it if it is to go. Closing is the work of somebody else's code: if that
-/// panics it must not take the task along.
-fn is_dropped<T>(connection: T) -> bool {
-    catch_unwind(AssertUnwindSafe(|| drop(connection))).is_ok()
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ impl<M: ManageConnection> Shared<M> {
         if !self.supply.admit() {
             self.recorded.closed(if self.gate.is_closed() { Ending::Retired } else { Ending::Surplus });
             let going = self.tracking.going(&connection);
-            drop(connection);
+            self.drop_one(connection);
             self.see_off(going);
             return;
         }

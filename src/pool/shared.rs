@@ -386,6 +386,9 @@ impl<M: ManageConnection> Shared<M> {
             count.idle + count.out,
             level.waiting
         );
+        if count.closing > 0 {
+            text = format!("{text}, {} being closed", count.closing);
+        }
         if !held.is_empty() {
             let held: Vec<String> = held.iter().map(Held::to_string).collect();
             text = format!("{text}, held longest: {}", held.join(", "));

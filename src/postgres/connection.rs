@@ -166,6 +166,28 @@ impl PostgresConnection {
         Transaction::begin(self, options, place)
     }
 
+    /// Cancels what runs on this connection right now, if anything does, for whoever asked for it, who gets an error of
+    /// kind [`TimedOut`](crate::ErrorKind::TimedOut). The future may be awaited in another task, and does nothing before.
+    /// Returns whether it is certain that the cancellation is over; where it is not, one that comes late may strike what
+    /// is asked next. A caller who has gone needs none of this.
+    ///
+    /// The driver's own, by `cancel_token`, knows no address of connections that this crate has made.
+    ///
+    /// ```no_run
+    /// # use mcp_perf::postgres::PostgresConnection;
+    /// # async fn report(connection: &PostgresConnection) -> Result<(), mcp_perf::Error> {
+    /// let cancel = connection.cancel();
+    /// tokio::spawn(async move {
+    ///     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    ///     cancel.await
+    /// });
+    /// connection.query_cached("select pg_sleep(60)", &[]).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn cancel(&self) -> impl Future<Output = bool> + Send + use<> {
+        self.0.cancel_running()
+    }
+
     /// Gives the connection up: the pool closes it when it is returned, and no call is made on it any more.
     pub fn retire(&self) {
         self.0.retire();

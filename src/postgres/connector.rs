@@ -60,7 +60,8 @@ type Message = Option<Result<AsyncMessage, tokio_postgres::Error>>;
 type PollMessage = dyn FnMut(&mut Context<'_>) -> Poll<Message> + Send;
 
 /// Cancels what runs on one connection, whatever its TLS.
-pub(super) struct Canceller(Box<dyn Fn(CancelToken) -> Cancelling + Send + Sync>);
+#[derive(Clone)]
+pub(super) struct Canceller(Arc<dyn Fn(CancelToken) -> Cancelling + Send + Sync>);
 
 type Cancelling = Pin<Box<dyn Future<Output = bool> + Send>>;
 
@@ -250,7 +251,7 @@ where
         Ok(Connected {
             client,
             connection,
-            canceller: Canceller(Box::new(move |token| cancel(token, address, name.clone(), tls.clone()))),
+            canceller: Canceller(Arc::new(move |token| cancel(token, address, name.clone(), tls.clone()))),
         })
     }
 }

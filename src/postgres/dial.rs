@@ -139,15 +139,17 @@ async fn is_as_asked(
     };
     let mut query = pin!(client.simple_query("show transaction_read_only"));
     let answer = poll_fn(|context| {
-        // If it ends here, the query is answered with that.
-        let _ = connection.poll(context);
-        query.as_mut().poll(context)
+        if let Poll::Ready(ended) = connection.poll(context) {
+            let ended = ended.err().map_or_else(Fault::ended, Fault::from);
+            return Poll::Ready(Err(ended));
+        }
+        query.as_mut().poll(context).map_err(Fault::from)
     });
-    let is_refused = answer.await?.iter().any(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0) == Some(refused),
+    let is_as_asked = answer.await?.iter().any(|message| match message {
+        SimpleQueryMessage::Row(row) => row.try_get(0).is_ok_and(|value| value != Some(refused)),
         _ => false,
     });
-    if is_refused { Err(Fault::of_another_kind()) } else { Ok(()) }
+    if is_as_asked { Ok(()) } else { Err(Fault::of_another_kind()) }
 }
 
 impl UntilClosed {

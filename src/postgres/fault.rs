@@ -54,6 +54,15 @@ impl Fault {
         Self::new(ErrorKind::Unavailable, error.kind().to_string(), error)
     }
 
+    /// The server hung up, and did not say why.
+    pub(super) fn ended() -> Self {
+        Self::new(
+            ErrorKind::Disconnected,
+            "the connection was closed",
+            io::Error::from(io::ErrorKind::UnexpectedEof),
+        )
+    }
+
     /// The server is not one that may be used.
     pub(super) fn of_another_kind() -> Self {
         Self::new(ErrorKind::Unavailable, OF_ANOTHER_KIND, io::Error::from(io::ErrorKind::PermissionDenied))

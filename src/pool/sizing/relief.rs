@@ -14,6 +14,8 @@ use super::{Bounds, Sample};
 /// Callers wait for this share of the time and more: all that the pool can do is asked for. That need not be all that can
 /// be done: few connections do less where calls come by chance than where the next one is always there.
 const FULL: f64 = 0.9;
+/// And for this share, where as much is done as can be.
+const BUSY: f64 = 0.5;
 /// For so many windows in a row, which a pause of the machine does not leave behind.
 const LASTS: u32 = 5;
 /// Of what was done at the limit, at most so much may be done now, or lines come and go by chance.
@@ -47,7 +49,7 @@ pub(super) struct Relief {
     is_in_force: bool,
     /// The last one that was.
     of_use: u32,
-    /// Windows in a row in which callers waited all the time.
+    /// Windows in a row in which more were asked for than there are.
     full: u32,
     /// Returns per second when all was asked for that can be done.
     limit: f64,
@@ -110,6 +112,14 @@ impl Relief {
         }
     }
 
+    /// Breaks off a trial, whose measure would say nothing. Returns the size before it, if its own is in force.
+    pub(super) fn break_off(&mut self, target: u32, now: Duration) -> Option<u32> {
+        self.tails.clear();
+        let trial = self.trial.take().filter(|trial| trial.size == target)?;
+        self.not_before = self.not_before.max(now.saturating_add(PAUSE));
+        Some(trial.from)
+    }
+
     /// Somebody else has changed the size.
     pub(super) fn overruled(&mut self, now: Duration) {
         self.trial = None;
@@ -136,7 +146,8 @@ impl Relief {
             let share = if self.limit > 0.0 { NEW } else { 1.0 };
             self.limit += share * (done - self.limit);
         }
-        self.full = if is_full { self.full.saturating_add(1) } else { 0 };
+        let is_busy = is_full || (is_at_limit && sample.backlog() >= BUSY);
+        self.full = if is_busy { self.full.saturating_add(1) } else { 0 };
         if self.full >= LASTS && self.is_in_force && self.trial.is_none() {
             self.is_in_force = false;
             self.tails.clear();
@@ -144,6 +155,7 @@ impl Relief {
         }
         if sample.completed < CALLS && !is_full {
             // The load has gone, and may come back.
+            self.tails.clear();
             return match self.trial.take_if(|trial| now.saturating_sub(trial.began) >= LONGEST) {
                 Some(trial) => Advice::Return(trial.from),
                 None => self.wait(),
@@ -166,7 +178,7 @@ impl Relief {
         }
         self.tails.push(wait + hold);
         let is_known = self.of_use > target;
-        let size = bounds.clamp(self.of_use.max(target.saturating_mul(2)));
+        let size = bounds.clamp(if is_known { self.of_use } else { target.saturating_mul(2) });
         if self.tails.len() < WINDOWS || (now < self.not_before && !is_known) || size <= target {
             return self.wait();
         }
@@ -360,6 +372,39 @@ mod tests {
         course.relief.overruled(course.now);
         let again = (1..100).find(|_| course.step(700, 0.5, 30 * MILLI) == Advice::Try(12));
         assert_eq!(again, Some(30), "where what is wanted is only said, it is not said all the time");
+    }
+
+    #[test]
+    fn size_that_never_was_of_use_has_to_prove_itself() {
+        let mut course = Course::new();
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert!(course.keeps(10));
+        // A few were not in use for a while.
+        course.target = 7;
+        assert_eq!(course.waits(10), Advice::Try(8), "which is known");
+        assert!(course.keeps(10));
+        assert_eq!(course.waits(10), Advice::Try(16));
+        assert!(matches!(course.waits(10), Advice::TakeBack { to: 8, .. }));
+    }
+
+    #[test]
+    fn trial_that_is_broken_off_is_not_begun_again_at_once() {
+        let mut course = Course::new();
+        assert_eq!(course.relief.break_off(4, course.now), None);
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert_eq!(course.relief.break_off(8, course.now), Some(4));
+        course.target = 4;
+        assert_eq!(course.waits(30), Advice::None);
+        assert_eq!(course.waits(30), Advice::Try(8));
+    }
+
+    #[test]
+    fn what_is_proven_is_back_where_callers_wait_and_as_much_is_done_as_can_be() {
+        let mut course = Course::new();
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert!(course.keeps(10));
+        let busy: Vec<Advice> = (0..LASTS).map(|_| course.step(900, BUSY, 10 * MILLI)).collect();
+        assert_eq!(busy.last(), Some(&Advice::Leave), "the rules of throughput have their turn");
     }
 
     #[test]

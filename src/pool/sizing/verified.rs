@@ -282,7 +282,9 @@ impl ThroughputVerified {
     /// What is to be done for callers who wait although not all is asked for that can be done.
     fn relieve(&mut self, sample: &Sample, bounds: Bounds, now: Duration) -> Option<Reason> {
         if self.failed_lately(now) {
-            return None;
+            let before = self.relief.break_off(self.target, now)?;
+            self.resize(bounds.clamp(before));
+            return Some(Reason::Void);
         }
         let advice = self.relief.step(sample, [self.target, self.proven.size], bounds, now);
         let reason = match advice {

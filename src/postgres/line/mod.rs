@@ -32,6 +32,8 @@ use crate::{Error, ErrorKind, generation::Generation, wheel::Wheel};
 
 /// How long the server may take to answer when it has nothing else to do.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long one that is given up may take to end: the answers that are due, and goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// `discard all` but for the prepared statements, which are ours, and known to the driver.
 const DISCARD: &str = "begin; rollback; close all; set session authorization default; reset all; unlisten *; \
     select pg_advisory_unlock_all(); discard temp; discard sequences";
@@ -213,7 +215,12 @@ impl Line {
         }
         // One that hangs would never come to say goodbye. Repairs see to it themselves.
         if self.is_over() && self.condition.borrow().repairs == 0 {
-            self.abort();
+            let (hang_up, gone) = (self.wheel.hanging_up(), self.gone());
+            self.runtime.spawn(async move {
+                if timeout(FAREWELL, gone).await.is_err() {
+                    hang_up();
+                }
+            });
         }
     }
 
@@ -353,6 +360,10 @@ impl Line {
         let checked = timeout(CHECK_TIMEOUT, check).await;
         checked.unwrap_or_else(|elapsed| {
             self.retire();
+            // Repairs see to it themselves: what they have to cancel would go on.
+            if self.condition.borrow().repairs == 0 {
+                self.abort();
+            }
             Err(Fault::new(ErrorKind::TimedOut, "no answer in time", elapsed).during("check"))
         })
     }

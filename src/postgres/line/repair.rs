@@ -130,8 +130,14 @@ impl Line {
         }
     }
 
+    /// Cancels what runs when the future is polled.
+    pub(in super::super) fn cancel_running(&self) -> impl Future<Output = bool> + Send + use<> {
+        let (canceller, token) = (self.canceller.clone(), self.client.cancel_token());
+        async move { timeout(CANCEL_TIMEOUT, canceller.cancel(token)).await.unwrap_or(false) }
+    }
+
     async fn cancel(&self) -> bool {
         tracing::debug!("postgres: a query that nobody waits for is cancelled");
-        timeout(CANCEL_TIMEOUT, self.canceller.cancel(self.client.cancel_token())).await.unwrap_or(false)
+        self.cancel_running().await
     }
 }
