@@ -26,8 +26,9 @@
 //! - **In turn.** Whoever waits longest is served next, within a [class](Class); newcomers pass nobody. (bare bb8: one
 //!   caller that comes back at once starves the others until they time out.)
 //! - **Exact.** Never more than the ceiling is open, being opened or being closed, through every resize, cancellation
-//!   and failure. One that is closed counts until it is [gone](PoolBuilder::gone_when): until a query that runs on it is
-//!   cancelled, where the manager is PostgreSQL's. (From when it is hung up on, the server may take a moment to see it.)
+//!   and failure. One that is closed counts until it is [gone](PoolBuilder::gone_when): where the manager is
+//!   PostgreSQL's, until a query that runs on it is cancelled and the server has hung up, of a silent one for no longer
+//!   than a few seconds.
 //!   After the target fell, what is in use above it is *debt*: the next returns pay it, and nobody enters before.
 //! - **Classes.** What a class is [sure of](Share::guarantee) is there at once, and within one hold time after a
 //!   shrink; what is not used by its class and not kept is lent to the others. [`Class::SYSTEM`] is served first. Where

@@ -9,7 +9,7 @@ impl PostgresManager {
     /// The same as [`Pool::builder`], and two things more: a connection on which something of the last caller is still
     /// being undone is waited for before it is lent ([`test_if`](PoolBuilder::test_if)), so that whoever uses the
     /// driver's client there is not struck by the cancellation of another's query; and one that is closed counts until
-    /// what runs there is cancelled and the server was hung up on ([`gone_when`](PoolBuilder::gone_when)).
+    /// what runs there is cancelled and the server has hung up ([`gone_when`](PoolBuilder::gone_when)).
     ///
     /// Errors go through as they are: a wrong password is an error of kind
     /// [`Credentials`](crate::ErrorKind::Credentials) of [`get`](Pool::get), too. A server that has as many
