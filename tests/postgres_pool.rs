@@ -29,7 +29,10 @@ use mcp_perf::{
     testing::{FaultProxy, Weather},
 };
 use support::postgres::PostgresServer;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
 use tokio_postgres::NoTls;
 
 /// Longer than anything here takes, and shorter than anybody waits for a test.
@@ -279,6 +282,27 @@ async fn transaction_is_kept_if_committed_and_undone_otherwise() {
     assert!(error.to_string().contains("an earlier statement"), "{error}");
     assert!(!is_in_transaction(&connection).await);
     assert!(!connection.is_dirty() && !connection.is_over());
+}
+
+/// A session that ends at the only moment at which no server can be made to end it: when it is asked, before it is lent.
+#[tokio::test]
+async fn session_that_ends_while_it_is_asked_whether_it_takes_writes_is_no_time_out() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!(
+        "postgres://postgres@{}/postgres?target_session_attrs=read-write",
+        listener.local_addr().unwrap()
+    );
+    let ends = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut asked = [0; 4096];
+        assert!(stream.read(&mut asked).await.unwrap() > 0, "who it is");
+        stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap(); // welcome, and ready
+        assert_eq!(stream.read(&mut asked).await.map(|_| asked[0]).unwrap(), b'Q');
+    });
+    let manager = PostgresManager::builder(&url).unwrap().connect_timeout(GENEROUS).build().unwrap();
+    let error = timeout(GENEROUS / 2, manager.connect()).await.expect("it hangs").err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    ends.await.unwrap();
 }
 
 #[tokio::test]

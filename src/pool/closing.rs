@@ -17,7 +17,7 @@ use bb8::ManageConnection;
 use super::shared::Shared;
 
 /// After this time a connection is taken for gone, whatever is said.
-pub(super) const LONGEST: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// How to know when a connection that is about to be dropped is gone.
 pub(super) type GoneWhen<M> = Box<dyn Fn(&<M as ManageConnection>::Connection) -> Going + Send + Sync>;

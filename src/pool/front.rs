@@ -92,8 +92,8 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// A connection if nobody has to return theirs first, else `None`; also where the last place is that of one that is
-    /// closed and not [gone](PoolBuilder::gone_when) yet. It may have to be opened, which is waited for; if
-    /// that fails while others have connections, it is `None`, too.
+    /// closed and not [gone](PoolBuilder::gone_when) yet. It may have to be opened, which is waited for; if that fails
+    /// while others have connections, it is `None`, too.
     ///
     /// # Errors
     ///
@@ -204,8 +204,9 @@ impl<M: ManageConnection> Pool<M> {
 
     /// Lets nobody in any more, sends away those who wait, and closes every connection: idle ones now, others when
     /// they are returned. It waits for that, and until all are [gone](PoolBuilder::gone_when), for no longer than
-    /// `deadline`; not for one that is still being opened, which is closed as soon as it is. What an [`Allowance`](super::Allowance) holds, as
-    /// leases and a connection of its own, it gives back when the last clone of the pool and the last connection are gone.
+    /// `deadline`; not for one that is still being opened, which is closed as soon as it is. What an
+    /// [`Allowance`](super::Allowance) holds, as leases and a connection of its own, it gives back when the last clone
+    /// of the pool and the last connection are gone.
     ///
     /// # Errors
     ///

@@ -7,12 +7,9 @@
 
 use std::{net::SocketAddr, pin::Pin};
 
-use tokio_postgres::{
-    CancelToken, Socket,
-    tls::{MakeTlsConnect, TlsConnect},
-};
+use tokio_postgres::{CancelToken, Socket, tls::MakeTlsConnect};
 
-use super::dial::UntilClosed;
+use super::dial::{Securing, UntilClosed};
 
 /// How to cancel what runs at an address; true if it is certain that this is over.
 pub(super) type Cancel<T> = fn(CancelToken, Option<SocketAddr>, String, T) -> Cancelling;
@@ -27,13 +24,7 @@ pub(super) fn for_certain<T>(
     mut tls: T,
 ) -> Cancelling
 where
-    T: MakeTlsConnect<UntilClosed> + MakeTlsConnect<Socket> + Send + 'static,
-    <T as MakeTlsConnect<UntilClosed>>::TlsConnect: Send,
-    <T as MakeTlsConnect<UntilClosed>>::Stream: Send,
-    <<T as MakeTlsConnect<UntilClosed>>::TlsConnect as TlsConnect<UntilClosed>>::Future: Send,
-    <T as MakeTlsConnect<Socket>>::TlsConnect: Send,
-    <T as MakeTlsConnect<Socket>>::Stream: Send,
-    <<T as MakeTlsConnect<Socket>>::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    T: Securing<UntilClosed> + Securing<Socket>,
 {
     // A socket in the file system is the driver's to find.
     let Some(address) = address else { return by_driver(token, address, name, tls) };
@@ -47,10 +38,7 @@ where
 /// As the driver does: it is never certain when it is over.
 pub(super) fn by_driver<T>(token: CancelToken, _: Option<SocketAddr>, _: String, tls: T) -> Cancelling
 where
-    T: MakeTlsConnect<Socket> + Send + 'static,
-    T::TlsConnect: Send,
-    T::Stream: Send,
-    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    T: Securing<Socket>,
 {
     Box::pin(async move {
         let _ = token.cancel_query(tls).await;

@@ -18,10 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{
     AsyncMessage, CancelToken, Client, Config, Socket,
     config::{Host, LoadBalanceHosts, SslMode},
-    tls::{MakeTlsConnect, TlsConnect},
 };
 
-use super::{dial::Way, fault::Fault};
+use super::{
+    dial::{Securing, Way},
+    fault::Fault,
+};
 use crate::{Error, ErrorKind, wheel::Drive};
 
 /// How long an attempt to connect may take for the store of a cache, which can do without.
@@ -125,10 +127,7 @@ impl Connector {
         way: Way<T>,
     ) -> Result<Self, Error>
     where
-        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
-        T::TlsConnect: Send,
-        T::Stream: Send,
-        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+        T: Securing<Socket> + Clone + Sync,
     {
         let plan = Arc::new(Plan {
             sites: sites(config)?,
@@ -147,10 +146,7 @@ impl Connector {
     /// A connector of a cache's store, whose TLS, if any, is the program's.
     pub(super) fn of_store<T>(url: &str, tls: T, has_tls: bool) -> Result<Self, Error>
     where
-        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
-        T::TlsConnect: Send,
-        T::Stream: Send,
-        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+        T: Securing<Socket> + Clone + Sync,
     {
         let config = config(url)?;
         if config.get_ssl_mode() == SslMode::Require && !has_tls {
@@ -179,10 +175,7 @@ impl Connector {
 
 impl<T> Plan<T>
 where
-    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
-    T::TlsConnect: Send,
-    T::Stream: Send,
-    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    T: Securing<Socket> + Clone + Sync,
 {
     /// Tries one host after the other, each of which gets the same share of the time.
     async fn connect(&self) -> Result<Connected, Fault> {

@@ -57,6 +57,17 @@ pub(super) struct UntilClosed {
     goodbye: Option<Pin<Box<Sleep>>>,
 }
 
+/// A connector for TLS over one kind of stream, or for none, with everything that its work in another task takes.
+pub(super) trait Securing<S>:
+    MakeTlsConnect<S, TlsConnect: Send + TlsConnect<S, Future: Send>, Stream: Send> + Send + 'static
+{
+}
+
+impl<S, T> Securing<S> for T where
+    T: MakeTlsConnect<S, TlsConnect: Send + TlsConnect<S, Future: Send>, Stream: Send> + Send + 'static
+{
+}
+
 impl<T> Clone for Way<T> {
     fn clone(&self) -> Self {
         *self
@@ -67,10 +78,7 @@ impl<T> Copy for Way<T> {}
 
 impl<T> Way<T>
 where
-    T: MakeTlsConnect<Socket> + Send + 'static,
-    T::TlsConnect: Send,
-    T::Stream: Send,
-    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    T: Securing<Socket>,
 {
     /// As the driver does.
     pub(super) const DRIVERS: Self = Self { dial: by_driver::<T>, cancel: cancel::by_driver::<T> };
@@ -78,13 +86,7 @@ where
 
 impl<T> Way<T>
 where
-    T: MakeTlsConnect<UntilClosed> + MakeTlsConnect<Socket> + Send + 'static,
-    <T as MakeTlsConnect<UntilClosed>>::TlsConnect: Send,
-    <T as MakeTlsConnect<UntilClosed>>::Stream: Send,
-    <<T as MakeTlsConnect<UntilClosed>>::TlsConnect as TlsConnect<UntilClosed>>::Future: Send,
-    <T as MakeTlsConnect<Socket>>::TlsConnect: Send,
-    <T as MakeTlsConnect<Socket>>::Stream: Send,
-    <<T as MakeTlsConnect<Socket>>::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    T: Securing<UntilClosed> + Securing<Socket>,
 {
     /// It is certain when a connection, or a cancellation, is over.
     pub(super) const OWN: Self = Self { dial: by_ourselves::<T>, cancel: cancel::for_certain::<T> };
@@ -92,10 +94,7 @@ where
 
 fn by_driver<T>(config: &Config, _: Option<SocketAddr>, _: String, tls: T) -> Dialing<'_>
 where
-    T: MakeTlsConnect<Socket> + Send + 'static,
-    T::TlsConnect: Send,
-    T::Stream: Send,
-    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    T: Securing<Socket>,
 {
     Box::pin(async move {
         let (client, connection) = config.connect(tls).await?;
@@ -105,13 +104,7 @@ where
 
 fn by_ourselves<T>(config: &Config, address: Option<SocketAddr>, name: String, mut tls: T) -> Dialing<'_>
 where
-    T: MakeTlsConnect<UntilClosed> + MakeTlsConnect<Socket> + Send + 'static,
-    <T as MakeTlsConnect<UntilClosed>>::TlsConnect: Send,
-    <T as MakeTlsConnect<UntilClosed>>::Stream: Send,
-    <<T as MakeTlsConnect<UntilClosed>>::TlsConnect as TlsConnect<UntilClosed>>::Future: Send,
-    <T as MakeTlsConnect<Socket>>::TlsConnect: Send,
-    <T as MakeTlsConnect<Socket>>::Stream: Send,
-    <<T as MakeTlsConnect<Socket>>::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    T: Securing<UntilClosed> + Securing<Socket>,
 {
     // A socket in the file system is the driver's to find.
     let Some(address) = address else { return by_driver(config, address, name, tls) };

@@ -80,18 +80,12 @@ pub(super) enum Advice {
     Stay,
     /// More are tried.
     Try(u32),
+    /// Nothing: a trial is on.
     Measure,
     /// More made calls quicker, and stay.
-    Keep {
-        before: Duration,
-        after: Duration,
-    },
+    Keep { before: Duration, after: Duration },
     /// They did not.
-    TakeBack {
-        to: u32,
-        before: Duration,
-        after: Duration,
-    },
+    TakeBack { to: u32, before: Duration, after: Duration },
     /// It cannot be told whether they do.
     Return(u32),
     /// What is proven is better now.
