@@ -191,6 +191,39 @@ fn noise_does_not_lead_astray() {
     assert!(median(found.clone()) >= 0.95 && worst >= 0.9, "{found:.3?}");
 }
 
+/// By a fifth, as a standard deviation, and it stays so for a quarter of a minute: a machine that others share.
+#[test]
+fn server_that_is_now_quicker_and_now_slower_does_not_lead_astray() {
+    let mut tiny = small();
+    (tiny.name, tiny.server, tiny.work) = ("tiny", Usl::new(0.25, 0.04), noisy(Work::new(SECOND / 500)));
+    for case in [small(), tiny] {
+        let best = (1..=64).map(|size| case.server.throughput(size)).fold(0.0, f64::max);
+        let found: Vec<f64> = (0..20)
+            .map(|seed| {
+                let (mut simulation, mut sizing) = (case.simulation(seed), verified(seed));
+                simulation.load(Load::Closed(100));
+                let mut random = fastrand::Rng::with_seed(1_000 + seed);
+                let (stays, mut speed, mut done) = ((-1.0_f64 / 15.0).exp(), 0.0, 0.0);
+                for second in 0..300 {
+                    // The sum of twelve is about normal.
+                    let chance = (0..12).map(|_| random.f64()).sum::<f64>() - 6.0;
+                    speed = stays * speed + 0.2 * (1.0 - stays * stays).sqrt() * chance;
+                    let mut server = case.server;
+                    server.slowdown = f64::exp(-speed);
+                    simulation.server(server);
+                    simulation.run(&mut sizing, SECOND);
+                    if second >= 60 {
+                        done += case.server.throughput(sizing.target());
+                    }
+                }
+                done / 240.0 / best
+            })
+            .collect();
+        let worst = found.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(median(found.clone()) >= 0.97 && worst >= 0.93, "{}: {found:.3?}", case.name);
+    }
+}
+
 #[test]
 fn reports_among_lookups_do_not_hide_the_knee() {
     for (case, seeds) in [(reports(small(), "small"), 11), (reports(large(), "large"), 3)] {

@@ -74,10 +74,14 @@ impl<M: ManageConnection> Shared<M> {
         };
         self.watch.proven.store(proven, Ordering::Relaxed);
         let target = decision.target.clamp(self.settings.floor, self.ceiling());
-        // A trial that succeeds changes no size, and is what everybody wants to hear of.
-        let is_proof =
-            matches!(decision.reason, Reason::Kept { .. } | Reason::Quicker { .. } | Reason::DemandMet);
-        if target != before || is_proof {
+        // What a trial came to is what everybody wants to hear of, also where it changes nothing, and not the turns of it.
+        let is_said = match decision.reason {
+            Reason::Kept { .. } | Reason::Reverted { .. } | Reason::DemandMet => true,
+            Reason::Quicker { .. } | Reason::NotQuicker { .. } | Reason::Void => true,
+            Reason::Measuring => false,
+            _ => target != before,
+        };
+        if is_said {
             tracing::info!(
                 pool = &*self.name,
                 old = before,

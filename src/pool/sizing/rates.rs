@@ -7,6 +7,10 @@ use super::Sample;
 /// A window in which less came back is one with the next, up to so long: queries that take a second say little in one.
 const FEWEST: f64 = 20.0;
 const LONGEST: f64 = 5.0;
+/// Pairs that agree by chance are no more exact than this.
+const AGREED: f64 = 0.002;
+/// By what share two neighbouring windows differ on a machine that others share, as a standard error.
+const USUAL: f64 = 0.07;
 
 /// What was done in the last windows at one size.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +41,10 @@ pub(super) struct Estimate {
     variance: f64,
     windows: f64,
 }
+
+/// How much more was done in one of two neighbouring windows than in the other, again and again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pairs(Vec<f64>);
 
 /// A change as a share of what it is a change from, and its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,6 +82,13 @@ impl Rates {
         self.0.len()
     }
 
+    /// How much was done per second; zero if nothing was.
+    pub(super) fn mean(&self) -> f64 {
+        let seconds: f64 = self.0.iter().map(|window| window.seconds).sum();
+        let completed: f64 = self.0.iter().map(|window| window.completed).sum();
+        if seconds > 0.0 { completed / seconds } else { 0.0 }
+    }
+
     /// How long they were together.
     pub(super) fn time(&self) -> Duration {
         let seconds = self.0.iter().map(|window| window.seconds).sum();
@@ -106,6 +121,40 @@ impl Rates {
             self.0.drain(..old);
         }
         changed
+    }
+}
+
+impl Pairs {
+    /// Takes in a quotient; one that makes no sense is none.
+    pub(super) fn push(&mut self, quotient: f64) {
+        let logarithm = quotient.ln();
+        if logarithm.is_finite() {
+            self.0.push(logarithm);
+        }
+    }
+
+    /// What they come to: of one or two, by what such windows differ by otherwise.
+    pub(super) fn change(&self) -> Option<Change> {
+        let count = self.0.len() as f64;
+        if count < 1.0 {
+            return None;
+        }
+        let mean = self.0.iter().sum::<f64>() / count;
+        let error = if count < 3.0 {
+            USUAL / count.sqrt()
+        } else {
+            let squares: f64 = self.0.iter().map(|logarithm| (logarithm - mean).powi(2)).sum();
+            // Widened as that of two rows.
+            (squares / (count - 1.0) / count).sqrt().max(AGREED) * (1.0 + 3.0 / (count - 1.0))
+        };
+        Some(Change { value: mean.exp_m1(), error: error * mean.exp() })
+    }
+}
+
+impl Change {
+    /// The same, where the server may have become quicker or slower by this much meanwhile.
+    pub(super) fn or_drift(self, drift: f64) -> Self {
+        Self { error: self.error.hypot(drift * (1.0 + self.value)), ..self }
     }
 }
 

@@ -18,6 +18,9 @@ const FULL: f64 = 0.9;
 const BUSY: f64 = 0.5;
 /// For so many windows in a row, which a pause of the machine does not leave behind.
 const LASTS: u32 = 5;
+/// So many windows in a row in which they wait for half of the time, and what was of use is tried anew: the server may
+/// do less by now, and less with more connections.
+const DOUBTED: u32 = 300;
 /// Of what was done at the limit, at most so much may be done now, or lines come and go by chance.
 const BELOW: f64 = 0.85;
 /// How much of what was done then is what was done in the last window of that kind.
@@ -51,6 +54,8 @@ pub(super) struct Relief {
     of_use: u32,
     /// Windows in a row in which more were asked for than there are.
     full: u32,
+    /// Windows in a row in which callers waited for more than half of the time, and more than what is proven were there.
+    crowded: u32,
     /// Returns per second when all was asked for that can be done.
     limit: f64,
     pause: Duration,
@@ -69,6 +74,8 @@ struct Trial {
     tails: Vec<f64>,
     /// In how many of its windows callers waited all the time.
     full: usize,
+    /// The most that was done in one of those, in returns per second.
+    most: f64,
 }
 
 /// What is to be done.
@@ -100,6 +107,7 @@ impl Relief {
             is_in_force: false,
             of_use: 0,
             full: 0,
+            crowded: 0,
             limit: 0.0,
             pause: PAUSE,
             not_before: Duration::ZERO,
@@ -142,8 +150,12 @@ impl Relief {
         }
         let is_busy = is_full || (is_at_limit && sample.backlog() >= BUSY);
         self.full = if is_busy { self.full.saturating_add(1) } else { 0 };
-        if self.full >= LASTS && self.is_in_force && self.trial.is_none() {
+        let is_crowded = self.is_in_force && sample.backlog() >= BUSY;
+        self.crowded = if is_crowded { self.crowded.saturating_add(1) } else { 0 };
+        let may_leave = self.is_in_force && self.trial.is_none();
+        if may_leave && (self.full >= LASTS || self.crowded >= DOUBTED) {
             self.is_in_force = false;
+            self.crowded = 0;
             self.tails.clear();
             return Advice::Leave;
         }
@@ -187,6 +199,7 @@ impl Relief {
             is_open: false,
             tails: Vec::new(),
             full: 0,
+            most: 0.0,
         });
         Advice::Try(size)
     }
@@ -208,7 +221,10 @@ impl Relief {
             return Advice::Measure;
         }
         trial.tails.push(tail);
-        trial.full += usize::from(sample.backlog() >= FULL);
+        if sample.backlog() >= FULL {
+            trial.full += 1;
+            trial.most = trial.most.max(sample.throughput().unwrap_or_default());
+        }
         if trial.tails.len() < WINDOWS {
             self.trial = Some(trial);
             return Advice::Measure;
@@ -232,9 +248,9 @@ impl Relief {
         if trial.is_known {
             self.of_use = 0;
         }
-        if trial.full > 0 {
-            // It is the server that does less than it did.
-            self.limit = sample.throughput().unwrap_or_default().min(self.limit);
+        if trial.full > 1 {
+            // It is the server that does less than it did, and no pause of it.
+            self.limit = trial.most.min(self.limit);
         }
         self.not_before = now.saturating_add(self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -382,6 +398,31 @@ mod tests {
         assert!(course.keeps(10));
         assert_eq!(course.waits(10), Advice::Try(16));
         assert!(matches!(course.waits(10), Advice::TakeBack { to: 8, .. }));
+    }
+
+    /// Neither all that is asked for nor all that can be done, and callers wait all the same.
+    #[test]
+    fn what_was_of_use_is_tried_anew_after_five_minutes_of_waiting() {
+        let mut course = Course::new();
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert!(course.keeps(10));
+        course.relief.not_before = Duration::MAX; // no others
+        let left = (1..=DOUBTED).find(|_| course.step(700, 0.8, 60 * MILLI) == Advice::Leave);
+        assert_eq!((left, course.target), (Some(DOUBTED), 4));
+        assert_eq!(course.waits(20), Advice::Try(8));
+        assert!(matches!(course.waits(60), Advice::TakeBack { to: 4, .. }), "they are of use no longer");
+    }
+
+    /// What is done in a pause is not what can be done.
+    #[test]
+    fn pause_of_the_server_in_a_trial_is_not_its_limit() {
+        let mut course = Course::new();
+        assert_eq!(course.waits(30), Advice::Try(8));
+        for (completed, full) in [(700, 0.5), (700, 0.5), (700, 0.5)] {
+            assert_eq!(course.step(completed, full, 40 * MILLI), Advice::Measure);
+        }
+        assert!(matches!(course.step(30, 1.0, 900 * MILLI), Advice::TakeBack { to: 4, .. }));
+        assert!(course.relief.limit > 900.0, "{}", course.relief.limit);
     }
 
     #[test]

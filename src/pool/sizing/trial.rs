@@ -1,10 +1,15 @@
 //! A trial: another size for some seconds, and whether it stays.
+//!
+//! A machine that others share is not always as quick: by a third within a minute is nothing special. What was done before
+//! a trial and what is done in it are two times, and such a change is larger than what most trials are about. So where
+//! queries are quick the two sizes take turns, a window or two each, and every window is held against its neighbour of
+//! the other size. Only a large difference is believed without that.
 
 use std::time::Duration;
 
 use super::{
     Reason, Retreat, Sample,
-    rates::{Change, Estimates, Rates},
+    rates::{Change, Estimates, Pairs, Rates},
 };
 
 /// How long the connections of a trial may take to be open, or the callers to give back what is too many: the latter
@@ -25,6 +30,9 @@ const LONGEST_OF_ALL: Duration = Duration::from_secs(600);
 /// after how long.
 const SHARPER: f64 = 2.0;
 const PATIENCE: Duration = Duration::from_secs(4);
+/// By how much a server may be quicker or slower for reasons of its own, as a standard error of what is held against the
+/// time before.
+const DRIFT: f64 = 0.15;
 /// Standard errors by which a result has to differ from what would be needed. It is looked at after every window, so
 /// there are more than one chances to be wrong.
 const CERTAIN: f64 = 2.5;
@@ -63,7 +71,7 @@ pub(super) struct Trial {
     pub(super) from: u32,
     pub(super) size: u32,
     /// Where there are fewer: how many may wait.
-    pub(super) retreat: Option<Retreat>,
+    retreat: Option<Retreat>,
     /// What was done per second at the size that it started from.
     before: Estimates,
     /// By what share throughput has to change for the size to stay: to rise for more, not to fall for fewer.
@@ -75,6 +83,10 @@ pub(super) struct Trial {
     rates: Rates,
     windows: f64,
     backlog: f64,
+    /// The turns of the two sizes, where they take turns.
+    turns: Option<Turns>,
+    /// How long the slowest queries took, but for one in a hundred.
+    slowest: Duration,
 }
 
 /// What became of a trial.
@@ -112,7 +124,28 @@ impl Trial {
             rates: Rates::default(),
             windows: 0.0,
             backlog: 0.0,
+            turns: None,
+            slowest: Duration::ZERO,
         }
+    }
+
+    /// With what the slowest queries took before, but for one in a hundred.
+    pub(super) fn with_slowest(self, slowest: Duration) -> Self {
+        Self { slowest, ..self }
+    }
+
+    /// The size that is to be in force now.
+    pub(super) fn in_turn(&self) -> u32 {
+        if self.is_at_size() { self.size } else { self.from }
+    }
+
+    fn is_at_size(&self) -> bool {
+        self.turns.as_ref().is_none_or(Turns::is_at_size)
+    }
+
+    /// When to go back to the size before at once: while the other one is in force.
+    pub(super) fn retreat(&self) -> Option<Retreat> {
+        self.retreat.filter(|_| self.is_at_size())
     }
 
     /// With fewer, callers wait who did not before, and more and more of them if fewer do too little for all that is
@@ -146,8 +179,15 @@ impl Trial {
         // under way.
         let under_way = hold.saturating_mul(UNDER_WAY).min(LONGEST_UNDER_WAY);
         let under_way = if under_way < sample.window / 4 { Duration::ZERO } else { under_way };
+        if self.is_blocked(sample, under_way) {
+            let (before, after) = (self.before.throughput.mean, 0.0);
+            return Verdict::Revert { reason: Reason::Reverted { before, after }, has_risen: false };
+        }
         let Some(in_force) = self.in_force else {
             self.in_force = self.is_in_force(sample).then_some(now);
+            self.slowest = self.slowest.max(sample.hold_p99);
+            let is_quick = under_way.is_zero() && self.slowest < sample.window / 4;
+            self.turns = (self.in_force.is_some() && is_quick).then(Turns::default);
             let patience = match self.direction() {
                 Direction::Up => SETTLES,
                 Direction::Down => SETTLES.max(under_way),
@@ -163,9 +203,17 @@ impl Trial {
             self.settled = in_force.saturating_add(under_way);
         }
         if now.saturating_sub(sample.window) >= self.settled {
-            self.rates.push(sample, usize::MAX);
-            self.windows += 1.0;
-            self.backlog += sample.backlog();
+            if self.is_at_size() {
+                self.rates.push(sample, usize::MAX);
+                self.windows += 1.0;
+                self.backlog += sample.backlog();
+            }
+            let is_gone = self.is_at_size() && sample.backlog() < QUEUE_GONE;
+            match &mut self.turns {
+                Some(turns) if !is_gone => turns.push(sample),
+                // There is nothing to compare where as much is done as is asked for.
+                turns => *turns = None,
+            }
         }
         let is_large = self.size >= self.from.saturating_mul(2);
         let least = if is_large { LONGEST_OF_LARGE } else { LONGEST };
@@ -182,6 +230,13 @@ impl Trial {
             && sample.in_use_mean < LOAD_GONE * f64::from(self.from)
     }
 
+    /// Whether nobody was served for a whole window in which many should have come back: what is left at this size is
+    /// held by those who hold it for long.
+    fn is_blocked(&self, sample: &Sample, under_way: Duration) -> bool {
+        let is_silent = sample.completed == 0 && sample.backlog() >= QUEUE_GONE;
+        self.direction() == Direction::Down && self.is_at_size() && is_silent && under_way.is_zero()
+    }
+
     fn is_in_force(&self, sample: &Sample) -> bool {
         match self.direction() {
             Direction::Up => sample.open >= self.size || sample.backlog() < QUEUE_GONE,
@@ -190,11 +245,9 @@ impl Trial {
     }
 
     fn verdict(&self, measured: Duration, longest: Duration) -> Verdict {
-        let Some(after) = self.rates.estimates() else {
+        let (Some(change), pace) = self.changes() else {
             return if measured < longest { Verdict::Measuring } else { Verdict::Void };
         };
-        let change = after.throughput.relative_to(self.before.throughput);
-        let pace = after.pace.zip(self.before.pace).map(|(after, before)| after.relative_to(before));
         let (sharper, certain) = match pace {
             Some(pace) if pace.error < change.error / SHARPER => (pace, measured >= PATIENCE),
             _ => (change, true),
@@ -207,7 +260,7 @@ impl Trial {
             return Verdict::Measuring;
         }
         let queue_gone = self.backlog / self.windows < QUEUE_GONE;
-        let (before, after) = (self.before.throughput.mean, after.throughput.mean);
+        let (before, after) = (self.before.throughput.mean, self.rates.mean());
         if queue_gone && change.value > -2.0 * change.error {
             Verdict::Keep { reason: Reason::DemandMet, steep: false }
         } else if better == Some(true) && !contradicted {
@@ -216,6 +269,19 @@ impl Trial {
             let has_risen = self.direction() == Direction::Up && sharper.value > LIKELY * sharper.error;
             Verdict::Revert { reason: Reason::Reverted { before, after }, has_risen }
         }
+    }
+
+    /// What changed, by the count of returns and by how long a typical query takes.
+    fn changes(&self) -> (Option<Change>, Option<Change>) {
+        let after = self.rates.estimates();
+        let change = after.map(|after| after.throughput.relative_to(self.before.throughput));
+        let pace = after.and_then(|after| Some(after.pace?.relative_to(self.before.pace?)));
+        let Some(turns) = &self.turns else { return (change, pace) };
+        let sharper = |before: Option<Change>, turns: &Pairs| {
+            let before = before.map(|change| change.or_drift(DRIFT));
+            before.into_iter().chain(turns.change()).min_by(|one, other| one.error.total_cmp(&other.error))
+        };
+        (sharper(change, &turns.throughput), sharper(pace, &turns.pace))
     }
 
     /// Whether as much is done as has to be for the size to stay, if that is so by so many standard errors.
@@ -232,5 +298,40 @@ impl Trial {
     /// What was measured at its size.
     pub(super) fn into_rates(self) -> Rates {
         self.rates
+    }
+}
+
+/// Two sizes in turn: the one that is tried for a window, and then either for two. The two of a pair are neighbours, and
+/// now the one is first and then the other, so that what changes steadily is left out of account as well.
+#[derive(Clone, Debug, Default)]
+struct Turns {
+    windows: usize,
+    /// What was done per second in the first window of a pair, counted in both ways.
+    first: [f64; 2],
+    throughput: Pairs,
+    pace: Pairs,
+}
+
+impl Turns {
+    /// Of the window that is next.
+    fn is_at_size(&self) -> bool {
+        matches!(self.windows % 4, 0 | 3)
+    }
+
+    fn push(&mut self, sample: &Sample) {
+        let seconds = sample.window.as_secs_f64();
+        let rates =
+            [sample.completed as f64 / seconds, sample.in_use_mean / sample.typical_hold().as_secs_f64()];
+        let is_at_size = self.is_at_size();
+        self.windows += 1;
+        if self.windows % 2 == 1 {
+            self.first = rates;
+            return;
+        }
+        for (pairs, (first, second)) in
+            [&mut self.throughput, &mut self.pace].into_iter().zip(self.first.into_iter().zip(rates))
+        {
+            pairs.push(if is_at_size { second / first } else { first / second });
+        }
     }
 }
