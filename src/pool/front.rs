@@ -31,7 +31,7 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// A connection, as soon as it is the caller's turn and there is one. The caller asks when the future is first
-    /// polled.
+    /// polled, which has to be on a tokio runtime with its timer enabled.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl<M: ManageConnection> Pool<M> {
             closing: count.closing,
             target: level.target,
             ceiling: shared.ceiling(),
-            debt: level.in_use.saturating_sub(level.target),
+            debt: shared.gate.debt(),
             proven: match shared.watch.proven.load(Ordering::Relaxed) {
                 0 => level.target,
                 proven => proven,
@@ -235,7 +235,7 @@ impl<M: ManageConnection> Pool<M> {
                 0 => "connections to be closed",
                 1.. => "connections to be returned",
             };
-            shared.timed_out(began, waited_for)
+            shared.too_late(began, waited_for)
         })
     }
 

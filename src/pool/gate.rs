@@ -189,10 +189,16 @@ impl Gate {
         lock(&self.state).level()
     }
 
+    /// How many are in use above the target after it fell.
+    pub(super) fn debt(&self) -> u32 {
+        let Level { in_use, target, .. } = lock(&self.state).judged();
+        in_use.saturating_sub(target)
+    }
+
     /// How the permits were used since this was last asked.
     pub(super) fn window(&self, now: Instant) -> Window {
         let mut state = lock(&self.state);
-        let level = state.level();
+        let level = state.judged();
         state.usage.take(level, now)
     }
 
@@ -215,12 +221,19 @@ impl State {
         Level { in_use: self.in_use, target: self.target, waiting: self.lines.waiting() }
     }
 
+    /// What the size is to be judged by: without the one that the system has beside the target.
+    fn judged(&self) -> Level {
+        let Level { in_use, target, waiting } = self.level();
+        let beside = self.has_one_more && in_use > target;
+        Level { in_use: in_use - u32::from(beside), target, waiting }
+    }
+
     fn set_target(&mut self, target: u32, now: Instant) -> Vec<Waker> {
-        self.usage.count(self.level(), now);
+        self.usage.count(self.judged(), now);
         self.target = target;
         self.classes.scale(target);
         let wakers: Vec<Waker> = std::iter::from_fn(|| self.serve_next()).collect();
-        self.usage.note(self.level());
+        self.usage.note(self.judged());
         wakers
     }
 
@@ -256,9 +269,9 @@ impl State {
             }
             self.has_one_more = true;
         }
-        self.usage.count(self.level(), now);
+        self.usage.count(self.judged(), now);
         self.take(class);
-        self.usage.note(self.level());
+        self.usage.note(self.judged());
         Ok(())
     }
 
@@ -266,15 +279,15 @@ impl State {
         if self.lines.waiting_beside(class) >= self.room {
             return Err(Denied::Full);
         }
-        self.usage.count(self.level(), now);
+        self.usage.count(self.judged(), now);
         let ticket = self.lines.join(class, End::Back, waker.clone());
-        self.usage.note(self.level());
+        self.usage.note(self.judged());
         Ok(ticket)
     }
 
     #[inline]
     fn release(&mut self, class: usize, now: Instant) -> Option<Waker> {
-        self.usage.count(self.level(), now);
+        self.usage.count(self.judged(), now);
         self.in_use -= 1;
         self.classes.leave(class);
         self.has_one_more &= self.classes.in_use(SYSTEM) > 0;
@@ -393,7 +406,7 @@ impl Drop for Acquire<'_> {
         let now = self.gate.clock.now();
         let (waker, _own) = {
             let mut state = lock(&self.gate.state);
-            let level = state.level();
+            let level = state.judged();
             match state.lines.leave(self.class, ticket) {
                 Ok(Served::Permit) => (state.release(self.class, now), None),
                 Ok(Served::Closed) => (None, None),

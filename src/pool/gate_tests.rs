@@ -407,6 +407,17 @@ fn one_of_the_system_class_may_be_above_the_target_and_nobody_above_the_bound() 
 }
 
 #[test]
+fn what_the_system_has_above_the_target_says_nothing_of_the_size() {
+    let gate = plain(2).up_to(3);
+    let _held: Vec<_> = (0..2).map(|_| gate.try_acquire(DEFAULT, NOW).unwrap()).collect();
+    let _system = gate.try_acquire(SYSTEM, NOW).unwrap();
+    let window = gate.window(NOW.after(Duration::from_secs(1)));
+    assert_eq!((window.in_use_max, gate.level().in_use, gate.debt()), (2, 3, 0));
+    gate.set_target(1, None, NOW);
+    assert_eq!(gate.debt(), 1, "of which one is the system's");
+}
+
+#[test]
 fn what_the_system_has_above_the_target_is_not_taken_from_what_others_are_sure_of() {
     let sure = 2;
     let shares = [Share::new(), Share::new(), Share::new().guarantee(2)];

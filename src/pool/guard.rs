@@ -38,7 +38,7 @@ pub(super) struct Lease<M: ManageConnection> {
     until: Option<Instant>,
     has_permit: bool,
     /// Where the connection went: bb8 has it, or it is closed.
-    is_kept: bool,
+    pub(super) is_kept: bool,
     /// When what is closed is gone.
     going: Option<Going>,
 }

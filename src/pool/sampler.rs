@@ -70,7 +70,7 @@ impl Sampler {
         };
         *self = next;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "of a thousand, about")]
-        let thousandths = (1_000.0 * sample.in_use_mean / f64::from(sample.target.max(1))) as u32;
+        let thousandths = (1_000.0 * (sample.in_use_mean / f64::from(sample.target.max(1))).min(1.0)) as u32;
         shared.watch.utilisation.store(thousandths, Ordering::Relaxed);
         sample
     }

@@ -32,6 +32,8 @@ use crate::{
 
 /// How many holders an error names.
 const NAMED: usize = 3;
+/// How long a test of a connection may take whose caller's time is up: his turn came in time.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// What all clones of a pool, its connections and its tasks have in common.
 pub(super) struct Shared<M: ManageConnection> {
@@ -169,9 +171,12 @@ impl<M: ManageConnection> Shared<M> {
             };
             // If it is no good: it is still this caller's turn.
             place = End::Front;
-            let lease = Lease::new(Arc::clone(self), slot, call.class, now);
-            // There is one, so this does not wait. If it did, the lease would know it for lost.
-            let stored = self.store.get_owned().await.map_err(|_| self.miscounted())?;
+            let mut lease = Lease::new(Arc::clone(self), slot, call.class, now);
+            // There is one, so this does not wait. Until it is there it is bb8's, whatever becomes of this.
+            lease.is_kept = true;
+            let stored = self.store.get_owned().await;
+            lease.is_kept = false;
+            let Ok(stored) = stored else { return Err(self.miscounted()) };
             let mut connection = Connection::new(stored, lease);
             match self.look(&mut connection, now) {
                 Look::Fit => {}
@@ -205,6 +210,11 @@ impl<M: ManageConnection> Shared<M> {
             tracked.ending = Some(ending);
             return Look::Unfit;
         }
+        if tracked.untested_since.is_some_and(|since| now.since(since) > self.settings.test_timeout) {
+            // It had as long as it may take, and whoever was about to hear of it had gone.
+            tracked.ending = Some(Ending::Invalid);
+            return Look::Unfit;
+        }
         let is_stale = now.since(tracked.last_used) > self.settings.test_after;
         let is_doubtful = self.tracking.is_doubtful(tracked);
         if is_stale || is_doubtful { Look::Unknown { is_stale, is_doubtful } } else { Look::Fit }
@@ -213,14 +223,21 @@ impl<M: ManageConnection> Shared<M> {
     /// Whether a connection works, as it says itself.
     #[cold]
     async fn test(&self, connection: &mut Connection<M>, began: Instant) -> Result<bool, Error> {
-        let left = self.left(began);
-        let patience = left.min(self.settings.test_timeout);
+        let test_timeout = self.settings.test_timeout;
+        let patience = self.left(began).max(GRACE).min(test_timeout);
         let tracked = connection.tracked();
+        // Until it says so nobody knows, also where this future is dropped.
+        tracked.untested_since.get_or_insert_with(|| self.clock.now());
         let tested = tokio::time::timeout(patience, self.tracking.test(tracked)).await;
+        if tested.is_err() && patience < test_timeout {
+            // It may be fit, and is left to whoever has more time.
+            return Err(self.timed_out(began, "a connection that was being tested"));
+        }
         let is_fit = matches!(tested, Ok(Ok(())));
         if is_fit {
             let now = self.clock.now();
             tracked.is_dirty = false;
+            tracked.untested_since = None;
             // It may have been retired meanwhile, or the pool shut down.
             tracked.ending = self.tracking.examine(tracked, now);
             let may_be_lent = tracked.ending.is_none();
@@ -354,6 +371,10 @@ impl<M: ManageConnection> Shared<M> {
     #[cold]
     pub(super) fn timed_out(&self, began: Instant, waited_for: &str) -> Error {
         self.recorded.timeouts.add();
+        self.too_late(began, waited_for)
+    }
+
+    pub(super) fn too_late(&self, began: Instant, waited_for: &str) -> Error {
         let now = self.clock.now();
         let message = format!(
             "pool {}: waited {:.1?} for {waited_for}; {}",

@@ -37,7 +37,8 @@ pub struct Stats {
     pub utilisation: f64,
     /// Calls that got a connection.
     pub gets: u64,
-    /// Half of them waited for at most this long.
+    /// Half of them waited for their turn for at most this long. What came after it, for a connection to be opened or
+    /// returned where there are fewer than may be used, is not in it.
     pub wait_p50: Duration,
     /// 95 % of them waited for at most this long.
     pub wait_p95: Duration,

@@ -59,6 +59,8 @@ pub(super) struct Tracked<C> {
     pub(super) uses: u64,
     /// Whether it has to be looked at before it is lent again, however recently it was used.
     pub(super) is_dirty: bool,
+    /// Since when it was tested again and again by callers who had no time to wait for what it says.
+    pub(super) untested_since: Option<Instant>,
     /// Why it does not stay.
     pub(super) ending: Option<Ending>,
 }
@@ -175,6 +177,7 @@ impl<M: ManageConnection> ManageConnection for Tracking<M> {
             last_used: now,
             uses: 0,
             is_dirty: false,
+            untested_since: None,
             ending: None,
         })
     }
