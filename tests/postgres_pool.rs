@@ -329,6 +329,42 @@ async fn query_may_be_cancelled_from_anywhere_and_its_connection_goes_on() {
     assert!(!connection.is_over());
 }
 
+#[tokio::test]
+async fn cancellation_of_one_who_has_no_connection_any_more_strikes_nobody() {
+    let server = PostgresServer::start();
+    let pool = pool(&server).await;
+    let connection = pool.get().await.unwrap();
+    let backend = number(&connection, "select pg_backend_pid()::bigint").await;
+    let cancel = connection.cancel();
+    drop(connection);
+    let connection = pool.get().await.unwrap();
+    assert_eq!(number(&connection, "select pg_backend_pid()::bigint").await, backend);
+    let asked = connection.query_cached("select pg_sleep(0.3)", &[]);
+    let (asked, is_over) = tokio::join!(asked, async {
+        tokio::time::sleep(Duration::from_millis(100)).await; // it runs by then, or the test shows less
+        cancel.await
+    });
+    assert!(asked.is_ok() && is_over, "{asked:?}");
+}
+
+/// One that was under way when the connection was returned may arrive at any time.
+#[tokio::test]
+async fn connection_whose_cancellation_was_left_is_not_lent_again() {
+    let server = PostgresServer::start();
+    let pool = pool(&server).await;
+    let connection = pool.get().await.unwrap();
+    let backend = number(&connection, "select pg_backend_pid()::bigint").await;
+    let mut cancel = Box::pin(connection.cancel());
+    std::future::poll_fn(|context| {
+        assert!(cancel.as_mut().poll(context).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    drop(cancel);
+    drop(connection);
+    assert_ne!(number(&pool.get().await.unwrap(), "select pg_backend_pid()::bigint").await, backend);
+}
+
 /// How a statement fails its transaction.
 #[derive(Clone, Copy, Debug)]
 enum Fails {

@@ -119,7 +119,13 @@ fn query_that_is_not_polled_holds_up_nobody_who_waits_for_a_repair() {
         // A new statement, which is prepared in a task.
         let mut paused = pin!(connection.query_cached("select pg_sleep(0.01)", &[]));
         assert!(!poll_once(paused.as_mut()).await);
-        tokio::time::sleep(Duration::from_millis(100)).await; // long enough, or there is nothing to see
+        // Or the cancellation of what is left strikes it.
+        let is_prepared = "select count(*) from pg_stat_activity \
+            where query = 'select pg_sleep(0.01)' and state = 'idle'";
+        while server.psql(is_prepared).unwrap() == "0" {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await; // the answer arrives, or there is nothing to see
         assert!(!poll_once(pin!(connection.query_cached(slow, &[]))).await);
         let mut waits = pin!(connection.query_one_cached("select 1::int8", &[]));
         assert!(!poll_once(waits.as_mut()).await);

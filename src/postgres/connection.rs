@@ -167,9 +167,10 @@ impl PostgresConnection {
     }
 
     /// Cancels what runs on this connection right now, if anything does, for whoever asked for it, who gets an error of
-    /// kind [`TimedOut`](crate::ErrorKind::TimedOut). The future may be awaited in another task, and does nothing before.
-    /// Returns whether it is certain that the cancellation is over; where it is not, one that comes late may strike what
-    /// is asked next. A caller who has gone needs none of this.
+    /// kind [`TimedOut`](crate::ErrorKind::TimedOut). The future may be awaited in another task, and does nothing before,
+    /// nor once the connection was returned to its pool. Returns whether it is certain that the cancellation is over; where
+    /// it is not, one that comes late may strike what you ask next, and nobody else: the connection is closed when it is
+    /// returned. A caller who has gone needs none of this.
     ///
     /// The driver's own, by `cancel_token`, knows no address of connections that this crate has made.
     ///
@@ -185,7 +186,7 @@ impl PostgresConnection {
     /// # Ok(()) }
     /// ```
     pub fn cancel(&self) -> impl Future<Output = bool> + Send + use<> {
-        self.0.cancel_running()
+        self.0.cancel_own()
     }
 
     /// Gives the connection up: the pool closes it when it is returned, and no call is made on it any more.

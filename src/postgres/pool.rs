@@ -382,11 +382,10 @@ impl ManageConnection for PostgresManager {
 
     /// Whether a connection that is returned has to be closed. If not, it starts to be reset.
     fn has_broken(&self, connection: &mut PostgresConnection) -> bool {
-        let is_over = connection.0.is_over();
-        if !is_over {
+        if !connection.0.is_over() {
             connection.0.let_go();
         }
-        is_over
+        connection.0.is_over()
     }
 }
 

@@ -5,6 +5,7 @@
 //! starts a *repair* at once, in the background. Until all repairs are through, every call on the connection waits,
 //! whoever makes it; if one fails, the connection is *retired* and no call is made on it any more.
 
+mod loan;
 mod repair;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use loan::Loan;
 pub(super) use repair::ROLLBACK;
 use repair::{COMMIT_GRACE, GRACE, NOTHING, ROLLBACK_IF_OPEN};
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
@@ -86,6 +88,7 @@ pub(super) struct Line {
     wheel: Wheel<Connection>,
     /// The other half is dropped when the connection was hung up.
     end: watch::Receiver<()>,
+    loan: Arc<Loan>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -164,6 +167,7 @@ impl Line {
             runtime: Handle::current(),
             wheel,
             end,
+            loan: Arc::default(),
         })
     }
 
@@ -213,8 +217,8 @@ impl Line {
         if may_run && !self.client.is_closed() {
             self.repair(NOTHING, GRACE, None);
         }
-        // One that hangs would never come to say goodbye. Repairs see to it themselves.
-        if self.is_over() && self.condition.borrow().repairs == 0 {
+        // One that hangs would never come to say goodbye, and nobody waits for an answer. Repairs see to it themselves.
+        if self.condition.borrow().repairs == 0 {
             let (hang_up, gone) = (self.wheel.hanging_up(), self.gone());
             self.runtime.spawn(async move {
                 if timeout(FAREWELL, gone).await.is_err() {
@@ -404,6 +408,10 @@ impl Line {
 
     /// Starts to reset what the last user left, if there is anything.
     pub(super) fn let_go(self: &Arc<Self>) {
+        if self.loan.end() {
+            // What may be cancelled is somebody else's by then.
+            self.retire();
+        }
         self.count_forgotten();
         let traces = self.traces.swap(0, Ordering::Relaxed);
         if let Some(sql) = self.reset_asked(traces) {

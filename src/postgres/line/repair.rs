@@ -130,8 +130,19 @@ impl Line {
         }
     }
 
+    /// Cancels what whoever has the connection now runs when the future is polled; nothing once somebody else has it.
+    pub(in super::super) fn cancel_own(&self) -> impl Future<Output = bool> + Send + use<> {
+        let (loan, number, cancel) = (Arc::clone(&self.loan), self.loan.number(), self.cancel_running());
+        async move {
+            let Some(sending) = loan.send(number) else { return true };
+            let is_over = cancel.await;
+            sending.over(is_over);
+            is_over
+        }
+    }
+
     /// Cancels what runs when the future is polled.
-    pub(in super::super) fn cancel_running(&self) -> impl Future<Output = bool> + Send + use<> {
+    fn cancel_running(&self) -> impl Future<Output = bool> + Send + use<> {
         let (canceller, token) = (self.canceller.clone(), self.client.cancel_token());
         async move { timeout(CANCEL_TIMEOUT, canceller.cancel(token)).await.unwrap_or(false) }
     }
