@@ -15,10 +15,11 @@ use std::{
     time::Duration,
 };
 
+use bb8::ManageConnection as _;
 use mcp_perf::{
     ErrorKind,
     cache::{Invalidation, Put, Restamp, Stamp, Store, Written},
-    redis::RedisStore,
+    redis::{Closed, RedisManager, RedisStore, Stats},
     testing::{self, FaultProxy, Weather},
 };
 use redis::{FromRedisValue, aio::MultiplexedConnection};
@@ -512,6 +513,88 @@ async fn server_that_falls_silent_is_given_up_and_used_again_when_it_speaks() {
     }
     server.resume();
     assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"value"[..]));
+}
+
+#[tokio::test]
+async fn stats_tell_what_the_connections_do_and_how_they_ended() {
+    let mut server = RedisServer::start();
+    let store = RedisStore::new(&server.url()).unwrap();
+    assert_eq!(store.stats(), Stats::default(), "it was not used");
+    put(&store, "name", b"value").await.unwrap();
+    // That there is no stamp is noted by the first to find out.
+    read(&store, "name").await.unwrap();
+    let before = store.stats();
+    for _ in 0..9 {
+        read(&store, "name").await.unwrap();
+    }
+    let stats = store.clone().stats();
+    assert_eq!([stats.open, stats.waiting, stats.queued], [1, 0, 0]);
+    assert_eq!((stats.trips - before.trips, stats.retries), (9, before.retries));
+    assert_eq!((stats.connects, stats.connect_failures, stats.closed), (1, 0, Closed::default()));
+    assert!(Duration::ZERO < stats.trip_p50 && stats.trip_p50 <= stats.trip_p99, "{stats:?}");
+    assert!(Duration::ZERO < stats.connect_p50 && stats.connect_p50 <= stats.connect_p99, "{stats:?}");
+
+    server.pause();
+    let reads: Vec<_> = (0..8)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { read(&store, "name").await })
+        })
+        .collect();
+    until("all wait", async || (store.stats().waiting == 8).then_some(())).await;
+    for read in reads {
+        read.await.unwrap().unwrap_err();
+    }
+    let stats = store.stats();
+    assert_eq!([stats.open, stats.waiting, stats.queued], [0, 0, 0]);
+    assert_eq!((stats.closed.silent, stats.closed.lost, stats.connect_failures), (1, 0, 1), "{stats:?}");
+    assert_eq!(stats.retries, before.retries + 8);
+    server.resume();
+    read(&store, "name").await.unwrap();
+    assert_eq!((store.stats().open, store.stats().connects), (1, 2));
+
+    server.kill();
+    read(&store, "name").await.unwrap_err();
+    let stats = store.stats();
+    assert_eq!((stats.open, stats.closed.silent, stats.closed.lost), (0, 1, 1), "{stats:?}");
+    assert_eq!(stats.connect_failures, 2, "{stats:?}");
+}
+
+/// A value on a long way: the server says nothing before it has the last byte.
+#[tokio::test]
+async fn value_that_takes_its_time_to_arrive_is_no_silence() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
+    let store = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
+    let large = vec![7; 4 * 1024 * 1024];
+    let put = async || store.put_if(Put::new("large", large.clone().into(), MINUTE)).await;
+    put().await.unwrap();
+    read(&store, "name").await.unwrap();
+    proxy.set(Weather::Throttle(2_000_000)); // two seconds
+    put().await.unwrap();
+    assert_eq!(store.stats().closed, Closed::default());
+    proxy.set(Weather::Stall);
+    read(&store, "name").await.unwrap_err();
+    assert!(store.stats().closed.silent > 0, "where little was sent it is");
+}
+
+/// What `stop-writes-on-bgsave-error` makes of a disk that is full.
+#[tokio::test]
+async fn server_that_cannot_save_is_read_over_new_connections_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = RedisServer::start_with(&["--dir", folder.path().to_str().unwrap(), "--save", "3600 1"]);
+    let mut redis = server.connection().await;
+    let store = RedisStore::new(&server.url()).unwrap();
+    put(&store, "name", b"value").await.unwrap();
+    drop(folder);
+    let () = ask(&mut redis, "BGSAVE").await;
+    let other = RedisStore::new(&server.url()).unwrap();
+    let refused = until("it notices", async || put(&store, "name", b"other").await.err()).await;
+    assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
+    assert!(read(&other, "name").await.unwrap().is_some());
+    let manager = RedisManager::new(&server.url()).unwrap();
+    let mut own = manager.connect().await.unwrap();
+    manager.is_valid(&mut own).await.unwrap();
 }
 
 #[tokio::test]

@@ -97,6 +97,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
         }
         self.begin_to_pay();
         let paid = async {
+            let mut has_begun = false;
             loop {
                 // Both before the look at what is owed, so that nothing is missed that is done after it.
                 let tried = self.debts.tried.notified();
@@ -106,6 +107,11 @@ impl<V: Send + Sync + 'static> Remote<V> {
                 match standing {
                     Standing::Paid => return Ok(()),
                     Standing::Due if is_paying => tried.await,
+                    // It came to be owed when the task that pays was about to end.
+                    Standing::Due if !has_begun => {
+                        has_begun = true;
+                        self.begin_to_pay();
+                    }
                     Standing::Due | Standing::PutOff => {
                         let problem =
                             "the remote tier has not been told of an invalidation of what it is asked for";

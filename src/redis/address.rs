@@ -133,7 +133,7 @@ impl Address {
             greeting.add(&[b"CLIENT", b"SETNAME", name.as_bytes()]);
         }
         // One that still loads its data, or wants a password that we do not have, says so here. Who may not ask is
-        // known to it, which is as good.
+        // known to it, which is as good; and one that takes no writes says it to a `PING` as well, and can be read.
         let ping = greeting.count;
         greeting.add(&[b"PING"]);
         stream.write_all(&greeting.bytes).await?;
@@ -151,7 +151,7 @@ impl Address {
             match token {
                 Token::Status => {}
                 Token::Refusal(_) if answer == unimportant => {}
-                Token::Refusal(refusal) if answer == ping && refusal.code() == "NOPERM" => {}
+                Token::Refusal(refusal) if answer == ping && wire::is_as_good_as_pong(refusal.code()) => {}
                 Token::Refusal(refusal) => return Err(Fault::Refused(refusal)),
                 _ => return Err(Fault::Lost(Lost::NotRedis)),
             }

@@ -39,7 +39,7 @@ const MOST_PIECES: usize = 2 * MOST_MESSAGE;
 /// What the server says on a subscription has three parts, or four for what we never ask for.
 const MOST_PARTS: usize = 4;
 
-/// A [`Bus`] in Redis 6 or later, or Valkey. Connects when it is first used; clones share the connection that they
+/// A [`Bus`] in Redis (6.2 or later, Valkey). Connects when it is first used; clones share the connection that they
 /// publish over.
 ///
 /// An ACL user needs `+publish`, `+subscribe` and the channels `mcp-perf:*`, or whatever the
@@ -83,7 +83,7 @@ impl RedisBus {
         let mut address = Address::parse(url)?;
         // One command less that the user would have to be allowed.
         address.database = 0;
-        Ok(Self { publishing: Pool::new(address, None), prefix: "mcp-perf".to_owned() })
+        Ok(Self { publishing: Pool::new(address, None, None), prefix: "mcp-perf".to_owned() })
     }
 
     /// What every channel begins with: `mcp-perf` unless set, as for [`RedisStore`](super::RedisStore), whose prefix
@@ -110,7 +110,7 @@ impl RedisBus {
     /// [`Configuration`](ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
     #[cfg(feature = "redis-tls")]
     pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
-        self.publishing = Pool::new(self.publishing.address().clone().trusting(pem.as_ref())?, None);
+        self.publishing = Pool::new(self.publishing.address().clone().trusting(pem.as_ref())?, None, None);
         Ok(self)
     }
 

@@ -41,6 +41,7 @@ use super::{
     connection::Connection,
     history::History,
     pool::{Pool, Script, Size},
+    stats::Stats,
     wire::{self, Commands, LARGE, Token, unsigned},
 };
 use crate::{
@@ -146,7 +147,7 @@ impl RedisStore {
     /// [`Configuration`](crate::ErrorKind::Configuration) if the URL is not of that form. Whether there is a
     /// server shows when the cache is built.
     pub fn new(url: &str) -> Result<Self, Error> {
-        let pool = Pool::new(Address::parse(url)?, None);
+        let pool = Pool::new(Address::parse(url)?, None, None);
         Self { pool, prefix: "".into(), tag: "".into() }.prefix("mcp-perf")
     }
 
@@ -205,8 +206,14 @@ impl RedisStore {
         Ok(self.at(address))
     }
 
+    /// What the connections are doing, and did so far: those of all clones.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.pool.stats()
+    }
+
     fn at(mut self, address: Address) -> Self {
-        self.pool = Pool::new(address, Some(History::question(&self.tag)));
+        self.pool = Pool::new(address, Some(History::question(&self.tag)), Some(self.prefix.clone()));
         self
     }
 

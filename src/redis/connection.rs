@@ -27,6 +27,7 @@ use super::{
     fault::{Fault, Lost},
     history::History,
     queue::{Call, Shared},
+    stats::Counts,
     wire::{Commands, Token},
 };
 use crate::{sync::lock, wheel::Wheel};
@@ -85,6 +86,17 @@ impl Connection {
         // Asked in the lock that `share` takes: who took the mark away and this does not see has yet to come there.
         let is_alone = || waiting.load(Ordering::SeqCst) == 1 && alone.load(Ordering::Relaxed) >= OFTEN;
         wheel.carry(is_alone, calls).await
+    }
+
+    /// Has what becomes of it counted.
+    pub(super) fn count_for(&self, counts: &Arc<Counts>) {
+        self.0.shared.count_for(Some(counts));
+    }
+
+    /// How many calls wait for an answer, and how many of those for being sent.
+    pub(super) fn calls(&self) -> (u32, u32) {
+        let queued = lock(&self.0.shared.queue).calls.len();
+        (self.0.waiting.load(Ordering::Relaxed), u32::try_from(queued).unwrap_or(u32::MAX))
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -149,6 +161,8 @@ impl Drop for Gone<'_> {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        // Nobody wants it any more.
+        self.shared.count_for(None);
         self.shared.close(&Fault::Lost(Lost::Closed));
     }
 }

@@ -10,7 +10,8 @@
 //! what they ask leaves, before the next is looked at. The server answers at once all that it found at once, and if all
 //! of that were handed out together all callers would ask together again: then one side works while the other waits.
 //!
-//! A connection that owes an answer, and brought not one byte of it for a second ([`SILENCE`]), is given up.
+//! A connection that owes an answer, and brought not one byte of it for a second ([`SILENCE`]), is given up; later where
+//! much was sent, which takes its time to arrive.
 //!
 //! # Bounds
 //!
@@ -40,6 +41,7 @@ use super::{
     fault::{Fault, Lost},
     history::{AGAIN, History},
     queue::{Call, MOST_CALLS, Shared},
+    stats::Counts,
     wire::{self, Token},
 };
 use crate::{
@@ -52,6 +54,9 @@ use crate::{
 const WAVES: usize = 4;
 /// So many ticks may a connection owe an answer without a byte of it: a second.
 const SILENCE: u32 = 20;
+/// And one more for so many bytes that were sent since, of which the server says nothing before it has the last: ten
+/// megabits a second are enough.
+const SENT_IN_A_TICK: usize = 64 * 1024;
 /// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
 /// well: the runtime wakes its driver, which is a call of the system, for every timer that is the next one due.
 const TICK: Duration = Duration::from_millis(50);
@@ -84,10 +89,14 @@ pub(super) struct Driver {
     /// Whether anything was heard since the last tick.
     was_heard: bool,
     silent_ticks: u32,
+    /// How many bytes were sent since anything was heard.
+    sent: usize,
+    /// Who wants to know how long an answer takes.
+    counts: Option<Arc<Counts>>,
 }
 
 enum Owed {
-    Batch(Batch),
+    Batch(Batch, Instant),
     History,
     /// Answers of no interest.
     Ignored(usize),
@@ -95,6 +104,7 @@ enum Owed {
         answers: Vec<Token>,
         missing: usize,
         waiter: Waiter<Vec<Token>>,
+        asked_at: Instant,
     },
 }
 
@@ -117,6 +127,8 @@ impl Driver {
             was_used: false,
             was_heard: false,
             silent_ticks: 0,
+            sent: 0,
+            counts: None,
         }
     }
 
@@ -170,6 +182,9 @@ impl Driver {
             queue.bytes = 0;
             mem::take(&mut queue.calls)
         };
+        if self.counts.is_none() {
+            self.counts.clone_from(&queue.counts);
+        }
         drop(queue);
         if calls.is_empty() {
             return;
@@ -178,7 +193,8 @@ impl Driver {
         if self.owed.is_empty() {
             self.silent_ticks = 0;
         }
-        self.ask_again();
+        let asked_at = self.clock.now();
+        self.ask_again(asked_at);
         let mut reads = Vec::with_capacity(calls.len());
         for call in calls.into_iter().filter(Call::is_awaited) {
             match call {
@@ -196,20 +212,20 @@ impl Driver {
                     }
                     self.outgoing.extend_from_slice(&commands.bytes);
                     let answers = Vec::with_capacity(commands.count.min(MOST_CALLS));
-                    self.owed.push_back(Owed::Run { answers, missing: commands.count, waiter });
+                    self.owed.push_back(Owed::Run { answers, missing: commands.count, waiter, asked_at });
                 }
             }
         }
         if !reads.is_empty() {
             let history = *lock(&self.shared.history);
-            self.owed.push_back(Owed::Batch(Batch::ask(reads, history, &mut self.outgoing)));
+            let batch = Batch::ask(reads, history, &mut self.outgoing);
+            self.owed.push_back(Owed::Batch(batch, asked_at));
         }
     }
 
     /// Asks for the history in front of what is sent next, if it was not asked for of late.
-    fn ask_again(&mut self) {
+    fn ask_again(&mut self, now: Instant) {
         let Some(question) = &self.shared.question else { return };
-        let now = self.clock.now();
         if now.since(self.asked_at) < AGAIN {
             return;
         }
@@ -225,7 +241,7 @@ impl Driver {
         if before != history {
             tracing::debug!("redis: the data are of another history: what was stored before is not used");
             for owed in &mut self.owed {
-                if let Owed::Batch(batch) = owed {
+                if let Owed::Batch(batch, _) = owed {
                     batch.history = history;
                 }
             }
@@ -239,7 +255,10 @@ impl Driver {
             let rest = &self.outgoing[self.written..];
             match Pin::new(&mut self.stream).poll_write(context, rest) {
                 Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
-                Poll::Ready(Ok(count)) => self.written += count,
+                Poll::Ready(Ok(count)) => {
+                    self.written += count;
+                    self.sent = self.sent.saturating_add(count);
+                }
                 Poll::Ready(Err(error)) => return Err(error.into()),
                 Poll::Pending => return Ok(Poll::Pending),
             }
@@ -272,6 +291,7 @@ impl Driver {
                 Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
                 Poll::Ready(Ok(count)) => {
                     self.was_heard = true;
+                    self.sent = 0;
                     if self.settle()? || count == room {
                         return Ok(true);
                     }
@@ -287,7 +307,7 @@ impl Driver {
         while let Some(token) = wire::next(&mut self.incoming)? {
             let is_settled = match self.owed.front_mut() {
                 None => return Err(Fault::Lost(Lost::NotRedis)),
-                Some(Owed::Batch(batch)) => batch.take(token)?,
+                Some(Owed::Batch(batch, _)) => batch.take(token)?,
                 Some(_) if matches!(token, Token::Array(_)) => return Err(Fault::Lost(Lost::NotRedis)),
                 Some(Owed::History) => {
                     self.learn(&token)?;
@@ -306,7 +326,13 @@ impl Driver {
             if !is_settled {
                 continue;
             }
-            match self.owed.pop_front() {
+            let settled = self.owed.pop_front();
+            if let Some(Owed::Batch(_, asked_at) | Owed::Run { asked_at, .. }) = &settled
+                && let Some(counts) = &self.counts
+            {
+                counts.trips.record(self.clock.now().since(*asked_at));
+            }
+            match settled {
                 Some(Owed::Run { answers, waiter, .. }) => {
                     let refusal = answers.iter().find_map(|answer| match answer {
                         Token::Refusal(refusal) => Some(refusal.clone()),
@@ -314,7 +340,7 @@ impl Driver {
                     });
                     drop(waiter.send(refusal.map_or(Ok(answers), |refusal| Err(Fault::Refused(refusal)))));
                 }
-                Some(Owed::Batch(_)) if !self.incoming.is_empty() => return Ok(true),
+                Some(Owed::Batch(..)) if !self.incoming.is_empty() => return Ok(true),
                 _ => {}
             }
         }
@@ -341,7 +367,8 @@ impl Driver {
             self.tick = None;
             let is_silent = !self.owed.is_empty() && !self.was_heard;
             self.silent_ticks = if is_silent { self.silent_ticks + 1 } else { 0 };
-            if self.silent_ticks > SILENCE {
+            let of_sent = u32::try_from(self.sent / SENT_IN_A_TICK).unwrap_or(u32::MAX);
+            if self.silent_ticks > SILENCE.saturating_add(of_sent) {
                 return Err(Fault::Lost(Lost::Silent));
             }
         }
@@ -351,7 +378,7 @@ impl Driver {
         self.shared.close(fault);
         for owed in self.owed.drain(..) {
             match owed {
-                Owed::Batch(mut batch) => batch.fail(fault),
+                Owed::Batch(mut batch, _) => batch.fail(fault),
                 Owed::History | Owed::Ignored(_) => {}
                 Owed::Run { waiter, .. } => drop(waiter.send(Err(fault.clone()))),
             }
@@ -373,7 +400,8 @@ impl Drive for Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // With its runtime, say.
+        // With its runtime, say, which is nothing to be alarmed at.
+        self.shared.count_for(None);
         self.fail(&Fault::Lost(Lost::Closed));
     }
 }

@@ -8,6 +8,7 @@
 //! which ends the command on the server, too.
 
 use std::{
+    error::Error as _,
     fmt,
     pin::Pin,
     sync::Arc,
@@ -23,7 +24,7 @@ use super::{
     address::Address,
     connection::Stream,
     fault::{Fault, Lost},
-    wire::Extent,
+    wire::{self, Extent},
 };
 use crate::{Error, ErrorKind, clock::Clock, generation::Generation};
 
@@ -151,7 +152,14 @@ impl ManageConnection for RedisManager {
 
     /// Asks the server whether it is there.
     async fn is_valid(&self, connection: &mut RedisConnection) -> Result<(), Error> {
-        connection.query(&::redis::cmd("PING")).await
+        let is_pong = |error: &Error| {
+            let refusal = error.source().and_then(|source| source.downcast_ref::<::redis::RedisError>());
+            refusal.and_then(::redis::RedisError::code).is_some_and(wire::is_as_good_as_pong)
+        };
+        match connection.query::<Value>(&::redis::cmd("PING")).await {
+            Err(error) if !is_pong(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a call on it failed or was left, it was changed, the server has closed it, or is the primary no longer.

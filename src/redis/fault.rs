@@ -48,15 +48,20 @@ impl Fault {
         };
         // Its first word only: the rest, which may quote what was asked for, is the source's.
         match refusal.code() {
-            "BUSY" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "MOVED" | "READONLY" => {
-                Error::unavailable(format!("redis cannot answer now ({operation}): {}", refusal.code()), self)
+            code if passes(code) => {
+                Error::unavailable(format!("redis cannot answer now ({operation}): {code}"), self.clone())
             }
-            _ if refusal.line().starts_with("ERR max number of clients") => {
+            _ if refusal.line().starts_with(FULL) => {
                 Error::unavailable(format!("redis has too many clients ({operation})"), self)
             }
             "" => Error::refused(format!("redis refused ({operation})"), self),
             code => Error::refused(format!("redis refused ({operation}): {code}"), self),
         }
+    }
+
+    /// Whether it will be so until somebody sets something right.
+    pub(super) fn is_lasting(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if !passes(refusal.code()) && !refusal.line().starts_with(FULL))
     }
 
     pub(super) fn cause(&self) -> &'static str {
@@ -66,6 +71,14 @@ impl Fault {
             Self::Refused(_) => "it refused",
         }
     }
+}
+
+/// What a server says that has as many clients as it takes.
+const FULL: &str = "ERR max number of clients";
+
+/// Whether a server that refuses with this may answer in a moment, or another one may.
+fn passes(code: &str) -> bool {
+    matches!(code, "BUSY" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "MOVED" | "READONLY")
 }
 
 impl Lost {

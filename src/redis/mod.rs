@@ -13,6 +13,11 @@
 //! `CLIENT SETNAME`, `EVAL`, `EVALSHA`, `GETRANGE`, `INFO`, `MGET`, `PEXPIRE`, `PING`, `PSETEX`, `SELECT`, `SET` and `TIME`,
 //! on names that begin with `{prefix}:`.
 //!
+//! What the connections do is in [`RedisStore::stats`]. For an exporter the `metrics` recorder that is installed when the
+//! store is first used gets, with the label `prefix`: the histograms `mcp_perf_redis_trip_seconds` and
+//! `mcp_perf_redis_connect_seconds`, the counters `mcp_perf_redis_connect_failures_total` and
+//! `mcp_perf_redis_retries_total`, and `mcp_perf_redis_closed_total` with the label `reason`.
+//!
 //! ```no_run
 //! use mcp_perf::{cache::Cache, redis::RedisStore};
 //!
@@ -36,6 +41,7 @@ mod fault;
 mod history;
 mod pool;
 mod queue;
+mod stats;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod wire;
@@ -43,6 +49,7 @@ mod wire;
 pub use bus::{RedisBus, RedisSubscription};
 pub use cache::RedisStore;
 pub use exclusive::{RedisConnection, RedisManager};
+pub use stats::{Closed, Stats};
 #[cfg(feature = "test-util")]
 #[doc(hidden)]
 pub use wire::tokens;

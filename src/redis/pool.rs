@@ -8,7 +8,7 @@ use std::{
     fmt,
     pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,10 +23,12 @@ use super::{
     address::{Address, CONNECT_TIMEOUT},
     connection::Connection,
     fault::{Fault, Lost},
+    stats::{Counts, Stats},
     wire::{Commands, Refusal},
 };
 use crate::{
     Error,
+    clock::Instant,
     sync::{Mutex, lock},
 };
 
@@ -35,6 +37,9 @@ const TRIES: u32 = 3;
 /// For how long a call waits, as often as it was tried, while names are on their way to another node. They go over one
 /// by one, and most calls want several: all of them are here again, or there, after a moment or after the last of them.
 const BETWEEN_NODES: Duration = Duration::from_millis(20);
+/// For how long a refusal to let us in is that of everybody who asks: somebody has to set something right, and until then
+/// each attempt is a line in the server's log, and all of a caller's time.
+const REFUSED: Duration = Duration::from_millis(500);
 /// How many names are remembered for having been large.
 const LARGE_NAMES: usize = 1024;
 
@@ -58,6 +63,10 @@ struct Site {
     has_told: AtomicBool,
     /// The node of a cluster that has our names, once another one said so.
     moved: Mutex<Option<Address>>,
+    /// What the store is called for an exporter, if it is to be told.
+    prefix: Option<Box<str>>,
+    /// Since it was first used.
+    counts: OnceLock<Arc<Counts>>,
 }
 
 /// Which connection a call goes over.
@@ -71,8 +80,8 @@ pub(super) enum Size {
 struct Lane {
     current: ArcSwapOption<Connection>,
     connections: bb8::Pool<Manager>,
-    /// How the last attempt failed, if it did; held while there is one.
-    connecting: tokio::sync::Mutex<Option<Fault>>,
+    /// How the last attempt failed, if it did, and when; held while there is one.
+    connecting: tokio::sync::Mutex<Option<(Fault, Instant)>>,
     attempts: AtomicU64,
 }
 
@@ -89,9 +98,11 @@ pub(super) enum Script {
 }
 
 impl Pool {
-    pub(super) fn new(address: Address, question: Option<Commands>) -> Self {
-        let has_told = AtomicBool::new(false);
-        let site = Arc::new(Site { configured: address, question, has_told, moved: Mutex::default() });
+    /// Connections to this address, which ask this question. What they count is exported with the prefix, if there is
+    /// one.
+    pub(super) fn new(address: Address, question: Option<Commands>, prefix: Option<Box<str>>) -> Self {
+        let (has_told, moved, counts) = (AtomicBool::new(false), Mutex::default(), OnceLock::new());
+        let site = Arc::new(Site { configured: address, question, has_told, moved, prefix, counts });
         let large_names = (0..LARGE_NAMES).map(|_| AtomicU64::new(0)).collect();
         Self(Arc::new(Inner { small: Lane::new(&site), large: Lane::new(&site), site, large_names }))
     }
@@ -130,6 +141,8 @@ impl Pool {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
+            // That a server does not know a script is nothing to be counted.
+            let before = script;
             let again = match &fault {
                 Fault::Full => false,
                 Fault::Lost(_) => !std::mem::replace(&mut lost, true),
@@ -151,7 +164,24 @@ impl Pool {
             if !again || tries == TRIES {
                 return Err(fault.during(operation));
             }
+            if script == before {
+                self.0.site.counts().retries.add();
+            }
         }
+    }
+
+    /// What the connections are doing, and did so far.
+    pub(super) fn stats(&self) -> Stats {
+        let Some(counts) = self.0.site.counts.get() else { return Stats::default() };
+        let mut stats = counts.so_far();
+        for connection in [&self.0.small, &self.0.large].into_iter().filter_map(Lane::open) {
+            let (waiting, queued) = connection.calls();
+            stats.open += 1;
+            stats.waiting += waiting;
+            // Some of those have gone, and are still to be taken out.
+            stats.queued += queued.min(waiting);
+        }
+        stats
     }
 
     /// Which connection an entry is likely to need.
@@ -247,19 +277,30 @@ impl Lane {
         if let Some(connection) = self.open() {
             return Ok(connection);
         }
-        if self.attempts.load(Ordering::Acquire) != attempts
-            && let Some(fault) = &*failure
-        {
-            return Err(fault.clone());
+        let counts = site.counts();
+        if let Some((fault, at)) = &*failure {
+            let is_new = self.attempts.load(Ordering::Acquire) != attempts;
+            let is_refusal = fault.is_lasting() && counts.clock.now().since(*at) < REFUSED;
+            if is_new || is_refusal {
+                return Err(fault.clone());
+            }
         }
         // A broken one goes when it is returned. Connecting is not left to `get`, which waits for its time-out and
         // keeps the reason to itself.
         if self.connections.state().connections > 0 {
             drop(self.connections.get().await);
         }
+        let began = counts.clock.now();
         let made = self.connections.dedicated_connection().await;
+        match &made {
+            Ok(connection) => {
+                counts.connects.record(counts.clock.now().since(began));
+                connection.count_for(counts);
+            }
+            Err(_) => counts.connect_failures.add(),
+        }
         self.attempts.fetch_add(1, Ordering::AcqRel);
-        *failure = made.as_ref().err().cloned();
+        *failure = made.as_ref().err().map(|fault| (fault.clone(), counts.clock.now()));
         let made = match made {
             Ok(made) => made,
             Err(fault) => {
@@ -277,6 +318,10 @@ impl Lane {
 }
 
 impl Site {
+    fn counts(&self) -> &Arc<Counts> {
+        self.counts.get_or_init(|| Arc::new(Counts::new(self.prefix.as_deref())))
+    }
+
     async fn connect(&self) -> Result<Connection, Fault> {
         let address = lock(&self.moved).clone();
         let stream = address.as_ref().unwrap_or(&self.configured).open().await?;

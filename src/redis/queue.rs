@@ -3,7 +3,10 @@
 
 use std::{
     mem,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Waker,
 };
 
@@ -11,6 +14,7 @@ use super::{
     batch::{Read, Waiter},
     fault::Fault,
     history::History,
+    stats::Counts,
     wire::{Commands, Token},
 };
 use crate::sync::{Mutex, lock};
@@ -32,6 +36,8 @@ pub(super) struct Queue {
     pub(super) calls: Vec<Call>,
     pub(super) bytes: usize,
     pub(super) closed: Option<Fault>,
+    /// Who is to know what becomes of it.
+    pub(super) counts: Option<Arc<Counts>>,
     /// Set where the driver has to be told of a call.
     pub(super) driver: Option<Waker>,
 }
@@ -91,13 +97,31 @@ impl Shared {
         Ok(())
     }
 
+    /// Has its end counted from now on, also if that was before; or not any more.
+    pub(super) fn count_for(&self, counts: Option<&Arc<Counts>>) {
+        let closed = {
+            let mut queue = lock(&self.queue);
+            queue.counts = counts.cloned();
+            queue.closed.clone()
+        };
+        if let Some((counts, fault)) = counts.zip(closed) {
+            counts.closed(&fault);
+        }
+    }
+
     pub(super) fn close(&self, fault: &Fault) {
         self.is_open.store(false, Ordering::Release);
         let mut queue = lock(&self.queue);
         let calls = mem::take(&mut queue.calls);
         let driver = queue.driver.take();
+        let is_first = queue.closed.is_none();
         queue.closed.get_or_insert_with(|| fault.clone());
+        let counts = queue.counts.clone().filter(|_| is_first);
         drop(queue);
+        // An exporter is somebody else's code.
+        if let Some(counts) = counts {
+            counts.closed(fault);
+        }
         calls.into_iter().for_each(|call| call.fail(fault.clone()));
         if let Some(driver) = driver {
             driver.wake();

@@ -121,6 +121,12 @@ impl Refusal {
     }
 }
 
+/// Whether a refusal of a `PING` says that the server is there and knows us: who may not ask is known to it, and one that
+/// takes no writes refuses that, too.
+pub(super) fn is_as_good_as_pong(code: &str) -> bool {
+    matches!(code, "NOPERM" | "MISCONF")
+}
+
 impl fmt::Debug for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Refusal").field(&self.code()).finish()

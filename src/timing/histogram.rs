@@ -86,7 +86,7 @@ impl Counted {
     }
 
     /// How many values.
-    #[cfg(feature = "pool")]
+    #[cfg(any(feature = "pool", feature = "redis"))]
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
