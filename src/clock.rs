@@ -216,6 +216,10 @@ impl Watched {
 
     #[cold]
     fn check(&self, system: impl Fn() -> u64) -> u64 {
+        // For good, so nobody has to wait for the others.
+        if let Some(found) = self.found_wrong.get() {
+            return found.now + system().saturating_sub(found.system);
+        }
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = self.found_wrong.get() {
             return found.now + system().saturating_sub(found.system);
