@@ -1,4 +1,5 @@
-//! P3: every backend is killed, the server is restarted without a word, and one caller in ten goes away in the middle.
+//! P3: the server is three times slower for a while, every backend is killed, the server is restarted without a word,
+//! and all the time one caller in ten goes away in the middle.
 //!
 //! Eight connections, 32 callers. A call sees whose session it got, marks it as its own within a transaction, updates a
 //! row and commits. The mark is gone when the transaction is: whoever finds one has somebody else's transaction, and
@@ -7,18 +8,21 @@
 //! Afterwards all eight have to be there for one who asks for all of them: what is missing has leaked. A pool has
 //! recovered when within half a second nine tenths of what was done before are done again.
 //!
+//! The server is slower because others want its core, twice as many as it has backends: what a call takes then is told
+//! for every pool, and so is when each has recovered from it.
+//!
 //! Failed calls are not the fewer the better: a pool that tells its callers at once that the server is away lets them
 //! fail, and ask again after 10 ms, where another one keeps them waiting and says nothing.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -27,6 +31,7 @@ use tokio_postgres::error::SqlState;
 
 use super::{
     Effort,
+    load::{in_microseconds, percentile},
     peers::{self, Peer, Session},
     site::{Placement, Site, TIMEOUT},
     work::Sql,
@@ -37,6 +42,10 @@ const SIZE: u32 = 8;
 const CALLERS: u64 = 32;
 /// One call in so many is given up, after less than so many microseconds.
 const CANCELLED: u32 = 10;
+/// How many others want the server's core while it is slow.
+const CROWD: u32 = 2 * SIZE;
+/// Slow is who does no more than this share of what was done before.
+const SLOW: f64 = 0.6;
 const PATIENCE: u64 = 5_000;
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 const WINDOW: Duration = Duration::from_millis(500);
@@ -48,6 +57,7 @@ const KILL: &str = "select count(pg_terminate_backend(pid)) from pg_stat_activit
 
 struct Phases {
     before: Duration,
+    slow: Duration,
     /// How long a recovery is waited for.
     after: Duration,
 }
@@ -60,12 +70,18 @@ struct Watch {
     cancelled: AtomicU64,
     wrong: AtomicU64,
     is_over: AtomicBool,
+    /// How long the calls took that began while the server was slow and went well, in microseconds.
+    slow: Mutex<Vec<u32>>,
+    is_slow: AtomicBool,
 }
 
 /// The whole of it. Times are in seconds.
 struct Outcome {
     /// What is done in a second while nothing happens.
     rate: f64,
+    slow_rate: f64,
+    slow_p99: f64,
+    after_slow: f64,
     after_kill: f64,
     after_restart: f64,
     failed: u64,
@@ -76,6 +92,7 @@ struct Outcome {
 pub(super) fn run(effort: Effort) -> Result<()> {
     let phases = Phases {
         before: effort.pick(Duration::from_secs(20), Duration::from_secs(3)),
+        slow: effort.pick(Duration::from_secs(30), Duration::from_secs(3)),
         after: effort.pick(Duration::from_secs(60), Duration::from_secs(10)),
     };
     let ours = disturb("ours", &phases, async |url: &str| Ok(peers::ours(url)?.size(SIZE).build()?))?;
@@ -91,9 +108,12 @@ pub(super) fn run(effort: Effort) -> Result<()> {
     count("pool.p3.wrong_state_borrows", |outcome| outcome.wrong).at_most(0.0).print();
     count("pool.p3.failed_calls", |outcome| outcome.failed).print();
     count("pool.p3.calls_per_second", |outcome| outcome.rate as u64).print();
+    count("pool.p3.slow_calls_per_second", |outcome| outcome.slow_rate as u64).print();
     let time = |name: &str, time: fn(&Outcome) -> f64| {
         Figure::milliseconds(name, time(&ours)).rival("bb8", time(&bb8)).rival("deadpool", time(&deadpool))
     };
+    time("pool.p3.slow_p99", |outcome| outcome.slow_p99).print();
+    time("pool.p3.recovery_after_slow", |outcome| outcome.after_slow).at_most(RECOVERY).print();
     time("pool.p3.recovery_after_kill", |outcome| outcome.after_kill).at_most(RECOVERY).print();
     time("pool.p3.recovery_after_restart", |outcome| outcome.after_restart).at_most(RECOVERY).print();
     Ok(())
@@ -112,6 +132,14 @@ fn disturb<P: Peer>(name: &str, phases: &Phases, pool: impl AsyncFn(&str) -> Res
     // This thread is not one of the runtime's, so it may block.
     std::thread::sleep(Duration::from_secs(1)); // all are open
     let rate = watch.rate(phases.before);
+    let slow_rate = {
+        let _crowd = site.crowd(CROWD)?;
+        watch.is_slow.store(true, Ordering::Relaxed);
+        watch.rate(phases.slow)
+    };
+    watch.is_slow.store(false, Ordering::Relaxed);
+    ensure!(slow_rate < SLOW * rate, "the server was not slow: {slow_rate:.0}/s of {rate:.0}/s");
+    let after_slow = watch.recovery(rate, phases.after);
     site.sql(KILL)?;
     let after_kill = watch.recovery(rate, phases.after);
     site.restart()?;
@@ -124,8 +152,12 @@ fn disturb<P: Peer>(name: &str, phases: &Phases, pool: impl AsyncFn(&str) -> Res
     });
     let [failed, wrong, cancelled] =
         [&watch.failed, &watch.wrong, &watch.cancelled].map(|count| count.load(Ordering::Relaxed));
-    eprintln!("pool.p3: {name}: {rate:.0} calls/s, {cancelled} cancelled, {failed} failed");
-    Ok(Outcome { rate, after_kill, after_restart, failed, wrong, leaked })
+    eprintln!(
+        "pool.p3: {name}: {rate:.0} calls/s, {slow_rate:.0} while the server was slow, {cancelled} cancelled, \
+         {failed} failed"
+    );
+    let slow_p99 = watch.slow_percentile(0.99);
+    Ok(Outcome { rate, slow_rate, slow_p99, after_slow, after_kill, after_restart, failed, wrong, leaked })
 }
 
 async fn call_again<P: Peer>(pool: P, watch: Arc<Watch>, seed: u64) {
@@ -136,8 +168,9 @@ async fn call_again<P: Peer>(pool: P, watch: Arc<Watch>, seed: u64) {
             0 => Duration::from_micros(random.u64(..PATIENCE)),
             _ => 2 * TIMEOUT,
         };
+        let (stopwatch, is_slow) = (Stopwatch::start(), watch.is_slow.load(Ordering::Relaxed));
         match timeout(patience, call(&pool, &watch, account)).await {
-            Ok(Ok(())) => drop(watch.done.fetch_add(1, Ordering::Relaxed)),
+            Ok(Ok(())) => watch.count_done(stopwatch.elapsed(), is_slow),
             Ok(Err(_)) => {
                 watch.failed.fetch_add(1, Ordering::Relaxed);
                 sleep(AFTER_FAILURE).await;
@@ -176,6 +209,20 @@ async fn missing<P: Peer>(pool: &P) -> u64 {
 }
 
 impl Watch {
+    /// Those that began while the server was slow have to wait for it, however long they take.
+    fn count_done(&self, took: Duration, is_slow: bool) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        if is_slow {
+            self.slow.lock().unwrap_or_else(PoisonError::into_inner).push(in_microseconds(took));
+        }
+    }
+
+    /// In seconds.
+    fn slow_percentile(&self, share: f64) -> f64 {
+        let mut times = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        percentile(&mut times, share)
+    }
+
     /// Calls a second, for so long.
     fn rate(&self, span: Duration) -> f64 {
         let (stopwatch, before) = (Stopwatch::start(), self.done.load(Ordering::Relaxed));

@@ -55,13 +55,18 @@ impl Tally {
 
     /// The time, in seconds, that this share of the calls did not exceed.
     pub(super) fn percentile(&mut self, share: f64) -> f64 {
-        let index = ((self.times.len() as f64 * share) as usize).min(self.times.len().saturating_sub(1));
-        if self.times.is_empty() {
-            return f64::NAN;
-        }
-        let (_, time, _) = self.times.select_nth_unstable(index);
-        f64::from(*time) / 1e6
+        percentile(&mut self.times, share)
     }
+}
+
+/// The time, in seconds, that this share of those given in microseconds did not exceed.
+pub(super) fn percentile(times: &mut [u32], share: f64) -> f64 {
+    let index = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+    if times.is_empty() {
+        return f64::NAN;
+    }
+    let (_, time, _) = times.select_nth_unstable(index);
+    f64::from(*time) / 1e6
 }
 
 /// Runs the callers for so long. Calls that end later do not count.
@@ -163,6 +168,6 @@ async fn once<P: Peer>(pool: &P, workload: Workload, random: &mut fastrand::Rng)
     workload.call(&mut pool.get().await?, random).await
 }
 
-fn in_microseconds(time: Duration) -> u32 {
+pub(super) fn in_microseconds(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }

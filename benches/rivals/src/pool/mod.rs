@@ -13,7 +13,7 @@
 //! | `p1_unpinned` | the same with server and clients wherever the system puts them | 40 | 2.5 |
 //! | `p2` | 50 callers at once after silence, and then 500 | 10 | 0.5 |
 //! | `p2_silence` | how many connections are left eleven minutes later, and a burst then | 14 | 0.3 |
-//! | `p3` | backends killed, the server restarted, callers that go away | 2 | 0.8 |
+//! | `p3` | a slow server, backends killed, the server restarted, callers that go away | 4 | 1 |
 //! | `p4` | four processes' worth of pools at one server that has too few connections for all | 7 | 1.7 |
 //!
 //! `p1.select`, `p1.tpcb` and `p1.reports` are the three workloads of `p1`, and those of `p1_unpinned` and of both

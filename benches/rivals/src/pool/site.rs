@@ -1,6 +1,9 @@
 //! A PostgreSQL, and what its clients run on.
 
-use std::time::Duration;
+use std::{
+    process::{Child, Command},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -78,9 +81,36 @@ impl Site {
         Ok(())
     }
 
+    /// Has so many others want the server's core, for as long as what is returned is there.
+    pub(super) fn crowd(&self, others: u32) -> Result<Crowd> {
+        let mut crowd = Crowd::default();
+        on_core(self.server_core, || {
+            for _ in 0..others {
+                crowd.0.push(Command::new("setsid").args(["sh", "-c", "while :; do :; done"]).spawn()?);
+            }
+            anyhow::Ok(())
+        })??;
+        Ok(crowd)
+    }
+
     /// The server ends without a word to anybody, and is started again. Returns when it answers.
     pub(super) fn restart(&mut self) -> Result<()> {
         on_core(self.server_core, || self.server.restart())
+    }
+}
+
+/// Others at the server's core, who have a lot to do until this is dropped: processes with a session each, as the
+/// server's are, since Linux shares a processor out by sessions first.
+#[derive(Default)]
+pub(super) struct Crowd(Vec<Child>);
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // If it is gone by itself, so much the better.
+            drop(child.kill());
+            drop(child.wait());
+        }
     }
 }
 
