@@ -1,7 +1,7 @@
 // DATABASE_URL=postgres://user:password@localhost/database cargo run --release --example adaptive_pool
 //
 //! A pool that finds its own size, live: callers who come back at once, of whom half leave after a while, and each
-//! second what the pool does, with every decision and its reason. It reads and changes nothing in the database. The
+//! second what the pool does, with every decision and its reason. It reads no table and changes nothing in the database. The
 //! argument is how many seconds it runs: 30 unless given.
 
 #![expect(clippy::disallowed_methods, reason = "its stopwatch is not the clock of the thing it measures")]

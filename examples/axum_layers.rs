@@ -22,12 +22,13 @@ async fn main() -> anyhow::Result<()> {
             // Outermost, so that refusals are timed too.
             .layer(TimingLayer::new(&timing))
             .layer(RateLimitLayer::new(limiter.clone(), move |request: &axum::http::request::Parts| {
-                request.headers.get("x-api-client").map(|name| client.on(name))
+                // The proxy's header, never one that the client can write; all without it share one quota.
+                [client.on(&request.headers.get("x-real-ip"))]
             })),
     );
 
     for _ in 0..20 {
-        let request = Request::get("/").header("x-api-client", "a").body(Body::empty())?;
+        let request = Request::get("/").header("x-real-ip", "192.0.2.1").body(Body::empty())?;
         let response = app.clone().oneshot(request).await?;
         println!("{} {:?}", response.status(), response.headers().get("ratelimit"));
     }

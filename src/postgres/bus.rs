@@ -118,17 +118,18 @@ struct Ears {
 }
 
 impl PostgresBus {
-    /// A bus at `postgres://[user[:password]@]host[:port][/database]`, without TLS.
+    /// A bus at `postgres://[user[:password]@]host[:port][/database]`, over TLS as
+    /// [`PostgresStore::new`](super::PostgresStore::new) is.
     ///
     /// # Errors
     ///
-    /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS. Whether there
-    /// is a server shows in the cache's log, and in [`BusStats::connected`](crate::cache::BusStats::connected).
+    /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS without the feature
+    /// `postgres-tls`. Whether there is a server shows in the cache's log, and in [`BusStats::connected`](crate::cache::BusStats::connected).
     pub fn new(url: &str) -> Result<Self, Error> {
         Ok(Self::at(Connector::of_store(url, NoTls, false)?))
     }
 
-    /// The same over TLS, as for [`PostgresStore::with_tls`](super::PostgresStore::with_tls).
+    /// The same with a connector of your own, as for [`PostgresStore::with_tls`](super::PostgresStore::with_tls).
     ///
     /// # Errors
     ///

@@ -96,7 +96,9 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
     ///
     /// Times to live come from the policies, not from this cache. Its
     /// [`load_timeout`](crate::cache::CacheBuilder::load_timeout) bounds how long a cached tool may run, and its
-    /// [`error_throttle`](crate::cache::CacheBuilder::error_throttle) applies to runs that panicked or took longer.
+    /// [`error_throttle`](crate::cache::CacheBuilder::error_throttle) applies to runs that panicked or took longer. In the
+    /// cache that is made unless set they are an hour and zero; in one of your own they are 30 seconds and 100 ms unless you
+    /// set them: for slow tools `.load_timeout(Duration::from_secs(3600)).error_throttle(Duration::ZERO)`.
     ///
     /// Closures given to this builder are called with whatever clients send: one that panics leaves its client
     /// without an answer.
@@ -139,7 +141,24 @@ impl<H: ServerHandler> PerformanceBuilder<H> {
 
     /// Limits `tools/call`, at a cost of 1 to each of the subjects that `subjects` names for the call; all are
     /// charged or none. A call over the limit is answered with a JSON-RPC error whose `data` holds `policy`,
-    /// `limit`, `remaining` and `retryAfterMs`.
+    /// `limit`, `remaining` and `retryAfterMs`. A call for which none is named passes.
+    ///
+    /// By caller, behind what authenticates (all without a principal share one quota):
+    ///
+    /// ```
+    /// use mcp_perf::{limit::{Limiter, Quota}, rmcp::{Performance, Principal}};
+    /// # struct Weather;
+    /// # impl rmcp::ServerHandler for Weather {}
+    /// # fn main() -> Result<(), mcp_perf::Error> {
+    /// let limiter = Limiter::builder().policy("caller", Quota::per_second(10).burst(20)).build()?;
+    /// let caller = limiter.scope("caller")?;
+    /// let server = Performance::builder(Weather)
+    ///     .limit(limiter, move |call| vec![caller.on(&Principal::of_authorization(call.context))])
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// By tool:
     ///
     /// ```
     /// use mcp_perf::{limit::{Limiter, Quota}, rmcp::Performance};

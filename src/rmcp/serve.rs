@@ -45,6 +45,8 @@ where
 ///
 /// There is no bound on the number of connections: that is for the proxy in front, or the process's limit on files.
 ///
+/// The example takes `cargo add rmcp@3.9 --features transport-streamable-http-server`, and `tokio-util`.
+///
 /// ```no_run
 /// use mcp_perf::rmcp::{Performance, serve_until};
 /// use rmcp::{ServerHandler, transport::streamable_http_server::{
