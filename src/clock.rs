@@ -290,16 +290,17 @@ impl Coarse {
             (0..8).map(took).min()
         };
         let is_quicker = quickest(&read_coarse) < quickest(&|| counter.raw());
-        (is_quicker && (1..=LONGEST_TICK).contains(&tick)).then(|| Self {
-            slack: COARSE_LAG,
-            ahead: AtomicU64::new(0),
-            good_until: AtomicU64::new(0),
-        })
+        (is_quicker && (1..=LONGEST_TICK).contains(&tick)).then(|| Self::with_slack(COARSE_LAG))
     }
 
     #[cfg(not(target_os = "linux"))]
     fn if_quicker_than(_: &quanta::Clock) -> Option<Self> {
         None
+    }
+
+    #[cfg(any(test, target_os = "linux"))]
+    fn with_slack(slack: u64) -> Self {
+        Self { slack, ahead: AtomicU64::new(0), good_until: AtomicU64::new(0) }
     }
 
     /// A time that is not before now; `None` if that is not known for the moment.
@@ -457,7 +458,7 @@ mod tests {
 
     #[test]
     fn coarse_clock_errs_to_the_late_side() {
-        let coarse = Coarse { slack: 30, ahead: AtomicU64::new(0), good_until: AtomicU64::new(0) };
+        let coarse = Coarse::with_slack(30);
         assert_eq!(coarse.now_at_most(7), None);
         assert_eq!(coarse.synchronize(7, || 1_000), 1_000);
         assert_eq!(coarse.now_at_most(7), Some(1_030));
@@ -469,7 +470,9 @@ mod tests {
 
     #[test]
     fn coarse_clock_that_stands_while_time_passes_errs_to_the_late_side_as_well() {
-        let coarse = Coarse { slack: COARSE_LAG, ahead: AtomicU64::new(0), good_until: AtomicU64::new(0) };
+        // The machine's own, where it has one: by its own slack.
+        let slack = Coarse::if_quicker_than(&quanta::Clock::new()).map_or(COARSE_LAG, |coarse| coarse.slack);
+        let coarse = Coarse::with_slack(slack);
         let (reading, now) = (7, 5_000_000_000);
         coarse.synchronize(reading, || now);
         // The processor that ticks is not let run for nine tenths of a second.

@@ -856,11 +856,12 @@ async fn silent_connection_is_given_up_however_impatient_its_callers_are() {
 #[tokio::test(start_paused = true)]
 async fn caller_whose_turn_came_in_time_is_not_sent_away_over_a_test() {
     let server = Server::default();
-    let pool = builder(&server).size(1).timeout(SECOND).test_after(Duration::ZERO).build().unwrap();
-    let held = pool.get().await.unwrap();
+    let pool = builder(&server).size(1).timeout(SECOND).build().unwrap();
+    let mut held = pool.get().await.unwrap();
     *server.0.testing.lock().unwrap() = 10 * MILLI;
     let waiting = asks(&pool).await;
     sleep(SECOND - 2 * MILLI).await;
+    held.mark_dirty();
     drop(held);
     sleep(MILLI).await;
     assert_eq!(waiting.await.unwrap().unwrap().id(), 0);

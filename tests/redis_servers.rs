@@ -19,6 +19,7 @@ use bb8::ManageConnection as _;
 use mcp_perf::{
     ErrorKind,
     cache::{Invalidation, Put, Restamp, Stamp, Store, Written},
+    clock::{Clock, Instant},
     redis::{Closed, RedisManager, RedisStore, Stats},
     testing::{self, FaultProxy, Weather},
 };
@@ -297,6 +298,24 @@ async fn nothing_that_comes_back_from_a_replica_equals_what_was_read_before() {
     assert_ne!(after.entries[0].fence, before.entries[0].fence);
 }
 
+/// Somebody has to set it right, and until then nobody waits for a log to be filled.
+#[tokio::test]
+async fn server_that_does_not_let_us_in_is_not_asked_by_every_caller() {
+    let server = RedisServer::start();
+    let mut redis = server.connection().await;
+    let () = ask(&mut redis, "CONFIG SET requirepass secret").await;
+    let store = RedisStore::new(&server.url()).unwrap();
+    let began = Clock::tokio();
+    for _ in 0..200 {
+        let error = read(&store, "name").await.unwrap_err();
+        assert!(error.to_string().contains("NOAUTH"), "{error}");
+    }
+    let half_seconds = began.now().since(Instant::default()).as_millis() / 500;
+    assert!(u128::from(store.stats().connect_failures) <= 1 + half_seconds, "{:?}", store.stats());
+    let () = ask(&mut redis, "CONFIG SET requirepass ").await;
+    until("it lets us in", async || read(&store, "name").await.ok()).await;
+}
+
 #[tokio::test]
 async fn replica_is_left_by_those_who_only_read_and_not_begun_with() {
     let server = RedisServer::start();
@@ -307,6 +326,8 @@ async fn replica_is_left_by_those_who_only_read_and_not_begun_with() {
     let () = ask(&mut redis, &format!("REPLICAOF 127.0.0.1 {nowhere}")).await;
     let error = until("it is noticed", async || read(&store, "name").await.err()).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let closed = store.stats().closed;
+    assert!(closed.replaced > 0 && closed.lost == 0, "{closed:?}");
     let other = RedisStore::new(&server.url()).unwrap();
     let error = read(&other, "name").await.unwrap_err();
     assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("READONLY"), "{error}");

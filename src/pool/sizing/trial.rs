@@ -195,7 +195,9 @@ impl Trial {
             let late = self.in_force.is_none() && now.saturating_sub(self.began) > patience;
             return if late { Verdict::Void } else { Verdict::Measuring };
         };
-        if self.is_left_by_the_load(sample) {
+        // Queries that take long now are of no window and no size alone.
+        let cannot_take_turns = self.turns.is_some() && !under_way.is_zero();
+        if cannot_take_turns || self.is_left_by_the_load(sample) {
             return Verdict::Void;
         }
         if self.rates.len() == 0 {

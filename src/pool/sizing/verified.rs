@@ -603,6 +603,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn sizes_take_no_turns_once_queries_take_as_long_as_those() {
+        let mut pool = Closed::new(1, 16, 16);
+        assert_eq!(pool.until_decided(|_| 1_000), Reason::TryingFewer);
+        for _ in 0..2 {
+            let sample = pool.busy(1_000);
+            assert_eq!(pool.step(&sample), Reason::Measuring);
+        }
+        let slow = Sample { hold_typical: SECOND, ..pool.busy(100) };
+        assert_eq!(pool.step(&slow), Reason::Void);
+        assert_eq!((pool.sizing.target(), pool.sizing.proven()), (16, 16));
+    }
+
     /// Those that are left are held for long, by others than those who wait.
     #[test]
     fn trial_in_which_nobody_is_served_ends_with_its_first_window() {
