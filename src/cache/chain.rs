@@ -9,13 +9,18 @@
 //! Links may come in any order and any number of times. Those that do not join on yet are kept, up to
 //! [`MOST_AHEAD`]; beyond that they are forgotten, which comes to a gap, and a gap is always safe.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use super::store::Fence;
 use crate::clock::Instant;
 
 /// How many links that do not join on are kept.
 const MOST_AHEAD: usize = 1024;
+/// How many looks are awaited at once: more than there are in any grace.
+const MOST_AWAITED: usize = 16;
 
 /// How long after its announcement an invalidation may reach the store and be covered by it. Of the protocol: the
 /// same in every process, whatever its settings.
@@ -44,7 +49,9 @@ pub(super) struct Chain {
     /// Everything up to here was heard, from where the present stretch began.
     heard_to: Option<Fence>,
     ahead: HashMap<[u8; 16], Fence>,
-    awaited: Option<Awaited>,
+    /// What the ledger said at the last looks, in their order. It may have been behind what was heard by the time that it
+    /// was read here: that is never met with, and whatever comes after it, is.
+    awaited: VecDeque<Awaited>,
     trust: Trust,
 }
 
@@ -72,7 +79,7 @@ impl Trust {
 
 impl Chain {
     pub(super) fn new(grace: Duration) -> Self {
-        Self { grace, heard_to: None, ahead: HashMap::new(), awaited: None, trust: Trust::NONE }
+        Self { grace, heard_to: None, ahead: HashMap::new(), awaited: VecDeque::new(), trust: Trust::NONE }
     }
 
     pub(super) fn trust(&self) -> Trust {
@@ -94,17 +101,19 @@ impl Chain {
             self.confirm(at);
             return None;
         }
-        let turn = match (self.heard_to, self.awaited) {
-            (None, _) => Turn::Began,
-            (Some(_), None) => {
-                self.awaited = Some(Awaited { fence, at });
+        let is_late = self.awaited.front().is_some_and(|first| at.since(first.at) >= self.grace);
+        let turn = match self.heard_to {
+            None => Turn::Began,
+            Some(_) if is_late => Turn::Gap,
+            Some(_) => {
+                if self.awaited.len() < MOST_AWAITED {
+                    self.awaited.push_back(Awaited { fence, at });
+                }
                 return None;
             }
-            (Some(_), Some(awaited)) if at.since(awaited.at) < self.grace => return None,
-            _ => Turn::Gap,
         };
         self.heard_to = Some(fence);
-        self.awaited = None;
+        self.awaited.clear();
         // What was announced before this look, and not heard of, has reached the store by then.
         self.trust.since = answered_at.after(SETTLING);
         self.follow();
@@ -124,14 +133,16 @@ impl Chain {
             && let Some(after) = self.ahead.remove(&from.to_bytes())
         {
             self.heard_to = Some(after);
-            if let Some(awaited) = self.awaited.take_if(|awaited| awaited.fence == after) {
-                self.confirm(awaited.at);
+            if let Some(place) = self.awaited.iter().position(|awaited| awaited.fence == after) {
+                let last = self.awaited.drain(..=place).next_back();
+                self.trust.confirmed_at =
+                    last.map_or(Instant::default(), |last| last.at).max(self.trust.confirmed_at);
             }
         }
     }
 
     fn confirm(&mut self, at: Instant) {
-        self.awaited = None;
+        self.awaited.clear();
         self.trust.confirmed_at = self.trust.confirmed_at.max(at);
     }
 }
@@ -196,6 +207,21 @@ mod tests {
             chain.link(link(step, step + 1));
             assert_eq!(chain.trust(), Trust { since: second(2), confirmed_at: at });
         }
+    }
+
+    /// Links may be faster than an answer of the store.
+    #[test]
+    fn look_that_is_behind_what_was_heard_meanwhile_is_no_gap() {
+        let mut chain = chain();
+        chain.link(link(1, 2));
+        chain.link(link(2, 3));
+        assert_eq!(look(&mut chain, second(11), fence(2)), None, "it was so when it was asked");
+        assert_eq!(look(&mut chain, second(12), fence(4)), None);
+        chain.link(link(3, 4));
+        assert_eq!(chain.trust(), Trust { since: second(2), confirmed_at: second(12) });
+        assert_eq!(look(&mut chain, second(13), fence(5)), None);
+        chain.link(link(4, 5));
+        assert_eq!(chain.trust(), Trust { since: second(2), confirmed_at: second(13) });
     }
 
     #[test]
