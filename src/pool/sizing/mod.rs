@@ -97,6 +97,10 @@ pub use latency::{Aimd, Gradient2};
 pub use sample::Sample;
 pub use verified::ThroughputVerified;
 
+/// Callers wait for this share of the time and more: all that the pool can do is asked for. That need not be all that can
+/// be done: few connections do less where calls come by chance than where the next one is always there.
+const FULL: f64 = 0.9;
+
 /// An algorithm that says how many connections a pool should use.
 ///
 /// Implementations read no clock, wait for nothing, and do not panic whatever the sample holds. The target stays

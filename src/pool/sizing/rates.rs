@@ -133,10 +133,11 @@ impl Pairs {
         }
     }
 
-    /// What they come to: of one or two, by what such windows differ by otherwise.
-    pub(super) fn change(&self) -> Option<Change> {
+    /// What they come to. Of one or two, by what such windows differ by otherwise, if all was asked for that could be done:
+    /// what is asked for may differ by anything.
+    pub(super) fn change(&self, is_all_asked_for: bool) -> Option<Change> {
         let count = self.0.len() as f64;
-        if count < 1.0 {
+        if count < if is_all_asked_for { 1.0 } else { 3.0 } {
             return None;
         }
         let mean = self.0.iter().sum::<f64>() / count;

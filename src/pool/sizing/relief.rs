@@ -9,11 +9,8 @@
 
 use std::time::Duration;
 
-use super::{Bounds, Sample};
+use super::{Bounds, FULL, Sample};
 
-/// Callers wait for this share of the time and more: all that the pool can do is asked for. That need not be all that can
-/// be done: few connections do less where calls come by chance than where the next one is always there.
-const FULL: f64 = 0.9;
 /// And for this share, where as much is done as can be.
 const BUSY: f64 = 0.5;
 /// For so many windows in a row, which a pause of the machine does not leave behind.

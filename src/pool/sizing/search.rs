@@ -12,7 +12,7 @@ const KNOWN: Duration = Duration::from_secs(60);
 /// Windows with a backlog before a trial, and before one that doubles the size.
 const BASELINE: usize = 5;
 const QUICK_BASELINE: usize = 3;
-/// Windows in a row before fewer are tried: what a pause of the machine left behind is done by then, at three quarters
+/// Windows in a row in which all is asked for that can be done, before fewer are tried: what a pause of the machine left behind is done by then, at three quarters
 /// of what can be done after a pause of three seconds.
 const IN_A_ROW: usize = 10;
 /// Or so many that were not in a row.
@@ -42,12 +42,13 @@ impl Search {
         Self { next, doubles: true, halves: false, was_steep: false, pause: PAUSE, not_before, random }
     }
 
-    /// Whether it is time for a trial, after so many windows with a backlog, the last so many of them in a row.
-    pub(super) fn is_due(&mut self, windows: usize, in_a_row: usize, now: Duration) -> bool {
+    /// Whether it is time for a trial, after so many windows with a backlog. In so many of them all was asked for that could
+    /// be done, and in the last so many in a row.
+    pub(super) fn is_due(&mut self, windows: usize, full: usize, in_a_row: usize, now: Duration) -> bool {
         if now < self.not_before || windows < if self.doubles { QUICK_BASELINE } else { BASELINE } {
             return false;
         }
-        let is_lasting = in_a_row >= IN_A_ROW || windows >= OFTEN;
+        let is_lasting = in_a_row >= IN_A_ROW || full >= OFTEN;
         if self.next == Direction::Down && !is_lasting {
             if now.saturating_sub(self.not_before) < BURSTS {
                 return false;
@@ -150,10 +151,10 @@ mod tests {
         let mut search = Search::new(0);
         assert_eq!(search.next(4, bounds, SECOND), Some(8));
         search.overshot(SECOND);
-        assert!(search.is_due(5, 10, SECOND));
+        assert!(search.is_due(5, 10, 10, SECOND));
         assert_eq!(search.next(4, bounds, SECOND), Some(6));
         search.overshot(SECOND);
-        assert!(!search.is_due(5, 10, SECOND), "a small step that was too large is taken back");
+        assert!(!search.is_due(5, 10, 10, SECOND), "a small step that was too large is taken back");
         assert_eq!(search.next(4, bounds, SECOND), Some(3));
     }
 
@@ -175,11 +176,11 @@ mod tests {
             search.kept(steep, SECOND);
             assert_eq!(search.next(64, bounds, SECOND), None);
             assert_eq!(
-                (search.is_due(5, 10, 30 * SECOND), search.is_due(5, 10, 92 * SECOND)),
+                (search.is_due(5, 10, 10, 30 * SECOND), search.is_due(5, 10, 10, 92 * SECOND)),
                 (is_due, true)
             );
             search.forget_pauses(2 * SECOND);
-            assert!(search.is_due(5, 10, 2 * SECOND), "what is done per second has changed");
+            assert!(search.is_due(5, 10, 10, 2 * SECOND), "what is done per second has changed");
             assert_eq!(search.next(64, bounds, 2 * SECOND), Some(48));
         }
         let mut search = Search::new(0);
@@ -187,23 +188,23 @@ mod tests {
         search.taken_back(SECOND);
         search.taken_back(SECOND);
         assert_eq!(search.next(64, bounds, 40 * SECOND), None);
-        assert!(search.is_due(5, 10, 40 * SECOND), "a step of long ago says nothing");
+        assert!(search.is_due(5, 10, 10, 40 * SECOND), "a step of long ago says nothing");
     }
 
     #[test]
     fn fewer_are_tried_where_callers_have_waited_for_long() {
         let mut search = Search::new(0);
         search.kept(false, SECOND);
-        assert!(search.is_due(5, 5, SECOND), "more, at any time");
+        assert!(search.is_due(5, 5, 5, SECOND), "more, at any time");
         search.taken_back(SECOND);
-        for (windows, in_a_row, is_due) in [(5, 5, false), (29, 9, false), (10, 10, true), (30, 0, true)] {
-            assert_eq!(search.is_due(windows, in_a_row, 60 * SECOND), is_due, "{windows}, {in_a_row}");
+        for (full, in_a_row, is_due) in [(5, 5, false), (29, 9, false), (10, 10, true), (30, 0, true)] {
+            assert_eq!(search.is_due(40, full, in_a_row, 60 * SECOND), is_due, "{full}, {in_a_row}");
         }
         let bounds = Bounds::new(1, 64).unwrap();
         assert_eq!(search.next(8, bounds, 60 * SECOND), Some(6));
         search.taken_back(60 * SECOND);
         search.taken_back(60 * SECOND);
-        assert!(search.is_due(5, 5, 200 * SECOND), "after a minute of nothing but bursts");
+        assert!(search.is_due(5, 5, 5, 200 * SECOND), "after a minute of nothing but bursts");
         assert_eq!(search.next(8, bounds, 200 * SECOND), Some(10));
     }
 
@@ -213,14 +214,14 @@ mod tests {
         for pause in [10, 20, 40, 80, 160, 300, 300] {
             search.taken_back(Duration::ZERO);
             assert!(
-                !search.is_due(5, 10, SECOND * pause / 2 - SECOND)
-                    && search.is_due(5, 10, SECOND * pause * 3 / 2)
+                !search.is_due(5, 10, 10, SECOND * pause / 2 - SECOND)
+                    && search.is_due(5, 10, 10, SECOND * pause * 3 / 2)
             );
         }
         search.forget_pauses(SECOND);
-        assert!(search.is_due(5, 10, SECOND) && !search.is_due(4, 10, SECOND));
+        assert!(search.is_due(5, 10, 10, SECOND) && !search.is_due(4, 10, 10, SECOND));
         search.taken_back(SECOND);
-        assert!(search.is_due(5, 10, 17 * SECOND));
+        assert!(search.is_due(5, 10, 10, 17 * SECOND));
     }
 
     #[test]
@@ -230,6 +231,6 @@ mod tests {
             search.taken_back(Duration::ZERO);
         }
         search.rest(Duration::ZERO);
-        assert!(!search.is_due(5, 10, 100 * SECOND));
+        assert!(!search.is_due(5, 10, 10, 100 * SECOND));
     }
 }

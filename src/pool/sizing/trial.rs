@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    Reason, Retreat, Sample,
+    FULL, Reason, Retreat, Sample,
     rates::{Change, Estimates, Pairs, Rates},
 };
 
@@ -279,9 +279,13 @@ impl Trial {
         let change = after.map(|after| after.throughput.relative_to(self.before.throughput));
         let pace = after.and_then(|after| Some(after.pace?.relative_to(self.before.pace?)));
         let Some(turns) = &self.turns else { return (change, pace) };
+        let is_full = !turns.was_slack;
         let sharper = |before: Option<Change>, turns: &Pairs| {
             let before = before.map(|change| change.or_drift(DRIFT));
-            before.into_iter().chain(turns.change()).min_by(|one, other| one.error.total_cmp(&other.error))
+            before
+                .into_iter()
+                .chain(turns.change(is_full))
+                .min_by(|one, other| one.error.total_cmp(&other.error))
         };
         (sharper(change, &turns.throughput), sharper(pace, &turns.pace))
     }
@@ -312,6 +316,8 @@ struct Turns {
     first: [f64; 2],
     throughput: Pairs,
     pace: Pairs,
+    /// In one of the windows less was asked for than could be done.
+    was_slack: bool,
 }
 
 impl Turns {
@@ -324,6 +330,7 @@ impl Turns {
         let seconds = sample.window.as_secs_f64();
         let rates =
             [sample.completed as f64 / seconds, sample.in_use_mean / sample.typical_hold().as_secs_f64()];
+        self.was_slack |= sample.backlog() < FULL;
         let is_at_size = self.is_at_size();
         self.windows += 1;
         if self.windows % 2 == 1 {

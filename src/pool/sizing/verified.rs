@@ -7,9 +7,9 @@
 //! 1. *Demand.* Callers wait more than a tenth of the time, and the size is below what is proven: straight to what is
 //!    in use and waiting, at most to what is proven. The counterpart of TCP's slow-start threshold.
 //! 2. *Trial.* Callers wait at least half of the time, at what is proven: another size for some seconds, in turn a
-//!    larger and a smaller one. A smaller one only if they did in ten windows in a row, or in thirty without a quiet one
-//!    between: where the load is less than what can be done, a pause of the machine leaves a backlog that is gone by
-//!    then. If none lasts for so long within a minute, a larger one is next again. A quarter more or
+//!    larger and a smaller one. A smaller one only if they did all the time in ten windows in a row, or in thirty without a
+//!    quiet one between: where the load is less than what can be done, fewer do as much until they are too few, and a pause
+//!    of the machine leaves a backlog that is gone by then. If none lasts for so long within a minute, a larger one is next again. A quarter more or
 //!    fewer; twice as many at first, until one was taken back, and again where the last trial brought at least half of
 //!    what it could. Where twice as many brought something and not enough, half as many more are tried next. When the
 //!    connections are open, what is done per second is held against what was done before. A larger size is kept if that
@@ -59,7 +59,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
-    Bounds, Decision, Gain, Reason, Sample, Sizing,
+    Bounds, Decision, FULL, Gain, Reason, Sample, Sizing,
     ceiling::Ceiling,
     hold::Hold,
     peak::Peak,
@@ -118,8 +118,10 @@ pub struct ThroughputVerified {
     failed: Option<Duration>,
     shrunk: Duration,
     hold: Hold,
-    /// How many windows in a row had a backlog, those of trials apart.
+    /// In how many windows in a row all was asked for that could be done, those of trials apart, and in how many of the
+    /// baseline.
     in_a_row: usize,
+    full: usize,
     /// The most that waited at once, in each window of the baseline.
     lines: VecDeque<u32>,
     /// How long the slowest queries took but for one in a hundred, in each of the last windows with a backlog.
@@ -156,6 +158,7 @@ impl ThroughputVerified {
             shrunk: Duration::ZERO,
             hold: Hold::default(),
             in_a_row: 0,
+            full: 0,
             lines: VecDeque::new(),
             slowest: VecDeque::new(),
             waiting: 0,
@@ -280,7 +283,12 @@ impl ThroughputVerified {
             // The first queries are still under way, and nobody knows for how long.
             return Reason::Steady;
         }
-        self.in_a_row = self.in_a_row.saturating_add(1);
+        if backlog >= FULL {
+            self.in_a_row = self.in_a_row.saturating_add(1);
+            self.full = self.full.saturating_add(1);
+        } else {
+            self.in_a_row = 0;
+        }
         self.baseline.push(sample, LONGEST_BASELINE);
         self.lines.push_back(sample.max_waiting.max(sample.waiting));
         if self.lines.len() > LONGEST_BASELINE {
@@ -331,7 +339,7 @@ impl ThroughputVerified {
     }
 
     fn try_another(&mut self, sample: &Sample, bounds: Bounds, now: Duration) -> Reason {
-        let is_due = self.search.is_due(self.baseline.len(), self.in_a_row, now)
+        let is_due = self.search.is_due(self.baseline.len(), self.full, self.in_a_row, now)
             && self.baseline.time() >= self.baseline_takes();
         if self.failed_lately(now) || !is_due {
             return Reason::Steady;
@@ -375,6 +383,7 @@ impl ThroughputVerified {
     fn forget_baseline(&mut self) {
         self.baseline.clear();
         self.lines.clear();
+        self.full = 0;
     }
 
     fn failed_lately(&self, now: Duration) -> bool {
@@ -600,6 +609,29 @@ mod tests {
             };
             assert_eq!(matches!(reason, Reason::Kept { .. }), is_kept, "{reason:?} after {sizes:?}");
             assert!(sizes.starts_with(&[12, 12, 16]) && sizes.len() < 12, "{sizes:?}");
+        }
+    }
+
+    /// Fewer do as much as is asked for until they are too few, and callers wait for longer and longer.
+    #[test]
+    fn fewer_are_not_tried_where_less_is_asked_for_than_can_be_done() {
+        let mut pool = Closed::new(1, 8, 8);
+        for _ in 0..600 {
+            let sample = Sample { full_fraction: 0.8, ..pool.busy(500) };
+            assert_ne!(pool.step(&sample), Reason::TryingFewer);
+        }
+        let reason = pool.until_decided(|_| 500);
+        assert_eq!(reason, Reason::TryingFewer, "where it is");
+    }
+
+    /// What is asked for changes by anything from one window to the next.
+    #[test]
+    fn what_was_asked_for_once_is_not_taken_for_what_a_size_does() {
+        let mut pool = Closed::new(1, 64, 8);
+        assert_eq!(pool.until_decided(|_| 1_000), Reason::TryingMore);
+        for completed in [1_000, 1_000, 600] {
+            let sample = Sample { full_fraction: 0.7, ..pool.busy(completed) };
+            assert_eq!(pool.step(&sample), Reason::Measuring);
         }
     }
 
