@@ -25,7 +25,7 @@ use mcp_perf::{
 };
 use redis::{FromRedisValue, aio::MultiplexedConnection};
 use support::{certificate::Certificate, process::free_ports, redis::RedisServer, wait::until};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -41,6 +41,15 @@ async fn put(store: &RedisStore, name: &str, bytes: &'static [u8]) -> Result<Wri
 async fn read(store: &RedisStore, name: &str) -> Result<Option<Vec<u8>>, mcp_perf::Error> {
     let found = store.get_many(&[name], &["epoch"]).await?;
     Ok(found.entries[0].entry.as_ref().map(|entry| entry.bytes.to_vec()))
+}
+
+/// By as many callers at once.
+fn eight_reads(store: &RedisStore) -> Vec<JoinHandle<Result<Option<Vec<u8>>, mcp_perf::Error>>> {
+    let read = |_| {
+        let store = store.clone();
+        tokio::spawn(async move { read(&store, "name").await })
+    };
+    (0..8).map(read).collect()
 }
 
 /// How often the server ran a command.
@@ -522,12 +531,7 @@ async fn server_that_falls_silent_is_given_up_and_used_again_when_it_speaks() {
     let store = RedisStore::new(&server.url()).unwrap();
     put(&store, "name", b"value").await.unwrap();
     server.pause();
-    let reads: Vec<_> = (0..8)
-        .map(|_| {
-            let store = store.clone();
-            tokio::spawn(async move { read(&store, "name").await })
-        })
-        .collect();
+    let reads = eight_reads(&store);
     for read in reads {
         let read = tokio::time::timeout(MINUTE, read).await.expect("the connection is given up");
         assert_eq!(read.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
@@ -556,12 +560,7 @@ async fn stats_tell_what_the_connections_do_and_how_they_ended() {
     assert!(Duration::ZERO < stats.connect_p50 && stats.connect_p50 <= stats.connect_p99, "{stats:?}");
 
     server.pause();
-    let reads: Vec<_> = (0..8)
-        .map(|_| {
-            let store = store.clone();
-            tokio::spawn(async move { read(&store, "name").await })
-        })
-        .collect();
+    let reads = eight_reads(&store);
     until("all wait", async || (store.stats().waiting == 8).then_some(())).await;
     for read in reads {
         read.await.unwrap().unwrap_err();
