@@ -590,7 +590,7 @@ async fn value_that_takes_its_time_to_arrive_is_no_silence() {
     let put = async || store.put_if(Put::new("large", large.clone().into(), MINUTE)).await;
     put().await.unwrap();
     read(&store, "name").await.unwrap();
-    proxy.set(Weather::Throttle(2_000_000)); // two seconds
+    proxy.set(Weather::Throttle(3_000_000)); // a second and a half
     put().await.unwrap();
     assert_eq!(store.stats().closed, Closed::default());
     proxy.set(Weather::Stall);
