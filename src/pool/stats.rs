@@ -5,7 +5,7 @@ use std::{sync::atomic::AtomicU64, time::Duration};
 use metrics::{Label, counter, gauge, histogram};
 
 use super::{holders::Held, tracked::Ending};
-use crate::{event::Event, timing::histogram::Histogram};
+use crate::event::{Event, Times};
 
 /// What a [`Pool`](super::Pool) is doing, and did since it was made.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -121,27 +121,11 @@ pub(super) struct Recorded {
     gauges: [metrics::Gauge; 5],
 }
 
-pub(super) struct Times {
-    pub(super) histogram: Histogram,
-    exported: metrics::Histogram,
-}
-
-impl Times {
-    #[inline]
-    pub(super) fn record(&self, took: Duration) {
-        self.histogram.record(took);
-        self.exported.record(took);
-    }
-}
-
 impl Recorded {
     pub(super) fn new(pool: &str) -> Self {
         let labels = vec![Label::new("pool", pool.to_owned())];
         let event = |name: &'static str| Event::new(counter!(name, labels.clone()));
-        let times = |name: &'static str| Times {
-            histogram: Histogram::new(),
-            exported: histogram!(name, labels.clone()),
-        };
+        let times = |name: &'static str| Times::new(histogram!(name, labels.clone()));
         let closed = |reason: &'static str| {
             let mut labels = labels.clone();
             labels.push(Label::from_static_parts("reason", reason));

@@ -124,7 +124,8 @@ impl PostgresBus {
     /// # Errors
     ///
     /// [`Configuration`](ErrorKind::Configuration) if the URL is not of that form, or asks for TLS without the feature
-    /// `postgres-tls`. Whether there is a server shows in the cache's log, and in [`BusStats::connected`](crate::cache::BusStats::connected).
+    /// `postgres-tls`. Whether there is a server shows in the cache's log, and in
+    /// [`BusStats::connected`](crate::cache::BusStats::connected).
     pub fn new(url: &str) -> Result<Self, Error> {
         Ok(Self::at(Connector::of_store(url, NoTls, false)?))
     }

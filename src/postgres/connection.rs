@@ -168,7 +168,7 @@ impl PostgresConnection {
 
     /// Cancels what runs on this connection right now, if anything does, for whoever asked for it, who gets an error of
     /// kind [`TimedOut`](crate::ErrorKind::TimedOut). The future may be awaited in another task, and does nothing before,
-    /// nor once the connection was returned to its pool. Returns whether it is certain that the cancellation is over; where
+    /// nor once the connection was [reset](Self::reset) or returned to its pool. Returns whether it is certain that the cancellation is over; where
     /// it is not, one that comes late may strike what you ask next, and nobody else: the connection is closed when it is
     /// returned. A caller who has gone needs none of this.
     ///

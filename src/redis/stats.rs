@@ -5,7 +5,10 @@ use std::time::Duration;
 use metrics::{Counter, Label, counter, histogram};
 
 use super::fault::{Fault, Lost};
-use crate::{clock::Clock, event::Event, timing::histogram::Histogram};
+use crate::{
+    clock::Clock,
+    event::{Event, Times},
+};
 
 /// What the connections of a [`RedisStore`](super::RedisStore) are doing, and did since it was first used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,18 +64,6 @@ pub(super) struct Counts {
     closed: [Event; 4],
 }
 
-pub(super) struct Times {
-    histogram: Histogram,
-    exported: metrics::Histogram,
-}
-
-impl Times {
-    pub(super) fn record(&self, took: Duration) {
-        self.histogram.record(took);
-        self.exported.record(took);
-    }
-}
-
 impl Counts {
     /// Those of the store whose names begin with this prefix; nothing is exported without one.
     pub(super) fn new(prefix: Option<&str>) -> Self {
@@ -80,9 +71,10 @@ impl Counts {
         let event = |name: &'static str| {
             Event::new(labels.clone().map_or_else(Counter::noop, |labels| counter!(name, labels)))
         };
-        let times = |name: &'static str| Times {
-            histogram: Histogram::new(),
-            exported: labels.clone().map_or_else(metrics::Histogram::noop, |labels| histogram!(name, labels)),
+        let times = |name: &'static str| {
+            let exported =
+                labels.clone().map_or_else(metrics::Histogram::noop, |labels| histogram!(name, labels));
+            Times::new(exported)
         };
         let closed = |reason: &'static str| {
             let with_reason = |mut labels: Vec<Label>| {
