@@ -14,7 +14,7 @@ use std::{io, time::Duration};
 
 use mcp_perf::{
     ErrorKind,
-    cache::{Cache, Key, Put, Store},
+    cache::{Cache, Key, Put, RemoteStatus, Store},
     redis::RedisStore,
     testing,
 };
@@ -39,6 +39,49 @@ async fn redis_keeps_the_contract_of_a_store() {
     let server = RedisServer::start();
     // Lives are measured by the server, so time has to pass for real.
     testing::store::keeps_its_contract(&store(&server), async |time| tokio::time::sleep(time).await).await; // server time
+}
+
+/// A queue of our own is no Redis that is away.
+#[tokio::test]
+async fn more_calls_than_there_is_room_for_do_not_make_redis_seem_away() {
+    let server = RedisServer::start();
+    let store = store(&server);
+    let cache =
+        Cache::<String>::builder("test").remote(store.clone()).remote_timeout(Duration::from_secs(60));
+    let cache = cache.build().await.unwrap();
+    let mut gets = tokio::task::JoinSet::new();
+    for index in 0_u32..20_000 {
+        let (store, cache) = (store.clone(), cache.clone());
+        gets.spawn(async move {
+            let error = store.get_many(&["name"], &[]).await.err();
+            cache.get(&Key::public("key").part(&index.to_le_bytes())).await;
+            error
+        });
+    }
+    let errors: Vec<_> = gets.join_all().await.into_iter().flatten().collect();
+    assert!(!errors.is_empty() && errors.iter().all(|error| error.kind() == ErrorKind::Overloaded));
+    assert!(cache.stats().remote_failures > 0);
+    assert_eq!((cache.stats().remote_outages, cache.stats().remote_status), (0, RemoteStatus::Up));
+}
+
+#[tokio::test]
+async fn redis_that_refuses_reads_is_said_to_do_so_once() {
+    let server = RedisServer::start();
+    let mut redis = server.connection().await;
+    let mut acl = async |rules: &str| {
+        let mut command = ::redis::cmd("ACL");
+        command.arg("SETUSER").arg("default").arg(rules);
+        let () = command.query_async(&mut redis).await.unwrap();
+    };
+    let cache = node(&server).await;
+    let log = Log::hear();
+    acl("-mget").await;
+    for _ in 0..20 {
+        assert_eq!(cache.get(&Key::public("key")).await, None);
+    }
+    acl("+mget").await;
+    cache.get(&Key::public("key")).await;
+    assert_eq!(log.at_least(Level::INFO), ["remote tier refuses reads", "remote tier answers reads again"]);
 }
 
 #[tokio::test]

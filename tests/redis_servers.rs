@@ -76,9 +76,9 @@ async fn reads_at_the_same_time_are_few_questions_and_a_hit_writes_nothing() {
     for found in reads.collect::<Vec<_>>() {
         assert_eq!(found.await.unwrap().as_deref(), Some(&b"value"[..]));
     }
-    // The first to come is alone, and so is sent at once; all others go together, in a few waves.
+    // The first few are sent as they come; all others go together, in a few waves.
     let (times, gets) = (runs(&mut redis, "time").await, runs(&mut redis, "mget").await);
-    assert!(times <= 6 && gets <= 8, "{times} questions, {gets} MGET");
+    assert!(times <= 25 && gets <= 25, "{times} questions, {gets} MGET");
     assert_eq!(runs(&mut redis, "set").await, 0);
 }
 
@@ -592,6 +592,9 @@ async fn value_that_takes_its_time_to_arrive_is_no_silence() {
     read(&store, "name").await.unwrap();
     proxy.set(Weather::Throttle(3_000_000)); // a second and a half
     put().await.unwrap();
+    // Both are on their way when the first of them is answered.
+    let (one, two) = tokio::join!(put(), put());
+    assert!(one.is_ok() && two.is_ok());
     assert_eq!(store.stats().closed, Closed::default());
     proxy.set(Weather::Stall);
     read(&store, "name").await.unwrap_err();
@@ -612,6 +615,7 @@ async fn server_that_cannot_save_is_read_over_new_connections_too() {
     let refused = until("it notices", async || put(&store, "name", b"other").await.err()).await;
     assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
     assert!(read(&other, "name").await.unwrap().is_some());
+    other.ping().await.expect("or it would be left alone for as long as it cannot save");
     let manager = RedisManager::new(&server.url()).unwrap();
     let mut own = manager.connect().await.unwrap();
     manager.is_valid(&mut own).await.unwrap();

@@ -170,6 +170,7 @@ impl Batch {
             (Stage::Time, Token::Refusal(refusal)) => {
                 self.fault = Some(Fault::Refused(refusal));
                 self.stage = Stage::Head;
+                self.answer(); // who wants nothing
             }
             (Stage::Seconds, Token::Bytes(digits)) => {
                 self.stage = Stage::Microseconds { seconds: wire::unsigned(&digits).ok_or(Malformed)? };
@@ -206,6 +207,11 @@ impl Batch {
     /// How many names the command has whose answer comes next.
     fn asked_next(&self) -> usize {
         AT_ONCE.min(self.names - self.values.len())
+    }
+
+    /// How many reads are not answered yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Tells everybody who still waits.
@@ -337,6 +343,13 @@ mod tests {
                 assert!(matches!(answer.try_recv(), Ok(Err(Fault::Refused(_)))));
             }
         }
+    }
+
+    #[test]
+    fn refusal_reaches_who_wants_no_names() {
+        let (mut batch, _, mut answers) = ask(&[&[]]);
+        assert_eq!(batch.take(Token::Refusal(Refusal::new(b"NOPERM"))), Ok(true));
+        assert!(matches!(answers[0].try_recv(), Ok(Err(Fault::Refused(_)))));
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! The task at the socket of a [connection](super::connection).
 //!
 //! It is woken by the first call; it lets every other task that is ready have its turn once, and then sends what is
-//! queued: the reads as one question ([`Batch`]), the other commands before it. A call that is alone is sent at once.
-//! Under load a batch grows by itself. What is queued while little is under way leaves in up to [`WAVES`] parts, a turn
-//! apart, so that client and server work at the same time. Nothing waits for an answer before it is sent: stopping at
-//! one or two batches in flight halves what a few callers get.
+//! queued: the reads as one question ([`Batch`]), the other commands before it. While they are no more than a [`FEW`]
+//! they are sent at once. Under load a batch grows by itself. What is queued while little is under way leaves in up to
+//! [`WAVES`] parts, a turn apart, so that client and server work at the same time. Nothing waits for an answer before it
+//! is sent: stopping at one or two batches in flight halves what a few callers get.
 //!
 //! Answers are handed out a batch at a time, though more may have come: those whom the first answers have their turn, and
 //! what they ask leaves, before the next is looked at. The server answers at once all that it found at once, and if all
 //! of that were handed out together all callers would ask together again: then one side works while the other waits.
 //!
 //! A connection that owes an answer, and brought not one byte of it for a second ([`SILENCE`]), is given up; later where
-//! much was sent, which takes its time to arrive.
+//! much was sent that is not answered, which takes its time to arrive.
 //!
 //! # Bounds
 //!
@@ -51,12 +51,15 @@ use crate::{
 };
 
 /// In so many parts the calls are to be under way that wait at one time, if there are enough of them.
-const WAVES: usize = 4;
+const WAVES: usize = 6;
+/// So many calls, under way and waiting, are sent as they come: there is nobody to wait for, and a turn of the others
+/// wakes another thread of the runtime, which takes a core from a server on the same machine.
+const FEW: usize = 3;
 /// So many ticks may a connection owe an answer without a byte of it: a second.
 const SILENCE: u32 = 20;
-/// And one more for so many bytes that were sent since, of which the server says nothing before it has the last: ten
-/// megabits a second are enough.
-const SENT_IN_A_TICK: usize = 64 * 1024;
+/// And one more for so many bytes that were sent and are not answered, of which the server says nothing before it has the
+/// last: ten megabits a second are enough.
+const SENT_IN_A_TICK: u64 = 64 * 1024;
 /// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
 /// well: the runtime wakes its driver, which is a call of the system, for every timer that is the next one due.
 const TICK: Duration = Duration::from_millis(50);
@@ -75,8 +78,10 @@ pub(super) struct Driver {
     outgoing: Vec<u8>,
     written: usize,
     flushed: bool,
-    /// In the order in which the answers will come.
-    owed: VecDeque<Owed>,
+    /// In the order in which the answers will come, each with how many bytes of all were sent by its end.
+    owed: VecDeque<(Owed, u64)>,
+    /// The ends of the parts that are under way, in the same measure.
+    parts: VecDeque<u64>,
     /// Whether everybody else had a turn since the driver saw that there is something to send.
     has_yielded: bool,
     tick: Option<Pin<Box<Sleep>>>,
@@ -89,8 +94,10 @@ pub(super) struct Driver {
     /// Whether anything was heard since the last tick.
     was_heard: bool,
     silent_ticks: u32,
-    /// How many bytes were sent since anything was heard.
-    sent: usize,
+    /// How many bytes were sent.
+    sent: u64,
+    /// How many of them have been answered.
+    answered: u64,
     /// Who wants to know how long an answer takes.
     counts: Option<Arc<Counts>>,
 }
@@ -108,6 +115,17 @@ enum Owed {
     },
 }
 
+impl Owed {
+    /// How many callers wait for it.
+    fn calls(&self) -> usize {
+        match self {
+            Self::Batch(batch, _) => batch.waiting(),
+            Self::Run { .. } => 1,
+            Self::History | Self::Ignored(_) => 0,
+        }
+    }
+}
+
 impl Driver {
     pub(super) fn new(stream: Box<dyn Stream>, shared: Arc<Shared>) -> Self {
         let clock = Clock::system();
@@ -121,6 +139,7 @@ impl Driver {
             written: 0,
             flushed: true,
             owed: VecDeque::new(),
+            parts: VecDeque::new(),
             has_yielded: false,
             tick: None,
             runtime: runtime::Handle::current(),
@@ -128,15 +147,17 @@ impl Driver {
             was_heard: false,
             silent_ticks: 0,
             sent: 0,
+            answered: 0,
             counts: None,
         }
     }
 
     fn drive(&mut self, context: &mut Context<'_>) -> Result<(), Fault> {
         let mut again = false;
-        let is_turn = mem::take(&mut self.has_yielded) || self.is_alone();
+        let are_few = self.are_few();
+        let is_turn = mem::take(&mut self.has_yielded) || are_few;
         if is_turn && self.outgoing.len() - self.written < MOST_UNSENT {
-            self.collect();
+            self.collect(if are_few { 1 } else { WAVES });
         }
         let is_stuck = self.send(context)?.is_pending();
         again |= self.receive(context)?;
@@ -161,17 +182,22 @@ impl Driver {
         self.be_patient(context)
     }
 
-    /// Whether there is one call and nobody else about who might add to it.
-    fn is_alone(&self) -> bool {
-        self.owed.is_empty() && lock(&self.shared.queue).calls.len() == 1
+    /// Whether so few calls are under way and waiting that nobody need be waited for.
+    fn are_few(&self) -> bool {
+        let calls = self.owed.iter().map(|(owed, _)| owed.calls());
+        let under_way: usize = calls.filter(|calls| *calls > 0).take(FEW).sum();
+        under_way < FEW && under_way + lock(&self.shared.queue).calls.len() <= FEW
     }
 
-    /// Makes what is queued ready to be sent.
-    fn collect(&mut self) {
+    /// Makes what is queued ready to be sent, or enough of it that so many parts are under way.
+    fn collect(&mut self, waves: usize) {
         let mut queue = lock(&self.shared.queue);
         // Some now and the rest a moment later: while the server answers some, the callers of others are at work. All
         // together they would take turns, and half of the time one side would wait for the other.
-        let waves = WAVES.saturating_sub(self.owed.len()).max(1);
+        while self.parts.front().is_some_and(|end| *end <= self.answered) {
+            self.parts.pop_front();
+        }
+        let waves = waves.saturating_sub(self.parts.len()).max(1);
         let some = queue.calls.len().div_ceil(waves);
         let calls = if some < queue.calls.len() {
             let calls: Vec<Call> = queue.calls.drain(..some).collect();
@@ -189,6 +215,10 @@ impl Driver {
         if calls.is_empty() {
             return;
         }
+        if self.written >= MOST_UNSENT {
+            // Where the other end never takes all of it at one time.
+            self.outgoing.drain(..mem::take(&mut self.written));
+        }
         self.was_used = true;
         if self.owed.is_empty() {
             self.silent_ticks = 0;
@@ -201,7 +231,7 @@ impl Driver {
                 Call::Read(read) => {
                     if read.before.count > 0 {
                         self.outgoing.extend_from_slice(&read.before.bytes);
-                        self.owed.push_back(Owed::Ignored(read.before.count));
+                        self.owe(Owed::Ignored(read.before.count));
                     }
                     reads.push(read);
                 }
@@ -212,15 +242,27 @@ impl Driver {
                     }
                     self.outgoing.extend_from_slice(&commands.bytes);
                     let answers = Vec::with_capacity(commands.count.min(MOST_CALLS));
-                    self.owed.push_back(Owed::Run { answers, missing: commands.count, waiter, asked_at });
+                    self.owe(Owed::Run { answers, missing: commands.count, waiter, asked_at });
                 }
             }
         }
         if !reads.is_empty() {
             let history = *lock(&self.shared.history);
             let batch = Batch::ask(reads, history, &mut self.outgoing);
-            self.owed.push_back(Owed::Batch(batch, asked_at));
+            self.owe(Owed::Batch(batch, asked_at));
         }
+        self.parts.push_back(self.ready());
+    }
+
+    /// Takes note of an answer that what is ready by now will have.
+    fn owe(&mut self, owed: Owed) {
+        let end = self.ready();
+        self.owed.push_back((owed, end));
+    }
+
+    /// How many bytes will have been sent when all is that is ready.
+    fn ready(&self) -> u64 {
+        self.sent + (self.outgoing.len() - self.written) as u64
     }
 
     /// Asks for the history in front of what is sent next, if it was not asked for of late.
@@ -231,7 +273,7 @@ impl Driver {
         }
         self.asked_at = now;
         self.outgoing.extend_from_slice(&question.bytes);
-        self.owed.push_back(Owed::History);
+        self.owe(Owed::History);
     }
 
     /// Takes note of the history; what comes after is of it. Where there is no answer, that of before goes on.
@@ -241,7 +283,7 @@ impl Driver {
         if before != history {
             tracing::debug!("redis: the data are of another history: what was stored before is not used");
             for owed in &mut self.owed {
-                if let Owed::Batch(batch, _) = owed {
+                if let (Owed::Batch(batch, _), _) = owed {
                     batch.history = history;
                 }
             }
@@ -257,7 +299,7 @@ impl Driver {
                 Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
                 Poll::Ready(Ok(count)) => {
                     self.written += count;
-                    self.sent = self.sent.saturating_add(count);
+                    self.sent += count as u64;
                 }
                 Poll::Ready(Err(error)) => return Err(error.into()),
                 Poll::Pending => return Ok(Poll::Pending),
@@ -291,7 +333,6 @@ impl Driver {
                 Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
                 Poll::Ready(Ok(count)) => {
                     self.was_heard = true;
-                    self.sent = 0;
                     if self.settle()? || count == room {
                         return Ok(true);
                     }
@@ -305,7 +346,7 @@ impl Driver {
     /// Hands out the answers that are there, up to the end of one batch. Returns whether there may be more.
     fn settle(&mut self) -> Result<bool, Fault> {
         while let Some(token) = wire::next(&mut self.incoming)? {
-            let is_settled = match self.owed.front_mut() {
+            let is_settled = match self.owed.front_mut().map(|(owed, _)| owed) {
                 None => return Err(Fault::Lost(Lost::NotRedis)),
                 Some(Owed::Batch(batch, _)) => batch.take(token)?,
                 Some(_) if matches!(token, Token::Array(_)) => return Err(Fault::Lost(Lost::NotRedis)),
@@ -326,21 +367,22 @@ impl Driver {
             if !is_settled {
                 continue;
             }
-            let settled = self.owed.pop_front();
-            if let Some(Owed::Batch(_, asked_at) | Owed::Run { asked_at, .. }) = &settled
+            let Some((settled, end)) = self.owed.pop_front() else { continue };
+            self.answered = end;
+            if let Owed::Batch(_, asked_at) | Owed::Run { asked_at, .. } = &settled
                 && let Some(counts) = &self.counts
             {
                 counts.trips.record(self.clock.now().since(*asked_at));
             }
             match settled {
-                Some(Owed::Run { answers, waiter, .. }) => {
+                Owed::Run { answers, waiter, .. } => {
                     let refusal = answers.iter().find_map(|answer| match answer {
                         Token::Refusal(refusal) => Some(refusal.clone()),
                         _ => None,
                     });
                     drop(waiter.send(refusal.map_or(Ok(answers), |refusal| Err(Fault::Refused(refusal)))));
                 }
-                Some(Owed::Batch(..)) if !self.incoming.is_empty() => return Ok(true),
+                Owed::Batch(..) if !self.incoming.is_empty() => return Ok(true),
                 _ => {}
             }
         }
@@ -367,7 +409,8 @@ impl Driver {
             self.tick = None;
             let is_silent = !self.owed.is_empty() && !self.was_heard;
             self.silent_ticks = if is_silent { self.silent_ticks + 1 } else { 0 };
-            let of_sent = u32::try_from(self.sent / SENT_IN_A_TICK).unwrap_or(u32::MAX);
+            let unanswered = self.sent.saturating_sub(self.answered);
+            let of_sent = u32::try_from(unanswered / SENT_IN_A_TICK).unwrap_or(u32::MAX);
             if self.silent_ticks > SILENCE.saturating_add(of_sent) {
                 return Err(Fault::Lost(Lost::Silent));
             }
@@ -376,7 +419,7 @@ impl Driver {
 
     fn fail(&mut self, fault: &Fault) {
         self.shared.close(fault);
-        for owed in self.owed.drain(..) {
+        for (owed, _) in self.owed.drain(..) {
             match owed {
                 Owed::Batch(mut batch, _) => batch.fail(fault),
                 Owed::History | Owed::Ignored(_) => {}
@@ -403,5 +446,94 @@ impl Drop for Driver {
         // With its runtime, say, which is nothing to be alarmed at.
         self.shared.count_for(None);
         self.fail(&Fault::Lost(Lost::Closed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, task::Waker};
+
+    use tokio::{
+        io::{AsyncRead, ReadBuf},
+        sync::oneshot,
+    };
+
+    use super::*;
+    use crate::redis::{
+        batch::{Names, Read},
+        wire::Commands,
+    };
+
+    /// The other end of a way that takes some bytes at a time, and never all that there are.
+    #[derive(Default)]
+    struct Slow {
+        is_full: bool,
+    }
+
+    impl AsyncRead for Slow {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.is_full = !self.is_full;
+            if self.is_full { Poll::Ready(Ok(bytes.len().min(300_000))) } else { Poll::Pending }
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn driver() -> Driver {
+        Driver::new(Box::new(Slow::default()), Arc::new(Shared::new(None)))
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_is_forgotten_though_there_is_always_more() {
+        let mut driver = driver();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut waiting = Vec::new();
+        for _ in 0..400 {
+            while driver.shared.queue.lock().unwrap().calls.len() < 8 {
+                let (waiter, answer) = oneshot::channel();
+                let commands = Commands { bytes: vec![b'x'; 256 * 1024], count: 1 };
+                driver.shared.push(Call::Run(commands, waiter)).unwrap();
+                waiting.push(answer);
+            }
+            driver.drive(&mut context).unwrap();
+            assert!(driver.outgoing.len() < 4 * MOST_UNSENT, "{}", driver.outgoing.len());
+        }
+        assert!(driver.sent > 50 * 1024 * 1024, "{}", driver.sent);
+    }
+
+    #[tokio::test]
+    async fn callers_are_counted_and_not_what_nobody_waits_for() {
+        let mut driver = driver();
+        let mut reads = Vec::new();
+        let mut answers = Vec::new();
+        for _ in 0..10 {
+            let (waiter, answer) = oneshot::channel();
+            let mut names = Names::default();
+            names.add(&["name"]);
+            reads.push(Read { names, before: Commands::default(), waiter });
+            answers.push(answer);
+        }
+        (0..3).for_each(|_| driver.owe(Owed::Ignored(1)));
+        assert!(driver.are_few());
+        let batch = Batch::ask(reads, History::default(), &mut Vec::new());
+        let now = driver.clock.now();
+        driver.owe(Owed::Batch(batch, now));
+        assert!(!driver.are_few());
     }
 }

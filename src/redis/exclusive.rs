@@ -174,8 +174,9 @@ impl RedisConnection {
     /// # Errors
     ///
     /// [`Refused`](ErrorKind::Refused) if the server refused, with its own words as the source, or answered with
-    /// something else than a `T`: the connection is as good as before. [`Disconnected`](ErrorKind::Disconnected) if the
-    /// connection broke or was given up before: whether the command was carried out is not known.
+    /// something else than a `T`: the connection is as good as before. [`Unavailable`](ErrorKind::Unavailable) if it said
+    /// that it cannot answer now, or leads elsewhere (`LOADING`, `BUSY`, `READONLY`, `MOVED` and the like).
+    /// [`Disconnected`](ErrorKind::Disconnected) if the connection broke or was given up before: whether the command was carried out is not known.
     ///
     /// # Cancel safety
     ///

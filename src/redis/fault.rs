@@ -2,6 +2,7 @@
 //!
 //! | what | means | and then |
 //! |---|---|---|
+//! | more calls wait than there is room for | nothing of the server | overloaded |
 //! | no connection, a cut or silent one, no Redis at the other end | it is away | another connection, once |
 //! | `MOVED` | the names are at another node of the cluster | a connection to that one, once |
 //! | `READONLY` | it is the primary no longer, or not yet | another connection, once |
@@ -13,7 +14,7 @@
 use std::{fmt, io, sync::Arc};
 
 use super::wire::{Malformed, Refusal};
-use crate::Error;
+use crate::{Error, ErrorKind};
 
 /// Why a call was not answered, or not as it was meant to be.
 #[derive(Clone, Debug)]
@@ -42,6 +43,10 @@ pub(super) enum Lost {
 impl Fault {
     /// The error of an operation.
     pub(super) fn during(self, operation: &'static str) -> Error {
+        if matches!(self, Self::Full) {
+            let message = format!("redis was not asked ({operation}): {}", self.cause());
+            return Error::with_source(ErrorKind::Overloaded, message, self);
+        }
         let Self::Refused(refusal) = &self else {
             let message = format!("redis cannot be reached ({operation}): {}", self.cause());
             return Error::unavailable(message, self);

@@ -1,6 +1,7 @@
 //! Redis (6.2 or later, Valkey) as the remote tier of a cache, and as its invalidation bus.
 //!
-//! Two connections, shared by everybody: one for what is small, one for what is 64 KiB or more. Nobody waits for a
+//! Two connections of a store, shared by everybody: one for what is small, one for what is 64 KiB or more; a bus has one to
+//! publish, and one for each cache that listens. Clone one store for all caches. Nobody waits for a
 //! connection, the server sees few of them, and reads that are made at the same time travel as few questions, so that
 //! more callers cost less each. A connection that broke, fell silent or leads to a server that is the primary no
 //! longer is replaced, and a call that was under way on it is made once more.
@@ -11,7 +12,8 @@
 //!
 //! Of a cluster it uses one node, and follows the names when they move to another. It asks for the commands `AUTH`,
 //! `CLIENT SETNAME`, `EVAL`, `EVALSHA`, `GETRANGE`, `INFO`, `MGET`, `PEXPIRE`, `PING`, `PSETEX`, `SELECT`, `SET` and `TIME`,
-//! on names that begin with `{prefix}:`.
+//! on names that begin with the prefix in braces and a colon, and a bus for `PUBLISH` and `SUBSCRIBE` on channels that begin
+//! without the braces: `ACL SETUSER app ~{mcp-perf}:* &mcp-perf:* …`.
 //!
 //! What the connections do is in [`RedisStore::stats`]. For an exporter the `metrics` recorder that is installed when the
 //! store is first used gets, with the label `prefix`: the histograms `mcp_perf_redis_trip_seconds` and

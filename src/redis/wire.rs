@@ -250,15 +250,17 @@ fn value(buffer: &mut BytesMut, end: usize) -> Result<Option<Token>, Malformed> 
     if after != b"\r\n" {
         return Err(Malformed);
     }
-    let bytes = if length < LARGE {
-        // A slice would keep all of the buffer alive, however many neighbours are long gone.
+    // A slice would keep all of the buffer alive, however many neighbours are long gone. So what is smaller is copied: the
+    // value, or what came after it.
+    let behind = buffer.len() - to;
+    let bytes = if length < LARGE || behind > length {
         let bytes = Bytes::copy_from_slice(&buffer[from..to]);
         buffer.advance(to + 2);
         bytes
     } else {
         buffer.advance(from);
         let bytes = buffer.split_to(length).freeze();
-        buffer.advance(2);
+        *buffer = BytesMut::from(&buffer[2..]);
         bytes
     };
     Ok(Some(Token::Bytes(bytes)))
@@ -410,6 +412,15 @@ mod tests {
         assert_eq!(missing(&buffer[..100]), buffer.len() - 100);
         let Some(Token::Bytes(bytes)) = next(&mut buffer).unwrap() else { panic!("no value") };
         assert_eq!((bytes.len(), bytes.as_ptr()), (LARGE, place));
+        // Nor does a large one another, nor the buffer any of them.
+        let large = format!("${LARGE}\r\n{}\r\n", "x".repeat(LARGE));
+        let mut buffer = BytesMut::from([&large, &large, "$1\r"].concat().as_bytes());
+        let tokens = [next(&mut buffer), next(&mut buffer)];
+        assert!(buffer == b"$1\r"[..] && buffer.capacity() < LARGE);
+        for token in tokens {
+            let Some(Token::Bytes(bytes)) = token.unwrap() else { panic!("no value") };
+            assert!(bytes.len() == LARGE && bytes.try_into_mut().is_ok());
+        }
         let mut buffer = BytesMut::from(&b"$1\r\nx\r\n"[..]);
         let place = buffer[4..].as_ptr();
         let Some(Token::Bytes(bytes)) = next(&mut buffer).unwrap() else { panic!("no value") };
