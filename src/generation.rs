@@ -19,17 +19,26 @@ pub(crate) struct Generation {
     /// What the server is called in the log.
     server: &'static str,
     current: AtomicU64,
+    /// The first generation after the last refusal to write.
+    written_by: AtomicU64,
     read_only: Mutex<Option<Instant>>,
     clock: Clock,
 }
 
 impl Generation {
     pub(crate) fn new(server: &'static str, clock: Clock) -> Self {
-        Self { server, current: AtomicU64::new(0), read_only: Mutex::new(None), clock }
+        let (current, written_by) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { server, current, written_by, read_only: Mutex::new(None), clock }
     }
 
     pub(crate) fn current(&self) -> u64 {
         self.current.load(Ordering::Acquire)
+    }
+
+    /// Whether connections of the generation `born` lead to a server that refused to write.
+    #[cfg(any(test, feature = "postgres"))]
+    pub(crate) fn is_read_only(&self, born: u64) -> bool {
+        born < self.written_by.load(Ordering::Acquire)
     }
 
     /// Gives up every connection of the generation `born`, unless that was done.
@@ -54,6 +63,7 @@ impl Generation {
         let raised = self.current.compare_exchange(born, born + 1, Ordering::AcqRel, Ordering::Acquire);
         if raised.is_ok() {
             *last = Some(now);
+            self.written_by.store(born + 1, Ordering::Release);
             let server = self.server;
             tracing::warn!("{server}: the server refuses to write; every connection is replaced");
         }
@@ -72,6 +82,9 @@ mod tests {
         assert_eq!(generation.current(), 1);
         generation.retire(1);
         assert_eq!(generation.current(), 2);
+        assert!(!generation.is_read_only(0));
+        generation.retire_read_only(2);
+        assert_eq!([1, 2, 3].map(|born| generation.is_read_only(born)), [true, true, false]);
     }
 
     #[test]

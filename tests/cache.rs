@@ -549,7 +549,8 @@ async fn removal_ends_the_throttle_of_a_failed_load() {
 
 #[tokio::test]
 async fn panicking_loader_releases_its_waiters_and_the_key() {
-    let cache: Texts = local(&Clock::manual());
+    let clock = Clock::manual();
+    let cache: Texts = local(&clock);
     let panic = || async {
         tokio::task::yield_now().await;
         if KEY.len() == 3 {
@@ -561,7 +562,27 @@ async fn panicking_loader_releases_its_waiters_and_the_key() {
     let (one, two) = tokio::join!(cache.get_or_load(&key, panic), cache.get_or_load(&key, panic));
     assert_eq!(one.unwrap_err().kind(), ErrorKind::Panicked);
     assert_eq!(two.unwrap_err().kind(), ErrorKind::Panicked);
+    assert_eq!((cache.stats().loads, cache.stats().load_failures), (1, 1));
+    let again = cache.get_or_load(&key, panic).await.unwrap_err();
+    assert_eq!((again.kind(), cache.stats().loads), (ErrorKind::Panicked, 1), "not tried again at once");
+    clock.advance(60 * SECOND);
     assert_eq!(load(&cache, "value").await, "value");
+}
+
+#[tokio::test]
+async fn stale_value_stands_in_for_a_loader_that_panics() {
+    let clock = Clock::manual();
+    let cache: Texts = Cache::builder("test")
+        .clock(clock.clone())
+        .time_to_live(SECOND)
+        .stale_if_error(60 * SECOND)
+        .build()
+        .unwrap();
+    assert_eq!(load(&cache, "old").await, "old");
+    clock.advance(2 * SECOND);
+    let panics =
+        || async { if KEY.len() == 3 { panic!("a bug in a loader") } else { Ok::<_, io::Error>("") } };
+    assert_eq!(cache.get_or_load(&key(), panics).await.unwrap(), "old");
 }
 
 #[tokio::test(start_paused = true)]

@@ -202,6 +202,10 @@ async fn load_that_panics_or_is_not_to_be_stored_gives_its_lease_back() {
     assert_eq!(load.caller.await.unwrap().unwrap_err().kind(), ErrorKind::Panicked);
     let began = pair.clock.now();
     assert_eq!(ask(&pair.two, &[], "second").await.unwrap().unwrap(), "second");
+    assert!(pair.clock.now().since(began) < SECOND, "it waited for the end of a lease");
+    // Where it failed it is not tried again for a second.
+    tokio::time::sleep(2 * SECOND).await;
+    let began = pair.clock.now();
     pair.two.remove(&key()).await.unwrap();
     let kept = || async { Ok::<_, io::Error>(Loaded::do_not_store("not kept".to_owned())) };
     assert_eq!(pair.two.get_or_load(&key(), kept).await.unwrap(), "not kept");

@@ -3,84 +3,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says what is wrong by panicking")]
 #![allow(clippy::float_cmp, reason = "the gauges of a cache are whole numbers")]
 
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+mod support;
+
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use mcp_perf::{
     cache::{Cache, Key, RemoteStatus, WriteBehind},
     clock::Clock,
     testing::{Calls, Fault, FaultStore, MemoryBus, MemoryStore},
 };
-use metrics::{Counter, Gauge, Histogram, KeyName, Metadata, Recorder, SharedString, Unit};
+use support::recorder::Recorder;
 use tokio::sync::{Notify, Semaphore};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// A recorder of one test.
-#[derive(Clone, Default)]
-struct Recorded(Arc<Mutex<BTreeMap<String, Metric>>>);
-
-/// Its kind and its value.
-type Metric = (&'static str, Arc<AtomicU64>);
-
-impl Recorded {
-    /// The place of a metric of the cache named `test`.
-    fn register(&self, key: &metrics::Key, kind: &'static str) -> Arc<AtomicU64> {
-        let labels: Vec<_> = key.labels().map(|label| (label.key(), label.value())).collect();
-        assert_eq!(labels, [("cache", "test")], "{}", key.name());
-        let mut metrics = self.0.lock().unwrap();
-        let (known, value) = metrics.entry(key.name().to_owned()).or_insert((kind, Arc::default()));
-        assert_eq!(*known, kind, "{}", key.name());
-        Arc::clone(value)
-    }
-
-    fn names(&self) -> BTreeMap<String, &'static str> {
-        self.0.lock().unwrap().iter().map(|(name, (kind, _))| (name.clone(), *kind)).collect()
-    }
-
-    fn counter(&self, name: &str) -> u64 {
-        self.0.lock().unwrap()[&format!("mcp_perf_cache_{name}")].1.load(Ordering::SeqCst)
-    }
-
-    fn gauge(&self, name: &str) -> f64 {
-        f64::from_bits(self.counter(name))
-    }
-
-    /// Runs a test whose caches are told of this recorder.
-    fn run(&self, test: impl Future<Output = ()>) {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
-        metrics::with_local_recorder(self, || runtime.block_on(test));
-    }
-}
-
-impl Recorder for Recorded {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn register_counter(&self, key: &metrics::Key, _: &Metadata<'_>) -> Counter {
-        Counter::from_arc(self.register(key, "counter"))
-    }
-
-    fn register_gauge(&self, key: &metrics::Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::from_arc(self.register(key, "gauge"))
-    }
-
-    fn register_histogram(&self, key: &metrics::Key, _: &Metadata<'_>) -> Histogram {
-        self.register(key, "histogram");
-        Histogram::noop()
-    }
-}
 
 /// The rows of the table in the documentation of the module: name, kind and what it is.
 fn documented() -> Vec<[&'static str; 3]> {
@@ -101,8 +36,8 @@ async fn settle() {
 
 #[test]
 fn every_metric_of_a_cache_is_in_the_documented_table_and_none_besides() {
-    let recorded = Recorded::default();
-    recorded.run(async {
+    let recorded = Recorder::of("cache", "test");
+    recorded.run_paused(async {
         let clock = Clock::tokio();
         let builder = Cache::<String>::builder("test").clock(clock.clone()).max_loads(3);
         let builder = builder.remote(MemoryStore::new(clock)).bus(MemoryBus::new());
@@ -116,8 +51,8 @@ fn every_metric_of_a_cache_is_in_the_documented_table_and_none_besides() {
 
 #[test]
 fn metric_of_a_part_that_a_cache_does_not_have_is_not_exported() {
-    let recorded = Recorded::default();
-    recorded.run(async {
+    let recorded = Recorder::of("cache", "test");
+    recorded.run_paused(async {
         let _cache: Cache<String> = Cache::builder("test").build().unwrap();
     });
     let always =
@@ -128,15 +63,15 @@ fn metric_of_a_part_that_a_cache_does_not_have_is_not_exported() {
 
 #[test]
 fn remote_tier_that_goes_away_and_comes_back_is_seen_in_the_stats_and_the_metrics() {
-    let recorded = Recorded::default();
+    let recorded = Recorder::of("cache", "test");
     let seen = recorded.clone();
-    recorded.run(async move {
+    recorded.run_paused(async move {
         let clock = Clock::tokio();
         let store = FaultStore::new(MemoryStore::new(clock.clone()), 1);
         let builder = Cache::<String>::builder("test").clock(clock).remote(store.clone());
         let cache = builder.build().await.unwrap();
-        let status = || (cache.stats().remote_status, seen.gauge("remote_up"));
-        let owed = || (cache.stats().owed, seen.gauge("owed"));
+        let status = || (cache.stats().remote_status, seen.gauge("mcp_perf_cache_remote_up"));
+        let owed = || (cache.stats().owed, seen.gauge("mcp_perf_cache_owed"));
         assert_eq!((status(), owed()), ((RemoteStatus::Up, 1.0), (0, 0.0)));
 
         store.cut(Calls::All);
@@ -146,11 +81,11 @@ fn remote_tier_that_goes_away_and_comes_back_is_seen_in_the_stats_and_the_metric
         assert_eq!(owed(), (2, 2.0), "one for each name");
         for _ in 0..20 {
             let is_away = cache.stats().remote_status == RemoteStatus::Away;
-            assert_eq!(seen.gauge("remote_up"), if is_away { 0.0 } else { 1.0 });
+            assert_eq!(seen.gauge("mcp_perf_cache_remote_up"), if is_away { 0.0 } else { 1.0 });
             cache.get(&Key::public("b")).await;
         }
         assert_eq!(status(), (RemoteStatus::Away, 0.0));
-        assert_eq!((cache.stats().remote_outages, seen.counter("remote_outages_total")), (1, 1));
+        assert_eq!((cache.stats().remote_outages, seen.count("mcp_perf_cache_remote_outages_total")), (1, 1));
 
         store.join();
         tokio::time::sleep(3 * SECOND).await;
@@ -159,7 +94,7 @@ fn remote_tier_that_goes_away_and_comes_back_is_seen_in_the_stats_and_the_metric
         assert_eq!(status(), (RemoteStatus::Returning, 0.0), "its ping was answered");
         for _ in 0..20 {
             let is_up = cache.stats().remote_status == RemoteStatus::Up;
-            assert_eq!(seen.gauge("remote_up"), if is_up { 1.0 } else { 0.0 });
+            assert_eq!(seen.gauge("mcp_perf_cache_remote_up"), if is_up { 1.0 } else { 0.0 });
             cache.get(&Key::public("b")).await;
         }
         assert_eq!(status(), (RemoteStatus::Up, 1.0));
@@ -175,7 +110,7 @@ fn remote_tier_that_goes_away_and_comes_back_is_seen_in_the_stats_and_the_metric
         cache.clear().await.unwrap_err();
         assert_eq!((status(), owed()), ((RemoteStatus::Up, 1.0), (1, 1.0)), "up, and it refuses");
     });
-    recorded.run(async {
+    recorded.run_paused(async {
         let cache: Cache<String> = Cache::builder("test").build().unwrap();
         assert_eq!((cache.stats().remote_status, cache.stats().owed), (RemoteStatus::None, 0));
     });
@@ -183,9 +118,9 @@ fn remote_tier_that_goes_away_and_comes_back_is_seen_in_the_stats_and_the_metric
 
 #[test]
 fn queues_of_loads_and_of_writes_are_as_long_in_the_metrics_as_they_are() {
-    let recorded = Recorded::default();
+    let recorded = Recorder::of("cache", "test");
     let seen = recorded.clone();
-    recorded.run(async move {
+    recorded.run_paused(async move {
         let cache: Cache<String> = Cache::builder("test").max_loads(1).build().unwrap();
         let release = Arc::new(Notify::new());
         let mut loads = tokio::task::JoinSet::new();
@@ -201,7 +136,7 @@ fn queues_of_loads_and_of_writes_are_as_long_in_the_metrics_as_they_are() {
         }
         for left in [2, 1, 0] {
             settle().await;
-            assert_eq!((cache.stats().queued, seen.gauge("queued")), (left, left as f64));
+            assert_eq!((cache.stats().queued, seen.gauge("mcp_perf_cache_queued")), (left, left as f64));
             release.notify_one();
         }
         loads.join_all().await;
@@ -214,11 +149,11 @@ fn queues_of_loads_and_of_writes_are_as_long_in_the_metrics_as_they_are() {
         });
         for (number, name) in ["a", "b", "b", "c"].into_iter().enumerate() {
             behind.insert(&Key::public(name), &[], number.to_string()).await.unwrap();
-            assert_eq!(seen.gauge("write_behind_queued"), behind.queued() as f64);
+            assert_eq!(seen.gauge("mcp_perf_cache_write_behind_queued"), behind.queued() as f64);
         }
         assert_eq!(behind.queued(), 3);
         may_write.add_permits(1);
         assert_eq!(behind.shutdown(60 * SECOND).await, 0);
-        assert_eq!(seen.gauge("write_behind_queued"), 0.0);
+        assert_eq!(seen.gauge("mcp_perf_cache_write_behind_queued"), 0.0);
     });
 }

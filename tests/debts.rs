@@ -178,6 +178,71 @@ async fn refused_debt_blocks_only_its_own_key() {
     assert_eq!(two.get(&Key::public("bad")).await.as_deref(), Some("new"), "it is shared again");
 }
 
+#[tokio::test(start_paused = true)]
+async fn debt_is_paid_where_nobody_reads_and_by_the_runtime_that_is_there() {
+    let clock = Clock::tokio();
+    let faulty = FaultStore::new(MemoryStore::new(clock.clone()), 1);
+    let (one, two) = (node(&clock, faulty.clone()).await, node(&clock, faulty.node()).await);
+    for away in [SECOND / 10, 60 * SECOND] {
+        load(&two, "key", &[TAG], "old").await;
+        faulty.cut(Calls::All);
+        for _ in 0..10 {
+            one.remove_by_tag(TAG).await.unwrap_err();
+            one.remove(&Key::public("key")).await.unwrap_err();
+        }
+        tokio::time::sleep(away).await;
+        faulty.join();
+        assert!(one.stats().owed > 0);
+        tokio::time::sleep(LONGEST_PAUSE).await;
+        assert_eq!(one.stats().owed, 0, "after {away:?}");
+        assert_eq!(two.get(&Key::public("key")).await, None, "after {away:?}");
+    }
+}
+
+/// A runtime goes down with a debt, under a cache that outlives it.
+#[test]
+fn debt_outlives_the_runtime_in_which_it_came_to_be_and_is_paid_in_the_next() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let clock = Clock::system();
+    let faulty = FaultStore::new(MemoryStore::new(clock.clone()), 1);
+    let first = runtime();
+    let one = first.block_on(async {
+        let one = node(&clock, faulty.clone()).await;
+        faulty.cut(Calls::All);
+        one.remove(&Key::public("key")).await.unwrap_err();
+        assert_eq!(one.stats().owed, 1);
+        one
+    });
+    drop(first);
+    faulty.join();
+    assert_eq!(runtime().block_on(one.shutdown(60 * SECOND)), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_waits_until_nothing_is_owed_and_no_longer_than_it_may() {
+    let clock = Clock::tokio();
+    let store = Picky::new(&clock);
+    let (one, two) = (node(&clock, store.clone()).await, node(&clock, store.end()).await);
+    assert_eq!(one.shutdown(SECOND).await, 0);
+    load(&two, "key", &[], "old").await;
+    store.refuse_all(true);
+    one.remove(&Key::public("key")).await.unwrap_err();
+    one.remove_by_tag(TAG).await.unwrap_err();
+    // Until its pauses are long.
+    tokio::time::sleep(60 * SECOND).await;
+    let began = clock.now();
+    assert_eq!(one.shutdown(SECOND).await, 2);
+    assert_eq!(clock.now().since(began), SECOND);
+    // It takes writes again while it is being waited for.
+    let (ending, goes_on) = (one.clone(), store.clone());
+    let ending = tokio::spawn(async move { ending.shutdown(5 * SECOND).await });
+    tokio::time::sleep(3 * SECOND).await;
+    goes_on.refuse_all(false);
+    assert_eq!(ending.await.unwrap(), 0);
+    tokio::time::sleep(STALENESS).await;
+    assert_eq!(two.get(&Key::public("key")).await, None);
+}
+
 /// The tag of an entry is in the entry: who asks for the entry need not know of it.
 #[tokio::test(start_paused = true)]
 async fn entry_whose_carried_tag_is_owed_is_a_miss_though_nobody_asked_for_the_tag() {

@@ -298,7 +298,9 @@ impl Source {
         if self.fails.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
             return Err(io::Error::other("away"));
         }
-        if batch.iter().any(|(key, _)| *key == Key::public("poison")) {
+        let poison =
+            || ["poison".to_owned()].into_iter().chain((0..20).map(|number| format!("poison {number}")));
+        if batch.iter().any(|(key, _)| poison().any(|name| *key == Key::public(&name))) {
             return Err(io::Error::other("refused"));
         }
         self.batches.lock().unwrap().push(batch.len());
@@ -349,6 +351,38 @@ async fn value_the_source_refuses_does_not_hold_up_the_others() {
     behind.insert(&Key::public("d"), &[], 4).await.unwrap();
     tokio::time::sleep(60 * SECOND).await;
     assert_eq!((source.get("d"), behind.shutdown(SECOND).await), (Some(4), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_values_that_the_source_refuses_do_not_hold_up_the_others_for_long() {
+    let source = Source::default();
+    let behind = source.behind(counts());
+    for count in 0..20 {
+        let name = format!("poison {count}");
+        behind.insert(&Key::public(&name), &[], count).await.unwrap();
+    }
+    tokio::time::sleep(60 * SECOND).await;
+    behind.insert(&Key::public("good"), &[], 1).await.unwrap();
+    tokio::time::sleep(3 * SECOND).await;
+    assert_eq!(source.get("good"), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_writes_what_was_put_off_once_the_source_is_back() {
+    let source = Source::default();
+    source.fails.store(usize::MAX, Ordering::SeqCst);
+    let behind = source.behind(counts());
+    for name in ["a", "b", "c"] {
+        behind.insert(&Key::public(name), &[], 1).await.unwrap();
+    }
+    tokio::time::sleep(600 * SECOND).await;
+    let (shut_down, goes_on) = (behind.clone(), source.clone());
+    let ending = tokio::spawn(async move { shut_down.shutdown(5 * SECOND).await });
+    // It comes back while it is being waited for.
+    tokio::time::sleep(SECOND).await;
+    goes_on.fails.store(0, Ordering::SeqCst);
+    assert_eq!(ending.await.unwrap(), 0);
+    assert_eq!(["a", "b", "c"].map(|name| source.get(name)), [Some(1); 3]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,7 +41,8 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 /// The longest that a value may be kept for after it was fresh: 7 days.
 const MAX_STALE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Settings of a cache in the process alone; [`remote`](Self::remote) adds a tier behind it.
+/// Settings of a cache in the process alone; [`remote`](Self::remote) adds a tier behind it, and from there on the settings
+/// are those of [`RemoteCacheBuilder`]: what is to be said of memory and loads is said before.
 #[must_use = "a builder does nothing until `build`"]
 pub struct CacheBuilder<V> {
     settings: Settings<V>,
@@ -311,7 +312,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     }
 
     /// Puts a store behind the memory, which other processes share. Values travel as JSON, by their `serde`
-    /// implementation.
+    /// implementation; that of an [`Arc`] takes serde's feature `rc`.
     pub fn remote<S: Store>(self, store: S) -> RemoteCacheBuilder<V>
     where
         V: Serialize + DeserializeOwned,
@@ -382,7 +383,7 @@ impl<V> Settings<V> {
     }
 }
 
-/// Settings of a cache in two tiers.
+/// Settings of a cache in two tiers: those of the remote one. [`build`](Self::build) is awaited.
 #[must_use = "a builder does nothing until `build`"]
 pub struct RemoteCacheBuilder<V> {
     local: Settings<V>,
@@ -609,6 +610,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             own_events: Arc::new(RemoteEvents::new(&self.local.name)),
             gate: Arc::default(),
             debts: Debts::default(),
+            refuses_reads: AtomicBool::new(false),
             refuses_writes: AtomicBool::new(false),
             coherence,
             tell_unfit_from: AtomicU64::new(0),

@@ -237,6 +237,19 @@ impl Owed {
         }
     }
 
+    /// Everything may be tried now, whatever was refused before.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.rests_until = now;
+        for queue in [&mut self.queue, &mut self.tags] {
+            for ((_, number), name) in queue.split_off(&(now, u64::MAX)) {
+                if let Some(debt) = self.debts.get_mut(&name) {
+                    debt.due = now;
+                }
+                queue.insert((now, number), name);
+            }
+        }
+    }
+
     /// Nothing is tried for a moment: the store cannot be told anything, or has just refused something.
     pub(super) fn rest(&mut self, now: Instant) {
         self.rests_until = now.after(FIRST_PAUSE);
@@ -271,6 +284,27 @@ mod tests {
 
     fn names(due: &[Due]) -> Vec<&str> {
         due.iter().map(|due| &*due.name).collect()
+    }
+
+    #[test]
+    fn what_is_hurried_is_due_and_nothing_is_lost() {
+        let mut owed = owing(&["a", "b"]);
+        owed.owe("tag", What::Tag(Invalidation::Remove), "epoch", at(0));
+        for _ in 0..5 {
+            for name in ["a", "b", "tag"] {
+                let due = owed.debt(name).unwrap();
+                owed.refused(&[due], at(0), MIDDLE);
+            }
+        }
+        assert!(!owed.is_due(at(1_000)));
+        owed.hurry(at(1_000));
+        assert_eq!(owed.len(), 3);
+        for _ in 0..3 {
+            let due = owed.take(at(1_000));
+            assert_eq!(due.len(), 1, "alone, as before");
+            owed.settle(&due);
+        }
+        assert_eq!(owed.len(), 0);
     }
 
     /// The stamp of a tag may change once that of any tag has, and no sooner.

@@ -115,8 +115,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
 
     /// Returns the value, from memory, the remote tier or `loader`, in this order.
     ///
-    /// However many call this for one key at once, one loader runs; everybody gets what it returns. The
-    /// loader returns a value or, to say how it is to be kept, a [`Loaded`].
+    /// However many call this for one key at once, one loader runs, in a task of its own, for which it has to own what it
+    /// needs; everybody gets what it returns. The loader returns a value or, to say how it is to be kept, a [`Loaded`].
     ///
     /// # Errors
     ///
@@ -556,9 +556,37 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         .await
     }
 
+    /// Waits until the remote tier has been told every invalidation that is [owed](Stats::owed) to it, for `deadline` at
+    /// most, and returns how many it has not been told.
+    ///
+    /// To be called when a process ends, after the last call that invalidates something. What is owed then is lost with the
+    /// process: others serve the old values to the end of their lives. Nothing else is: a load that is running, or a value
+    /// that is not shared yet, costs the others a load. A [`WriteBehind`](super::WriteBehind) and a pool have a `shutdown`
+    /// of their own. The cache can be used as before.
+    ///
+    /// # Cancel safety
+    ///
+    /// What is owed goes on being told, as long as the runtime is there.
+    ///
+    /// ```
+    /// use mcp_perf::cache::Cache;
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let cache: Cache<String> = Cache::builder("answers").build()?;
+    /// assert_eq!(cache.shutdown(Duration::from_secs(5)).await, 0);
+    /// # Ok(()) }
+    /// ```
+    pub async fn shutdown(&self, deadline: Duration) -> usize {
+        let Some(remote) = &self.0.remote else { return 0 };
+        let _ = tokio::time::timeout(deadline, remote.pay_everything()).await;
+        self.stats().owed
+    }
+
     /// Says what becomes of a look-up of the key, and why: where the value is, how it stands, what is under way.
     ///
-    /// For people who wonder. It asks the remote tier, counts nothing and changes nothing.
+    /// For people who wonder. It asks the remote tier, which may note there that nothing is there, and counts no hit and no
+    /// miss.
     ///
     /// ```
     /// use mcp_perf::cache::{Cache, Key};

@@ -1,6 +1,14 @@
 //! How a missing value comes: a flight, from boarding to landing. Those of many keys at once are in `load_many`.
 
-use std::{future::poll_fn, slice, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    slice,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use tokio::time::{sleep_until, timeout_at};
 use tracing::Instrument;
@@ -22,6 +30,10 @@ use super::{
     tiers::{Captured, Remembered, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant, error::BoxError};
+
+/// An entry of the remote tier that ends later by no more than this may be the one that memory has: how long it lives is
+/// worked out anew when it is read, from when it was asked for.
+const SAME_ENTRY: Duration = Duration::from_millis(50);
 
 /// Why a value is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,7 +302,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             (Purpose::Need, Standing::Fresh | Standing::Due) => true,
             // Another process was earlier, and there is nothing left to do.
             (Purpose::Refresh, Standing::Fresh | Standing::Due) => {
-                previous.is_none_or(|previous| previous.times().fresh_until < entry.times().fresh_until)
+                let is_later = |previous: Entry<V>| {
+                    previous.times().fresh_until.after(SAME_ENTRY) < entry.times().fresh_until
+                };
+                previous.is_none_or(is_later)
             }
             (_, _) => {
                 // That the attempt before this one failed, a moment ago, is known in memory alone. If the entry was made
@@ -362,6 +377,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     ) -> (Result<L, Error>, Duration) {
         self.events.loads.add();
         let began = self.clock.now();
+        let load = unharmed(load);
         let loaded = self.attend(flights, patience, timeout_at(patience.end, load)).await;
         let cost = self.clock.now().since(began);
         let error = match loaded {
@@ -444,6 +460,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
         Ok(())
     }
+}
+
+/// The load, to the end of which there is an error, and no panic.
+async fn unharmed<L>(load: impl Future<Output = Result<L, Error>>) -> Result<L, Error> {
+    let mut load = pin!(load);
+    poll_fn(|context| {
+        catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(context)))
+            .unwrap_or_else(|_| Poll::Ready(Err(Error::new(ErrorKind::Panicked, "the loader panicked"))))
+    })
+    .await
 }
 
 /// The load that the current task runs inside of.

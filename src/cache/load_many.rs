@@ -96,19 +96,22 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             self.release_at_once(flying);
         }
         let keys = missing.iter().map(|flying| flying.lead.key().into_owned()).collect();
-        let load = async { loader(keys).await.map_err(loader_failed) };
+        let load = async {
+            let loaded = loader(keys).await.map_err(loader_failed)?;
+            let loaded = loaded.into_iter().map(|(key, of_key)| (key, of_key.map(Into::into)));
+            Ok(loaded.collect::<HashMap<Key<'static>, Result<Loaded<V>, E>>>())
+        };
         let patience = self.patience();
         let (loaded, cost) = match self.place(&missing, patience).await {
             Ok(place) => self.run(load, &missing, patience, place).await,
             Err(error) => (Err(error), Duration::ZERO),
         };
         let mut landings: Vec<Landing<V>> = match loaded {
-            Ok(loaded) => {
-                let mut loaded: HashMap<Key<'static>, Result<L, E>> = loaded.into_iter().collect();
+            Ok(mut loaded) => {
                 let landing = |flying: Flying<V>| {
                     let of_key = loaded.remove(&flying.lead.key().into_owned());
                     let of_key = match of_key {
-                        Some(Ok(loaded)) => Ok(loaded.into()),
+                        Some(Ok(loaded)) => Ok(loaded),
                         Some(Err(error)) => {
                             self.events.load_failures.add();
                             Err(loader_failed(error))

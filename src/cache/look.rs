@@ -1,6 +1,6 @@
 //! What a look into the remote tier comes to.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -16,6 +16,9 @@ use super::{
     tiers::{Captured, CapturedTag, Kept, Tiers},
 };
 use crate::{Error, clock::Instant};
+
+/// More tags of an entry than this are looked up by a table.
+const FEW_TAGS: usize = 16;
 
 /// What a look into the remote tier came to.
 pub(super) struct Looked<V> {
@@ -163,7 +166,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         asked_at: Instant,
     ) -> Option<Opened<V>> {
         let tags = || captured.tags.iter().chain(&others);
-        let named = |tag: &str| tags().find(|captured| &*captured.name == tag);
+        // Whoever wrote the entry says how many there are.
+        let many = if envelope.tags.len() > FEW_TAGS { tags().count() } else { 0 };
+        let mut by_name = HashMap::with_capacity(many);
+        by_name.extend(tags().take(many).map(|tag| (&*tag.name, tag)));
+        let named = |tag: &str| match many {
+            0 => tags().find(|captured| &*captured.name == tag),
+            _ => by_name.get(tag).copied(),
+        };
         let carried = envelope.tags.iter().map(|(tag, stamp)| (named(tag).and_then(|now| now.stamp), stamp));
         let carried = std::iter::once((captured.epoch.1, &envelope.epoch)).chain(carried);
         let (mut is_left, mut still_holds) = (true, true);

@@ -42,7 +42,7 @@
 //!   that: every invalidation is written down in the remote tier first, and every process sees there whether it
 //!   heard of all.
 //! - **A remote tier that is away** is left alone: the cache goes on from memory and loader, asks again
-//!   every two seconds in the background, and says so once in the log. Memory answers for
+//!   every two seconds while anybody calls, and says so once in the log. Memory answers for
 //!   [`max_staleness`](RemoteCacheBuilder::max_staleness) at a time even then, since other processes may still
 //!   reach what this one cannot. What could not be invalidated there is an error of the call that wanted it, and
 //!   is owed: this process does not ask for that there before it was told. What it answers is never trusted: bytes

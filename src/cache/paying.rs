@@ -5,7 +5,8 @@
 //! An invalidation that did not reach the store is *owed*. Until it is paid the store is not asked for what it
 //! concerns, so that at least this process is not answered from before its own invalidations. Every read has what is
 //! due paid, and waits for that only if it concerns what it asks for: a debt that the store will not take keeps
-//! nobody from what he asks for besides it. When what is tried is decided in [`debts`](super::debts).
+//! nobody from what he asks for besides it. Where nobody reads, it is seen to [every second](LOOK): other processes wait
+//! for it. When what is tried is decided in [`debts`](super::debts).
 //!
 //! Reading while something else is owed is safe, case by case:
 //!
@@ -24,9 +25,12 @@
 //! What was read before the debt came to be is barred as if the store had been told: running loads were fenced, and
 //! tags have another version, again after the debt was noted.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -45,6 +49,9 @@ use crate::{
     sync::{Mutex, lock},
 };
 
+/// How often somebody looks whether there is something to be paid, while anything is owed.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Invalidations that the store has not been told.
 #[derive(Default)]
 pub(super) struct Debts {
@@ -52,6 +59,8 @@ pub(super) struct Debts {
     owed: Mutex<Owed>,
     /// Whether there is a task that pays.
     is_paying: AtomicBool,
+    /// Whether there is a task that has it paid in time.
+    is_watched: AtomicBool,
     /// Told when that has tried something, and when it ends.
     tried: Notify,
 }
@@ -65,10 +74,18 @@ impl Debts {
 /// The one task that pays.
 struct Paying<V>(Arc<Remote<V>>);
 
+/// The one task that looks whether there is something to be paid. It does not keep the cache alive.
+struct Watching<V: Send + Sync + 'static> {
+    remote: Weak<Remote<V>>,
+    /// Whether it ended by itself, and not with its runtime.
+    is_over: bool,
+}
+
 impl<V: Send + Sync + 'static> Remote<V> {
     pub(super) fn owe(&self, name: &str, what: What) {
         let now = self.clock.now();
         self.change(|owed| owed.owe(name, what, &self.epoch, now));
+        self.watch_debts();
     }
 
     /// What is owed under a name, before the store is told by who invalidates it anew.
@@ -83,10 +100,20 @@ impl<V: Send + Sync + 'static> Remote<V> {
     }
 
     fn change(&self, change: impl FnOnce(&mut Owed)) {
-        let mut owed = lock(&self.debts.owed);
-        change(&mut owed);
-        self.debts.exist.store(owed.len() > 0, Ordering::Release);
-        self.own_events.owes(owed.len());
+        {
+            let mut owed = lock(&self.debts.owed);
+            change(&mut owed);
+            self.debts.exist.store(owed.len() > 0, Ordering::Release);
+        }
+        self.own_events.owes(|| self.debts.len());
+    }
+
+    /// Has what is owed paid in time, whether or not somebody reads.
+    fn watch_debts(&self) {
+        let has_runtime = tokio::runtime::Handle::try_current().is_ok();
+        if has_runtime && !self.debts.is_watched.swap(true, Ordering::AcqRel) {
+            tokio::spawn(Watching { remote: Weak::clone(&self.me), is_over: false }.run());
+        }
     }
 
     /// Has what is due paid. Nobody waits for it but who asks for a name that is owed, and he for no longer than a
@@ -95,6 +122,8 @@ impl<V: Send + Sync + 'static> Remote<V> {
         if !self.debts.exist.load(Ordering::Acquire) {
             return Ok(());
         }
+        // On the runtime before this one, perhaps.
+        self.watch_debts();
         self.begin_to_pay();
         let paid = async {
             let mut has_begun = false;
@@ -121,6 +150,25 @@ impl<V: Send + Sync + 'static> Remote<V> {
             }
         };
         within(self.timeout, paid).await.inspect_err(|_| self.events.remote_failures.add())
+    }
+
+    /// Has everything paid that is owed, and waits for it.
+    pub(super) async fn pay_everything(&self) {
+        loop {
+            let tried = self.debts.tried.notified();
+            if self.debts.len() == 0 {
+                return;
+            }
+            // On another runtime than before, perhaps; and for when this is given up.
+            self.watch_debts();
+            self.change(|owed| owed.hurry(self.clock.now()));
+            self.begin_to_pay();
+            let _ = tokio::time::timeout(LOOK / 10, tried).await;
+            if self.debts.len() > 0 {
+                // What was refused is not to be tried more often than this.
+                tokio::time::sleep(LOOK / 10).await;
+            }
+        }
     }
 
     /// Starts the task that pays, unless it is running or has nothing to do.
@@ -197,6 +245,39 @@ impl<V: Send + Sync + 'static> Remote<V> {
 impl<V: Send + Sync + 'static> Paying<V> {
     async fn run(self) {
         self.0.pay_all().await;
+    }
+}
+
+impl<V: Send + Sync + 'static> Watching<V> {
+    async fn run(mut self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let Some(remote) = self.remote.upgrade() else { return };
+            let Debts { exist, is_watched, .. } = &remote.debts;
+            if exist.load(Ordering::Acquire) {
+                remote.begin_to_pay();
+                continue;
+            }
+            self.is_over = true;
+            is_watched.swap(false, Ordering::AcqRel);
+            // Somebody may have come to owe something who saw that it was watched.
+            if !exist.load(Ordering::Acquire) || is_watched.swap(true, Ordering::AcqRel) {
+                return;
+            }
+            self.is_over = false;
+        }
+    }
+}
+
+impl<V: Send + Sync + 'static> Drop for Watching<V> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        // Nothing more: where a runtime goes down, what is spawned is dropped at once.
+        if let Some(remote) = self.remote.upgrade() {
+            remote.debts.is_watched.store(false, Ordering::Release);
+        }
     }
 }
 

@@ -57,7 +57,9 @@ pub(super) struct Remote<V> {
     pub(super) own_events: Arc<RemoteEvents>,
     pub(super) gate: Arc<Gate>,
     pub(super) debts: Debts,
-    /// Whether it took no writes when it was last asked to.
+    /// Whether it refused the last read.
+    pub(super) refuses_reads: AtomicBool,
+    /// Whether it refused the last write.
     pub(super) refuses_writes: AtomicBool,
     pub(super) coherence: Option<Arc<Coherence>>,
     /// When it may be told again that something does not fit into the store.
@@ -134,11 +136,11 @@ impl<V: Send + Sync + 'static> Remote<V> {
         self.pay(names, &stamps).await?;
         // Nobody is kept from what he asks for because this one is owed.
         stamps.extend(self.any_tag.as_deref());
-        let found = match look {
-            Look::Read => self.store.get_many(names, &stamps),
-            Look::Peek => self.store.peek_many(names, &stamps),
+        let (kind, found) = match look {
+            Look::Read => (Kind::Read, self.store.get_many(names, &stamps)),
+            Look::Peek => (Kind::Peek, self.store.peek_many(names, &stamps)),
         };
-        let Found { entries, stamps: found } = self.call(Kind::Read, found).await?;
+        let Found { entries, stamps: found } = self.call(kind, found).await?;
         if entries.len() != names.len() || found.len() != stamps.len() {
             return Err(short_answer());
         }
@@ -344,9 +346,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
             self.events.remote_failures.add();
             tracing::debug!(cache = %self.cache, kind = ?error.kind(), "call to the remote tier failed: {error}");
         }
-        if kind == Kind::Write {
-            self.tell_refusals(&result);
-        }
+        self.tell_refusals(kind, &result);
         result
     }
 
@@ -375,15 +375,31 @@ impl<V: Send + Sync + 'static> Remote<V> {
         }
     }
 
-    /// One line when it begins to refuse writes, one when it takes them again.
-    fn tell_refusals<T>(&self, result: &Result<T, Error>) {
+    /// One line when it begins to refuse reads, or writes, and one when it does so no more.
+    fn tell_refusals<T>(&self, kind: Kind, result: &Result<T, Error>) {
         let refuses = matches!(result, Err(error) if error.kind() == ErrorKind::Refused);
-        if !refuses && result.is_err() || self.refuses_writes.swap(refuses, Ordering::AcqRel) == refuses {
+        let refused = match kind {
+            Kind::Read => &self.refuses_reads,
+            Kind::Write => &self.refuses_writes,
+            // Where that is refused, the entry is read.
+            Kind::Peek => return,
+        };
+        // Looked at first: what is written is every thread's.
+        if !refuses && result.is_err()
+            || refused.load(Ordering::Acquire) == refuses
+            || refused.swap(refuses, Ordering::AcqRel) == refuses
+        {
             return;
         }
-        match result {
-            Err(error) => tracing::warn!(cache = %self.cache, cause = %error, "remote tier refuses writes"),
-            Ok(_) => tracing::info!(cache = %self.cache, "remote tier takes writes again"),
+        match (kind, result) {
+            (Kind::Write, Err(error)) => {
+                tracing::warn!(cache = %self.cache, cause = %error, "remote tier refuses writes");
+            }
+            (_, Err(error)) => {
+                tracing::warn!(cache = %self.cache, cause = %error, "remote tier refuses reads");
+            }
+            (Kind::Write, Ok(_)) => tracing::info!(cache = %self.cache, "remote tier takes writes again"),
+            (_, Ok(_)) => tracing::info!(cache = %self.cache, "remote tier answers reads again"),
         }
     }
 }
@@ -437,6 +453,7 @@ fn note<T>(
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Read,
+    Peek,
     Write,
 }
 

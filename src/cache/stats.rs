@@ -177,8 +177,21 @@ impl RemoteEvents {
         self.up.set(if is_up { 1.0 } else { 0.0 });
     }
 
-    pub(super) fn owes(&self, debts: usize) {
-        self.owed.set(exact(debts));
+    pub(super) fn owes(&self, debts: impl Fn() -> usize) {
+        show(&self.owed, debts);
+    }
+}
+
+/// Sets a gauge to what is counted, by a caller who holds no lock: an exporter is somebody else's code. Once more if
+/// somebody else did so meanwhile, who may have counted later.
+pub(super) fn show(gauge: &metrics::Gauge, count: impl Fn() -> usize) {
+    let mut shown = count();
+    loop {
+        gauge.set(exact(shown));
+        match count() {
+            now if now == shown => return,
+            now => shown = now,
+        }
     }
 }
 

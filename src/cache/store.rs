@@ -21,7 +21,7 @@ use crate::Error;
 /// in between is back.
 ///
 /// Errors: [`Error::unavailable`] when the store cannot be reached, [`Error::refused`] when it answered
-/// and would not. Never an empty answer instead of an error: an absence that is not one would let a
+/// and would not, [`Overloaded`](crate::ErrorKind::Overloaded) when it was not asked since too many others were. Never an empty answer instead of an error: an absence that is not one would let a
 /// value be stored that an invalidation forbids.
 ///
 /// `mcp_perf::testing::store` (feature `test-util`) holds the tests that every implementation must
@@ -74,7 +74,8 @@ pub trait Store: Send + Sync + 'static {
     /// An absent stamp becomes the whole new one in either case.
     fn restamp(&self, stamps: &[Restamp<'_>]) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Answers if the store can be reached and would take a write.
+    /// Answers if the store can be reached, and is to be used. One that can be read, and takes no writes for now, may answer
+    /// and say so to those who write; while it refuses, it is not asked after it was away.
     fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
 }
 

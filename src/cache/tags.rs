@@ -220,6 +220,9 @@ pub(crate) struct Seen {
     pub(crate) tags: SeenTags,
 }
 
+/// What a tag takes up besides its cell and its name, about: its place in the table, counts, and what is noted of it.
+const BESIDES: usize = 160;
+
 /// The states of tags, if there are any.
 #[derive(Clone, Default)]
 pub(crate) struct SeenTags(Option<Arc<[Tag]>>);
@@ -266,6 +269,16 @@ impl SeenTags {
 
     pub(crate) fn cells(&self) -> impl Iterator<Item = &Arc<Cell>> {
         self.iter().map(|(cell, _)| cell)
+    }
+
+    /// The bytes that they take up, about: of each tag a part of what those who carry it by now have in common.
+    pub(crate) fn weight(&self) -> usize {
+        let of_tag = |(cell, _): &Tag| {
+            // The table has one besides, and so has whoever is about to store this.
+            let shared_by = Arc::strong_count(cell).saturating_sub(2).max(1);
+            size_of::<Tag>() + (size_of::<Cell>() + BESIDES + cell.name.len()) / shared_by
+        };
+        self.iter().map(of_tag).sum()
     }
 
     /// Whether nothing was invalidated since.

@@ -47,6 +47,8 @@ const WRITE_TRIES: usize = 3;
 /// What an entry takes up in memory besides its key and its value, about: the entry itself, the engine's node and
 /// its share of the engine's tables.
 const OVERHEAD: usize = 160;
+/// And what one takes up that has tags or a validator, besides these.
+const RARE: usize = 192;
 
 /// Everything that the clones of a cache share.
 pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
@@ -325,9 +327,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         read_from: Option<Fence>,
     ) -> Entry<V> {
         let touched = self.settings.time_to_idle.map(|_| self.clock.now());
+        let weight = self.weight(key, kept, &seen);
         let mut entry = Entry::new(kept.content.clone(), times, heard_at, seen);
         entry.calm_until = entry.calm_until.min(heard_at.after(self.max_local_life));
-        entry.with(kept.validator.clone(), touched, read_from, self.weight(key, kept))
+        entry.with(kept.validator.clone(), touched, read_from, weight)
     }
 
     /// An entry with other times.
@@ -337,14 +340,18 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         entry
     }
 
-    fn weight(&self, key: &Key<'_>, kept: &Kept<V>) -> u32 {
+    fn weight(&self, key: &Key<'_>, kept: &Kept<V>, seen: &Seen) -> u32 {
         let Some(weigher) = &self.settings.weigher else { return 1 };
         let value = match (&kept.content, kept.cost) {
             (_, Some(cost)) => u64::from(cost),
             (Ok(value), None) => weigher(value),
             (Err(_), None) => 64,
         };
-        let own = (size_of::<Entry<V>>() + OVERHEAD + key.bytes().len()) as u64;
+        let rare = match (&kept.validator, seen.tags.is_empty()) {
+            (None, true) => 0,
+            (validator, _) => RARE + validator.as_ref().map_or(0, |known| known.len()) + seen.tags.weight(),
+        };
+        let own = (size_of::<Entry<V>>() + OVERHEAD + key.bytes().len() + rare) as u64;
         u32::try_from(value.saturating_add(own)).unwrap_or(u32::MAX)
     }
 
@@ -421,19 +428,19 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Some(remote) = &self.remote else { return Ok(()) };
         let item = Item::Key(key.clone(), Invalidation::Remove);
         let told = remote.announce(&item).await;
-        let glimpse = self.flights.glimpse(key);
+        let watch = self.flights.watch(key);
         let written = self.write(remote, key, kept, &mut captured).await;
         if written.is_err() {
             // What is there is older than what was to be put there.
             remote.owe_removal(key);
         }
-        if self.flights.glimpse(key) == glimpse {
-            self.keep(key, kept, &captured);
-        } else {
+        let entry = self.entry(key, kept, captured.at, captured.at, captured.seen());
+        watch.fence(|is_unchanged| match is_unchanged {
+            true => self.local.insert(key.into(), entry),
             // A removal that came meanwhile may have reached the remote tier before or after us. Let the
             // remote tier say which, by having nothing in memory.
-            self.flights.fence(key, || self.local.remove(key));
-        }
+            false => self.local.remove(key),
+        });
         remote.done(told, &item, written).await
     }
 

@@ -18,7 +18,7 @@ use super::{
     Cache, Key, Loaded,
     front::detached,
     key::{AsKey, StoredKey},
-    stats::{exact, queued_writes},
+    stats::{queued_writes, show},
     tiers::{Captured, CapturedTag, Kept},
     write::Unwritten,
 };
@@ -77,6 +77,8 @@ struct Behind<V: Clone + Send + Sync + 'static> {
     changed: Notify,
     /// Told when pauses are to be cut short.
     hurry: Notify,
+    /// Told how many are pending.
+    exported: Gauge,
 }
 
 struct Queue<V> {
@@ -87,8 +89,6 @@ struct Queue<V> {
     /// Whether the task that writes is running.
     is_running: bool,
     is_closed: bool,
-    /// Told how many are pending.
-    exported: Gauge,
 }
 
 struct Pending<V> {
@@ -109,6 +109,8 @@ struct Taken<V> {
     value: V,
     tags: Arc<[String]>,
     number: u64,
+    /// Whether it failed before, and is alone.
+    has_failed: bool,
 }
 
 /// Enough that writers of different keys seldom wait for each other.
@@ -138,10 +140,11 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             capacity: 10_000,
             max_batch: 64,
             delay: Duration::from_millis(10),
-            queue: Mutex::new(Queue::new(exported)),
+            queue: Mutex::new(Queue::new()),
             storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             changed: Notify::new(),
             hurry: Notify::new(),
+            exported,
         }))
     }
 
@@ -170,10 +173,11 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             capacity: shared.capacity,
             max_batch: shared.max_batch,
             delay: shared.delay,
-            queue: Mutex::new(Queue::new(lock(&shared.queue).exported.clone())),
+            queue: Mutex::new(Queue::new()),
             storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             changed: Notify::new(),
             hurry: Notify::new(),
+            exported: shared.exported.clone(),
         });
         change(&mut behind);
         Self(Arc::new(behind))
@@ -212,6 +216,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
                 return Err(Error::new(ErrorKind::Unavailable, "the queue of writes is full"));
             }
         }
+        self.0.show();
         self.0.run();
         let (behind, key) = (Arc::clone(&self.0), key.clone().into_owned());
         detached(async move {
@@ -250,13 +255,14 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
     }
 
     /// Takes no more writes, writes what is queued without further delay, and returns how many keys were still
-    /// unwritten when that was done or `deadline` had passed.
+    /// unwritten when that was done or `deadline` had passed. What failed before is tried at once, and then again, one key
+    /// after the other, ten in a second.
     ///
     /// # Cancel safety
     ///
     /// The writing goes on.
     pub async fn shutdown(&self, deadline: Duration) -> usize {
-        lock(&self.0.queue).is_closed = true;
+        lock(&self.0.queue).close();
         self.0.hurry.notify_one();
         self.0.run();
         let drained = async {
@@ -274,9 +280,9 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
 }
 
 impl<V: Clone> Queue<V> {
-    fn new(exported: Gauge) -> Self {
+    fn new() -> Self {
         let (pending, order) = (HashMap::new(), VecDeque::new());
-        Self { pending, order, is_running: false, is_closed: false, exported }
+        Self { pending, order, is_running: false, is_closed: false }
     }
 
     /// Returns whether there was room.
@@ -299,9 +305,19 @@ impl<V: Clone> Queue<V> {
         }
         let pending = Pending { value, tags, number: 0, failures: 0, not_before: None, is_stored: false };
         self.pending.insert(key.clone(), pending);
-        self.exported.set(exact(self.pending.len()));
         self.order.push_back(key);
         true
+    }
+
+    /// Takes no more, and puts off nothing that is there.
+    fn close(&mut self) {
+        self.is_closed = true;
+        self.pending.values_mut().for_each(|pending| pending.not_before = None);
+    }
+
+    /// The longest pause after a failure.
+    fn longest_pause(&self) -> Duration {
+        if self.is_closed { FIRST_PAUSE } else { LONGEST_PAUSE }
     }
 
     /// Whether there is no reason to wait for more.
@@ -324,7 +340,7 @@ impl<V: Clone> Queue<V> {
             }
             pending.number += 1;
             let (value, tags) = (pending.value.clone(), Arc::clone(&pending.tags));
-            batch.push(Taken { key, value, tags, number: pending.number });
+            batch.push(Taken { key, value, tags, number: pending.number, has_failed: goes_alone });
             if goes_alone || batch.len() >= most {
                 break;
             }
@@ -341,6 +357,7 @@ impl<V: Clone> Queue<V> {
         now: Instant,
     ) -> Vec<(Taken<V>, Unwritten<V>)> {
         let mut written = Vec::new();
+        let longest = self.longest_pause();
         for (taken, before) in batch {
             let Some(pending) = self.pending.get_mut(&taken.key) else { continue };
             let is_last = pending.number == taken.number;
@@ -351,7 +368,8 @@ impl<V: Clone> Queue<V> {
             } else {
                 pending.failures = pending.failures.saturating_add(1);
                 // The first time it may have been another's fault.
-                let pause = if pending.failures == 1 { Duration::ZERO } else { pause(pending.failures) };
+                let pause =
+                    if pending.failures == 1 { Duration::ZERO } else { pause(pending.failures, longest) };
                 pending.not_before = Some(now + pause);
                 if is_last {
                     pending.number += 1;
@@ -365,10 +383,7 @@ impl<V: Clone> Queue<V> {
     /// Forgets a value that was written, if it is the last one still.
     fn settled(&mut self, key: &StoredKey, number: u64) {
         match self.pending.get_mut(key) {
-            Some(pending) if pending.number == number => {
-                self.pending.remove(key);
-                self.exported.set(exact(self.pending.len()));
-            }
+            Some(pending) if pending.number == number => drop(self.pending.remove(key)),
             Some(pending) => pending.failures = 0,
             None => {}
         }
@@ -380,10 +395,13 @@ async fn write_all<V: Clone + Send + Sync + 'static>(mut running: Running<V>) {
     let behind = Arc::clone(&running.behind);
     let mut failures: u32 = 0;
     loop {
-        let pause = match failures {
-            0 if lock(&behind.queue).has_enough(behind.max_batch) => Duration::ZERO,
-            0 => behind.delay,
-            failures => pause(failures),
+        let pause = {
+            let queue = lock(&behind.queue);
+            match failures {
+                0 if queue.has_enough(behind.max_batch) => Duration::ZERO,
+                0 => behind.delay,
+                failures => pause(failures, queue.longest_pause()),
+            }
         };
         if !pause.is_zero() {
             // Cut short by a shutdown.
@@ -411,6 +429,7 @@ async fn write_all<V: Clone + Send + Sync + 'static>(mut running: Running<V>) {
         let batch = behind.before(batch).await;
         let values = batch.iter().map(|(taken, _)| (taken.key.as_key().into_owned(), taken.value.clone()));
         let values = values.collect();
+        let has_failed_before = batch.iter().any(|(taken, _)| taken.has_failed);
         let is_written = behind.write(values).await;
         match is_written {
             true if failures > 0 => tracing::info!(cache = behind.cache.name(), "writing behind goes on"),
@@ -420,7 +439,12 @@ async fn write_all<V: Clone + Send + Sync + 'static>(mut running: Running<V>) {
             }
             _ => {}
         }
-        failures = if is_written { 0 } else { failures.saturating_add(1) };
+        failures = match is_written {
+            true => 0,
+            // What failed before says little of the source: it has a pause of its own.
+            false if has_failed_before => failures.max(1),
+            false => failures.saturating_add(1),
+        };
         let written = lock(&behind.queue).done(batch, is_written, runtime_now());
         // At once: what is put off may be invalidated meanwhile, and a store that gathers calls makes few trips of
         // them.
@@ -441,8 +465,8 @@ fn runtime_now() -> Instant {
 }
 
 /// The pause after so many failures in a row.
-fn pause(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
+fn pause(failures: u32, longest: Duration) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(longest)
 }
 
 /// The one task that writes.
@@ -480,6 +504,11 @@ impl<V: Clone + Send + Sync + 'static> Behind<V> {
         }
         let running = Running { behind: Arc::clone(self), is_over: false };
         tokio::spawn(write_all(running).in_current_span());
+    }
+
+    /// Tells the exporter how many are pending.
+    fn show(&self) {
+        show(&self.exported, || lock(&self.queue).pending.len());
     }
 
     /// Returns whether the source took it.
@@ -535,6 +564,7 @@ impl<V: Clone + Send + Sync + 'static> Behind<V> {
             tiers.store_written(&key, Some(&kept), before).await;
         }
         lock(&self.queue).settled(&stored, number);
+        self.show();
     }
 
     fn storing(&self, key: &Key<'_>) -> &tokio::sync::Mutex<()> {

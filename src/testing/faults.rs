@@ -34,6 +34,7 @@ use crate::{
 ///     clock::Clock,
 ///     testing::{Calls, Fault, FaultStore, MemoryStore},
 /// };
+/// use std::time::Duration;
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(async {
 /// let clock = Clock::tokio();
@@ -42,13 +43,14 @@ use crate::{
 /// let one: Cache<u32> = Cache::builder("numbers").clock(clock.clone()).remote(here.clone()).build().await?;
 /// let two: Cache<u32> = Cache::builder("numbers").clock(clock).remote(there).build().await?;
 ///
-/// // A write that is given up, and arrives all the same.
-/// here.next(Calls::Writes, Fault::Late);
+/// // A write that is made, and of which nothing is heard.
+/// here.next(Calls::Writes, Fault::LoseAnswer);
 /// let key = Key::public("a");
 /// assert!(one.insert(&key, 1).await.is_err());
-/// assert_eq!(two.get(&key).await, None);
-/// tokio::time::sleep(network.longest_lateness()).await;
 /// assert_eq!(two.get(&key).await, Some(1));
+/// // Nobody knows whether it was made, so it is undone.
+/// tokio::time::sleep(Duration::from_secs(10)).await;
+/// assert_eq!(two.get(&key).await, None);
 /// # Ok::<_, mcp_perf::Error>(()) }).unwrap();
 /// ```
 pub struct FaultStore<S> {

@@ -21,6 +21,7 @@ pub mod certificate;
 pub mod log;
 pub mod postgres;
 pub mod process;
+pub mod recorder;
 pub mod redis;
 pub mod stepped;
 pub mod wait;
