@@ -328,6 +328,25 @@ async fn pool_whose_lease_is_lost_is_at_its_share_and_comes_back_when_it_can_be_
     assert_eq!((pool.stats().ceiling, pool.stats().open), (13, 13));
 }
 
+/// Of five that are out two are to go, and one of those that come back is closed in any case.
+#[tokio::test(start_paused = true)]
+async fn connection_that_is_closed_for_another_reason_is_one_less_all_the_same() {
+    let allowance = Told::of(5);
+    let server = server();
+    let pool = builder(&server).allowance(allowance.clone()).build().unwrap();
+    let mut lent = Vec::new();
+    for _ in 0..5 {
+        lent.push(pool.get().await.unwrap());
+    }
+    allowance.set(3);
+    sleep(SECOND + 100 * MILLI).await;
+    lent[0].mark_broken();
+    drop(lent);
+    sleep(100 * MILLI).await;
+    let stats = pool.stats();
+    assert_eq!((stats.closed.broken, stats.closed.surplus, stats.open), (1, 1, 3), "{stats:?}");
+}
+
 #[tokio::test]
 async fn pool_that_cannot_give_way_is_not_built() {
     for builder in [builder(&server()).size(4).initial(4), builder(&server()).observe(1..=4).initial(2)] {

@@ -22,8 +22,8 @@ use std::{
 use mcp_perf::{
     clock::Clock,
     pool::{
-        Pool, PoolBuilder, Sizing,
-        sizing::{Decision, Reason, Sample},
+        Pool, PoolBuilder, Share, Sizing,
+        sizing::{Decision, Fixed, Reason, Sample},
     },
     testing::{FakeServer, Usl},
 };
@@ -143,6 +143,79 @@ async fn pool_finds_the_size_at_which_its_server_does_most_and_tells_how() {
     for field in ["old", "new", "max_waiting", "timeouts", "ceiling", "too_many_connections"] {
         assert_eq!(log.fields(field).len(), reasons.len(), "{field}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pool_that_observes_says_what_it_would_do_and_does_nothing() {
+    let log = Log::hear();
+    let server = FakeServer::new(usl()).connecting(SECOND / 50);
+    let pool = builder(&server).observe(2..=CEILING).initial(2).build().unwrap();
+    let load = Load::start(&pool, best());
+    sleep(MINUTE).await;
+    drop(load);
+    assert_eq!(pool.stats().target, 2);
+    let (reasons, followed) = (log.fields("reason"), log.fields("is_followed"));
+    assert!(!reasons.is_empty() && reasons.iter().all(|line| line.contains("trying")), "{reasons:#?}");
+    assert!(followed.len() == reasons.len() && followed.iter().all(|is| is == "false"));
+    assert!(log.fields("old").iter().all(|old| old == "2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wanted_beyond_the_bounds_is_one_change_and_one_line() {
+    let log = Log::hear();
+    let server = FakeServer::new(usl()).connecting(SECOND / 50);
+    let pool = builder(&server).adaptive(2..=10).initial(4).sizing(Fixed::new(30)).build().unwrap();
+    sleep(MINUTE).await;
+    assert_eq!(
+        (pool.stats().target, log.fields("old"), log.fields("new")),
+        (10, vec!["4".into()], vec!["10".into()])
+    );
+    // What others put in force is told, too, by an algorithm that goes on from there.
+    let other = builder(&server).adaptive(2..=10).initial(4).build().unwrap();
+    other.set_target(9).unwrap();
+    sleep(2 * SECOND).await;
+    assert_eq!(
+        (log.fields("old").pop().unwrap(), log.fields("new").pop().unwrap()),
+        ("4".into(), "9".into())
+    );
+    drop(other);
+    let log = Log::hear();
+    pool.set_target(4).unwrap();
+    sleep(MINUTE).await;
+    assert_eq!((pool.stats().target, log.fields("old")), (10, vec!["4".into()]));
+}
+
+/// What is kept for others is no room for those who wait; and who may have no more is not helped by more.
+#[tokio::test(start_paused = true)]
+async fn pool_that_keeps_some_for_others_grows_and_one_whose_callers_may_have_no_more_does_not() {
+    let server = FakeServer::new(usl()).connecting(SECOND / 50);
+    let builder = |server: &FakeServer| builder(server).adaptive(4..=CEILING).initial(4);
+    let pool = builder(&server).system_reserve(1).class("quiet", Share::new().guarantee(2)).build().unwrap();
+    let load = Load::start(&pool, 1.05 * best());
+    sleep(5 * MINUTE).await;
+    let done = done(&server).await;
+    assert!(done >= 0.9, "{done}, {:?}", pool.stats());
+    drop(load);
+
+    let server = FakeServer::new(usl()).connecting(SECOND / 50);
+    let pool = builder(&server).class("few", Share::new().at_most(2)).build().unwrap();
+    let few = pool.class("few").unwrap();
+    let log = Log::hear();
+    for _ in 0..20 {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            while let Ok(mut connection) = pool.get_for(few).await {
+                connection.query(WORK).await.unwrap();
+            }
+        });
+    }
+    sleep(5 * MINUTE).await;
+    assert_eq!((pool.stats().target, pool.stats().open <= 4), (4, true), "{:?}", pool.stats());
+    assert!(
+        !log.fields("reason").iter().any(|reason| reason.contains("more")),
+        "{:#?}",
+        log.fields("reason")
+    );
 }
 
 /// One more whenever somebody waits.

@@ -1,5 +1,9 @@
 //! One server's connections, shared by many processes: the arithmetic, pure.
 //!
+//! Who wants PostgreSQL's shared takes [`PostgresBudget`](crate::postgres::PostgresBudget), which leases blocks in a way of
+//! its own, or [`ObservedShare`](crate::postgres::ObservedShare) (feature `postgres`), and gives it to
+//! [`PoolBuilder::allowance`](super::PoolBuilder::allowance). This is for an [`Allowance`](super::Allowance) of one's own.
+//!
 //! A server allows so many connections in all, and every process that has a pool takes some. That each pool stays below
 //! a ceiling of its own keeps the sum below nothing. What one process may have at most is its *share* of a [`Budget`]:
 //!

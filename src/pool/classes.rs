@@ -143,6 +143,12 @@ impl Classes {
         free > 0 && (in_use < guarantee || (*in_use < share.at_most && free > self.kept))
     }
 
+    /// Whether this class has as many as it may have at most.
+    pub(super) fn has_most(&self, class: usize) -> bool {
+        let Standing { share, in_use, .. } = &self.all[class];
+        *in_use >= share.at_most
+    }
+
     /// Whether this class has less than it is sure of.
     #[inline]
     pub(super) fn is_owed(&self, class: usize) -> bool {

@@ -218,14 +218,25 @@ impl fmt::Debug for Gate {
 
 impl State {
     fn level(&self) -> Level {
-        Level { in_use: self.in_use, target: self.target, waiting: self.lines.waiting() }
+        Level { in_use: self.in_use, target: self.target, waiting: self.lines.waiting(), kept: 0 }
     }
 
-    /// What the size is to be judged by: without the one that the system has beside the target.
+    /// What the size is to be judged by: without the one that the system has beside the target, and with what is kept
+    /// from those who wait.
     fn judged(&self) -> Level {
-        let Level { in_use, target, waiting } = self.level();
+        let Level { in_use, target, waiting, .. } = self.level();
         let beside = self.has_one_more && in_use > target;
-        Level { in_use: in_use - u32::from(beside), target, waiting }
+        let free = target.saturating_sub(in_use);
+        let kept = if free > 0 && waiting > 0 && self.are_kept_waiting() { free } else { 0 };
+        Level { in_use: in_use - u32::from(beside), target, waiting, kept }
+    }
+
+    /// Whether somebody waits who would be served if there were more. Who waits for his own class to give one back would
+    /// not.
+    #[cold]
+    fn are_kept_waiting(&self) -> bool {
+        let mut waiting = self.lines.by_class().enumerate();
+        waiting.any(|(class, waiting)| waiting > 0 && !self.classes.has_most(class))
     }
 
     fn set_target(&mut self, target: u32, now: Instant) -> Vec<Waker> {

@@ -67,7 +67,7 @@ fn debt_is_paid_by_returns_and_nobody_enters_before() {
     }
     gate.release(1, NOW);
     assert!(is_served(&mut waiter));
-    assert_eq!(gate.level(), Level { in_use: 2, target: 2, waiting: 0 });
+    assert_eq!(gate.level(), Level { in_use: 2, target: 2, waiting: 0, kept: 0 });
 }
 
 #[test]
@@ -222,7 +222,7 @@ proptest! {
             prop_assert!(after <= target || after <= before, "entered while in debt");
             prop_assert!(may_grow || after <= before.max(target));
             let waiting: usize = callers.iter().flatten().filter(|one| matches!(one, Caller::Waits(_))).count();
-            let expected = Level { in_use: after, target, waiting: u32::try_from(waiting).unwrap() };
+            let expected = Level { in_use: after, target, waiting: u32::try_from(waiting).unwrap(), kept: 0 };
             prop_assert_eq!(gate.level(), expected);
             prop_assert_eq!(gate.by_class().into_iter().map(|class| class.0).collect::<Vec<_>>(), in_use);
             // Whoever has more than it is sure of left free what others are sure of.
@@ -241,7 +241,7 @@ proptest! {
             }
         }
         drop(callers);
-        prop_assert_eq!(gate.level(), Level { in_use: 0, target, waiting: 0 });
+        prop_assert_eq!(gate.level(), Level { in_use: 0, target, waiting: 0, kept: 0 });
     }
 }
 
@@ -291,7 +291,7 @@ async fn resizes_under_load_break_no_target_and_lose_no_permit() {
     };
     tokio::time::timeout(Duration::from_secs(60), all).await.expect("somebody waits for ever");
     assert!(peak.load(Ordering::SeqCst) <= 16, "{peak:?}");
-    assert_eq!(gate.level(), Level { in_use: 0, target: 16, waiting: 0 });
+    assert_eq!(gate.level(), Level { in_use: 0, target: 16, waiting: 0, kept: 0 });
 }
 
 /// One permit, two callers who come back at once, and a polite one: it waits for two handovers, no more.
@@ -331,7 +331,7 @@ fn target_goes_back_before_anybody_is_turned_away() {
     let _held = [(); 2].map(|()| gate.try_acquire(1, NOW).unwrap());
     gate.set_target(1, Some(Retreat { waiting: 9, target: 4 }), NOW);
     let mut waiters = [(); 3].map(|()| joined(&gate, 1));
-    assert_eq!(gate.level(), Level { in_use: 4, target: 4, waiting: 1 });
+    assert_eq!(gate.level(), Level { in_use: 4, target: 4, waiting: 1, kept: 0 });
     assert_eq!(waiters.each_mut().map(is_served), [true, true, false]);
 }
 
@@ -351,7 +351,7 @@ fn target_goes_back_at_once_when_more_wait_than_may() {
     assert_eq!((gate.level().target, gate.most()), (4, 4));
     assert!(gate.has_retreated() && !gate.has_retreated(), "said once");
     assert!(is_served(&mut first) && is_served(&mut second));
-    assert_eq!(gate.level(), Level { in_use: 4, target: 4, waiting: 0 });
+    assert_eq!(gate.level(), Level { in_use: 4, target: 4, waiting: 0, kept: 0 });
     drop(held);
 }
 

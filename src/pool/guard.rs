@@ -115,10 +115,12 @@ impl<M: ManageConnection> Drop for Connection<M> {
         if lease.has_permit {
             tracked.last_used = now;
             if tracked.ending.is_none() {
-                let ending = lease.shared.tracking.examine(tracked, now);
-                let is_surplus = || lease.shared.watch.take_surplus().then_some(Ending::Surplus);
-                tracked.ending = ending.or_else(is_surplus);
+                tracked.ending = lease.shared.tracking.examine(tracked, now);
             }
+        }
+        // Whatever it is closed for, it is one less.
+        if (lease.has_permit || tracked.ending.is_some()) && lease.shared.watch.take_surplus() {
+            tracked.ending.get_or_insert(Ending::Surplus);
         }
         match tracked.ending {
             None => lease.is_kept = true,

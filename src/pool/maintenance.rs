@@ -70,21 +70,33 @@ impl<M: ManageConnection> Shared<M> {
         }));
         let Ok((before, decision, proven)) = decided else {
             tracing::error!(pool = &*self.name, "the sizing panicked: the size stays as it is");
+            // Nobody is left to say that the server has room again.
+            self.watch.gives_way_to.store(0, Ordering::Relaxed);
+            self.give_way();
             return false;
         };
         self.watch.proven.store(proven, Ordering::Relaxed);
-        let target = decision.target.clamp(self.settings.floor, self.ceiling());
+        let within = |target: u32| target.clamp(self.settings.floor, self.ceiling());
+        let target = within(decision.target);
+        let old = match decision.reason {
+            // It is in force by now, and this is the first to be said of it.
+            Reason::Ceiling | Reason::InForce if *follow == Follow::Do => before,
+            _ if *follow == Follow::Do => sample.target,
+            _ => within(before),
+        };
         // What a trial came to is what everybody wants to hear of, also where it changes nothing, and not the turns of it.
         let is_said = match decision.reason {
-            Reason::Kept { .. } | Reason::Reverted { .. } | Reason::DemandMet => true,
+            Reason::Kept { .. } | Reason::Reverted { .. } | Reason::DemandMet | Reason::Retreated => true,
             Reason::Quicker { .. } | Reason::NotQuicker { .. } | Reason::Void => true,
             Reason::Measuring => false,
-            _ => target != before,
+            // It is for as long as nothing is put in force.
+            Reason::InForce if *follow == Follow::Say => false,
+            _ => target != old,
         };
         if is_said {
             tracing::info!(
                 pool = &*self.name,
-                old = before,
+                old,
                 new = target,
                 reason = %decision.reason,
                 is_followed = *follow == Follow::Do,
@@ -170,7 +182,9 @@ impl<M: ManageConnection> Shared<M> {
             let tracked: &mut Tracked<M::Connection> = &mut connection;
             let is_idle = self.settings.idle_timeout.is_some_and(|most| now.since(tracked.last_used) >= most);
             let ending = self.tracking.examine(tracked, now);
-            let ending = ending.or_else(|| self.watch.take_surplus().then_some(Ending::Surplus));
+            // Whatever it is closed for, it is one less.
+            let is_surplus = self.watch.take_surplus();
+            let ending = ending.or(is_surplus.then_some(Ending::Surplus));
             let ending = ending.or((is_idle && surplus > 0).then_some(Ending::Idle));
             tracked.ending = ending;
             let going = ending.and_then(|_| self.tracking.going(tracked));

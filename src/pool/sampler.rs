@@ -56,6 +56,7 @@ impl Sampler {
             wait_p99: waits.percentile(0.99),
             waiting: window.level.waiting,
             max_waiting: window.max_waiting,
+            max_kept: window.max_kept,
             in_use_mean: window.in_use_mean,
             in_use_max: window.in_use_max,
             was_full: window.was_full,

@@ -400,12 +400,14 @@ impl<M: ManageConnection> Shared<M> {
     fn who_holds(&self, now: Instant) -> String {
         let (level, count) = (self.gate.level(), self.supply.count());
         let held = self.longest(now);
+        // Whose turn it is, and there is none for them yet.
+        let without = count.waiting.min(level.in_use);
         let mut text = format!(
             "{} of {} in use, {} open, {} wait",
-            level.in_use,
+            level.in_use - without,
             level.target,
             count.idle + count.out,
-            level.waiting
+            level.waiting + without
         );
         if count.closing > 0 {
             text = format!("{text}, {} being closed", count.closing);

@@ -7,7 +7,8 @@ use metrics::{Label, counter, gauge, histogram};
 use super::{holders::Held, tracked::Ending};
 use crate::event::{Event, Times};
 
-/// What a [`Pool`](super::Pool) is doing, and did since it was made.
+/// What a [`Pool`](super::Pool) is doing, and did since it was made: percentiles and counts are of all that time. An exporter's
+/// histograms tell of the last minutes.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {

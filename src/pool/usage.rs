@@ -16,6 +16,7 @@ pub(super) struct Usage {
     peak: u32,
     was_full: bool,
     peak_waiting: u32,
+    peak_kept: u32,
 }
 
 /// The permits at one moment.
@@ -24,6 +25,8 @@ pub(super) struct Level {
     pub(super) in_use: u32,
     pub(super) target: u32,
     pub(super) waiting: u32,
+    /// How many are free, and kept from those who wait: for a class that is sure of them.
+    pub(super) kept: u32,
 }
 
 /// What was counted.
@@ -32,11 +35,13 @@ pub(super) struct Window {
     pub(super) length: Duration,
     pub(super) in_use_mean: f64,
     pub(super) in_use_max: u32,
-    /// Whether every permit was in use at some time.
+    /// Whether every permit was in use at some time, or kept from somebody who waited.
     pub(super) was_full: bool,
-    /// For which share of the time somebody waited for one meanwhile; 0 to 1.
+    /// For which share of the time that was so, and somebody waited; 0 to 1.
     pub(super) full_fraction: f64,
     pub(super) max_waiting: u32,
+    /// The most that were kept from those who waited.
+    pub(super) max_kept: u32,
     /// At the end.
     pub(super) level: Level,
 }
@@ -51,6 +56,7 @@ impl Usage {
             peak: 0,
             was_full: false,
             peak_waiting: 0,
+            peak_kept: 0,
         }
     }
 
@@ -74,6 +80,7 @@ impl Usage {
     pub(super) fn note(&mut self, level: Level) {
         self.peak = self.peak.max(level.in_use);
         self.peak_waiting = self.peak_waiting.max(level.waiting);
+        self.peak_kept = self.peak_kept.max(level.kept);
         self.was_full |= level.is_full();
     }
 
@@ -91,6 +98,7 @@ impl Usage {
             was_full: self.was_full,
             full_fraction: share(self.full_nanos as f64),
             max_waiting: self.peak_waiting,
+            max_kept: self.peak_kept,
             level,
         };
         *self = Self::new(self.counted);
@@ -101,7 +109,7 @@ impl Usage {
 
 impl Level {
     fn is_full(self) -> bool {
-        self.in_use >= self.target
+        self.in_use.saturating_add(self.kept) >= self.target
     }
 }
 
@@ -115,7 +123,7 @@ mod tests {
 
     #[test]
     fn mean_is_by_time() {
-        let level = |in_use| Level { in_use, target: 4, waiting: in_use / 4 };
+        let level = |in_use| Level { in_use, target: 4, waiting: in_use / 4, kept: 0 };
         let mut usage = Usage::new(at(0));
         usage.count(level(0), at(1));
         usage.note(level(4));
@@ -131,7 +139,7 @@ mod tests {
 
     #[test]
     fn time_that_goes_back_is_not_counted_twice() {
-        let level = Level { in_use: 1, target: 2, waiting: 0 };
+        let level = Level { in_use: 1, target: 2, ..Level::default() };
         let mut usage = Usage::new(at(0));
         usage.count(level, at(2));
         usage.count(level, at(1));

@@ -423,6 +423,7 @@ impl Simulation {
             wait_p99: quantile(&mut seen.waits, 0.99),
             waiting: count(self.queue.len()),
             max_waiting: count(seen.max_waiting),
+            max_kept: 0,
             in_use_mean: seen.in_use_seconds / window,
             in_use_max: seen.in_use_max,
             was_full: seen.was_full,

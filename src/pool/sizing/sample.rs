@@ -32,13 +32,15 @@ pub struct Sample {
     pub waiting: u32,
     /// The most callers that waited at once.
     pub max_waiting: u32,
+    /// The most permits that were free and kept from those who waited, for a class that is sure of them.
+    pub max_kept: u32,
     /// How many connections were out, averaged over time.
     pub in_use_mean: f64,
     /// The most connections that were out at once.
     pub in_use_max: u32,
-    /// Whether every permit was out at some time.
+    /// Whether every permit was out at some time, or kept for a class that is sure of it while others waited.
     pub was_full: bool,
-    /// The share of the window, 0 to 1, during which every permit was out and callers waited.
+    /// The share of the window, 0 to 1, during which every permit was out, or kept for others, and callers waited.
     pub full_fraction: f64,
     /// The size in force at the end of the window, in connections: permits that are out and will not be given out
     /// again are not counted. Zero says that it is not known, and what was wanted is taken to be in force.

@@ -241,7 +241,10 @@ impl Trial {
 
     fn is_in_force(&self, sample: &Sample) -> bool {
         match self.direction() {
-            Direction::Up => sample.open >= self.size || sample.backlog() < QUEUE_GONE,
+            // What is kept for others is not opened.
+            Direction::Up => {
+                sample.open.saturating_add(sample.max_kept) >= self.size || sample.backlog() < QUEUE_GONE
+            }
             Direction::Down => sample.in_use_max <= self.size,
         }
     }
