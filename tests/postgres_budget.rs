@@ -137,6 +137,43 @@ async fn lost_session_leaves_the_share_and_the_next_one_leases_again() {
     assert_eq!(budget.want(100).await, 19);
 }
 
+/// All of a manager's connections are replaced when one of them hears that the server goes down.
+#[tokio::test]
+async fn end_of_another_connection_is_not_the_end_of_the_lease() {
+    let server = PostgresServer::start();
+    let (manager, share) =
+        (manager(&server.url(), 1), |manager| PostgresBudget::builder(manager, "registry"));
+    let budget = share(manager.clone()).share(4).stock(18).clock(Clock::manual()).build().unwrap();
+    assert_eq!(budget.want(100).await, 19);
+    let (struck, other) = (manager.connect().await.unwrap(), manager.connect().await.unwrap());
+    let pid: i32 = struck.query_one_cached("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    server.psql(&format!("select pg_terminate_backend({pid})")).unwrap();
+    struck.query_one_cached("select 1", &[]).await.unwrap_err();
+    until("the others are replaced", || other.is_over()).await;
+    let holder = "select string_agg(distinct pid::text, ',') from pg_locks where locktype = 'advisory'";
+    let before = server.psql(holder).unwrap();
+    assert_eq!(budget.ceiling(), 19);
+    assert_eq!((budget.want(100).await, locks(&server)), (19, 4));
+    assert_eq!(server.psql(holder).unwrap(), before, "by the same session, all the time");
+
+    // Unless the server turned out to be the primary no longer: the others lease from another one.
+    let other = manager.connect().await.unwrap();
+    other.batch_execute("set default_transaction_read_only = on").await.unwrap();
+    other.batch_execute("create table written (id int)").await.unwrap_err();
+    assert_eq!(budget.ceiling(), 3);
+    until_leased(&budget).await;
+    assert_ne!(server.psql(holder).unwrap(), before);
+}
+
+async fn until_leased(budget: &PostgresBudget) {
+    let again = async {
+        while budget.want(100).await < 19 {
+            tokio::time::sleep(Duration::from_millis(2)).await; // until the server has noticed, with a deadline
+        }
+    };
+    timeout(GENEROUS, again).await.expect("the lease is not had again");
+}
+
 #[tokio::test]
 async fn lease_that_was_not_proven_for_long_counts_no_more() {
     let server = PostgresServer::start();
@@ -169,12 +206,7 @@ async fn server_that_is_silent_or_away_leaves_the_share() {
     assert_eq!(timeout(GENEROUS, budget.want(100)).await.unwrap(), 3);
     assert_eq!(log.count("no lease of connections"), 1, "said once");
     proxy.set(Weather::Clear);
-    let again = async {
-        while budget.want(100).await < 19 {
-            tokio::time::sleep(Duration::from_millis(2)).await; // until the server has noticed, with a deadline
-        }
-    };
-    timeout(GENEROUS, again).await.unwrap();
+    until_leased(&budget).await;
     assert!(log.count("connections can be leased again") > 0);
 }
 
@@ -266,6 +298,19 @@ async fn share_by_what_is_open_is_the_even_part_when_the_server_does_not_say() {
     assert_eq!((share.ceiling(), log.count("it is known again")), (29, 1));
     let impossible = ObservedShare::new(manager(&url, 1), "registry", Budget::new(40, 40).unwrap());
     assert!(impossible.unwrap_err().to_string().starts_with("budget: "));
+}
+
+#[tokio::test]
+async fn process_that_is_not_called_by_the_name_of_its_fleet_has_the_even_part_and_is_told_once() {
+    let server = PostgresServer::start();
+    let stranger = PostgresManager::builder(&server.url()).unwrap().build().unwrap();
+    let share = ObservedShare::new(stranger, "registry", Budget::new(40, 4).unwrap()).unwrap();
+    let log = Log::hear();
+    for _ in 0..3 {
+        share.want(Demand::new(0, 40)).await;
+        assert_eq!(share.ceiling(), 9);
+    }
+    assert_eq!(log.count("does not begin with the fleet's name"), 1);
 }
 
 #[tokio::test]

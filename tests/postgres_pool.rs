@@ -1044,3 +1044,24 @@ async fn transaction_that_cannot_be_serialized_was_rolled_back_and_may_be_tried_
     assert!(error.to_string().starts_with("postgres rolled back (commit)"), "{error}");
     assert_eq!(server.psql("select sum(balance) from accounts").unwrap(), "1");
 }
+
+/// What a server says when it goes, or is about to, is said here by a function of its own.
+#[tokio::test]
+async fn each_way_for_a_server_to_go_retires_what_it_concerns() {
+    let server = PostgresServer::start();
+    let manager = manager(&server);
+    let cases =
+        [("08006", true, false), ("08P01", true, false), ("57P01", true, true), ("57P02", true, true)];
+    for (code, this, others) in cases.into_iter().chain([("57P03", true, true), ("57014", false, false)]) {
+        let (one, other) = (manager.connect().await.unwrap(), manager.connect().await.unwrap());
+        let raise = format!("do $$ begin raise exception using errcode = '{code}'; end $$");
+        let error = one.batch_execute(&raise).await.unwrap_err();
+        assert_eq!((one.is_over(), other.is_over()), (this, others), "{code}: {error}");
+        if this && !others {
+            let after = one.batch_execute("select 1").await.unwrap_err();
+            assert_eq!(after.kind(), ErrorKind::Disconnected);
+            let cause = std::error::Error::source(&after).expect("why").to_string();
+            assert_eq!(cause, error.to_string(), "{code}");
+        }
+    }
+}

@@ -177,7 +177,9 @@ impl PostgresBudget {
     pub fn ceiling(&self) -> u32 {
         let now = self.clock.now();
         let leased = lock(&self.leased);
-        let is_there = leased.line.upgrade().is_some_and(|line| !line.is_over());
+        // That others were ended says nothing of this one: nobody has its blocks while it is there. Where the server is the
+        // primary no longer, others lease from another one.
+        let is_there = leased.line.upgrade().is_some_and(|line| !line.holds_nothing());
         self.of(if is_there && now.since(leased.proven) < TRUST { leased.blocks } else { 0 })
     }
 
@@ -251,7 +253,7 @@ impl PostgresBudget {
     /// was leased.
     pub async fn observe(&self) -> Result<Observed, Error> {
         let mut place = self.session.lock().await;
-        let session = match place.take().filter(|session| !session.connection.is_over()) {
+        let session = match place.take().filter(|session| !session.holds_nothing()) {
             Some(session) => place.insert(session),
             None => place.insert(Session::new(self.manager.connect().await?)),
         };
@@ -272,7 +274,7 @@ impl PostgresBudget {
     }
 
     async fn lease(&self, session: Option<Session>, demand: Demand) -> Result<Session, Error> {
-        let mut session = match session.filter(|session| !session.connection.is_over()) {
+        let mut session = match session.filter(|session| !session.holds_nothing()) {
             Some(session) => session,
             None => {
                 // What the old one held is gone with it, or will be.
@@ -387,6 +389,10 @@ impl Observed {
 impl Session {
     fn new(connection: PostgresConnection) -> Self {
         Self { connection, blocks: Vec::new(), limit: usize::MAX, is_wanting: false }
+    }
+
+    fn holds_nothing(&self) -> bool {
+        self.connection.0.holds_nothing()
     }
 }
 

@@ -29,8 +29,9 @@ use crate::{
 /// give way. When the server cannot be asked, or was not for 30 s, what is left is the
 /// [static share](Budget::static_share).
 ///
-/// Every process of the fleet is to have an `application_name` of the fleet's name, a slash, and something of its own. A
-/// connection of its own does the asking, and counts.
+/// Every process of the fleet is to have an `application_name` of the fleet's name, a slash, and something of its own. One
+/// that is called otherwise is told so by the log, and has its static share. A connection of its own does the asking, and
+/// counts.
 ///
 /// ```no_run
 /// use mcp_perf::{pool::budget::Budget, postgres::{ObservedShare, PostgresManager}};
@@ -54,6 +55,8 @@ pub struct ObservedShare {
     connection: tokio::sync::Mutex<Option<PostgresConnection>>,
     /// Whether the server could not be asked when it was last tried.
     is_away: AtomicBool,
+    /// Whether it was told that this process is not called by the fleet's name.
+    is_misnamed: AtomicBool,
 }
 
 impl ObservedShare {
@@ -72,8 +75,8 @@ impl ObservedShare {
             return Err(Error::configuration("budget", "less than 2 connections for each process"));
         }
         let (seen, connection) = (Mutex::default(), tokio::sync::Mutex::default());
-        let is_away = AtomicBool::new(false);
-        Ok(Self { manager, fleet, budget, clock: Clock::system(), seen, connection, is_away })
+        let (is_away, is_misnamed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { manager, fleet, budget, clock: Clock::system(), seen, connection, is_away, is_misnamed })
     }
 
     /// Where the time is read: the system's clock unless set.
@@ -112,6 +115,22 @@ impl Allowance for ObservedShare {
         match self.look().await {
             Ok(observed) => {
                 let Observed { max_connections, reserved, open, of_fleet, processes, own } = observed;
+                if self.is_away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("postgres: it is known again what is open");
+                }
+                if own == 0 {
+                    // Nobody sees this process, and it would take all the others for strangers, or for nobody.
+                    *lock(&self.seen) = None;
+                    if !self.is_misnamed.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(
+                            fleet = self.fleet,
+                            "postgres: the application_name does not begin with the fleet's name and a slash: an even \
+                             part has to do"
+                        );
+                    }
+                    return;
+                }
+                self.is_misnamed.store(false, Ordering::Relaxed);
                 let connections = self.budget.connections();
                 // What strangers have beyond what the budget leaves them is not there for us.
                 let free = max_connections.saturating_sub(reserved).saturating_sub(open);
@@ -121,9 +140,6 @@ impl Allowance for ObservedShare {
                 let even = self.budget.static_share();
                 let share = share.min(connections.saturating_sub(even)).max(even);
                 *lock(&self.seen) = Some((share, at));
-                if self.is_away.swap(false, Ordering::Relaxed) {
-                    tracing::info!("postgres: it is known again what is open");
-                }
             }
             Err(error) => {
                 *lock(&self.seen) = None;

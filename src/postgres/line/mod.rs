@@ -9,10 +9,10 @@ mod loan;
 mod repair;
 
 use std::{
-    fmt,
+    fmt, io,
     pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, AtomicU32, Ordering},
     },
     time::Duration,
@@ -81,6 +81,8 @@ pub(super) struct Line {
     born: u64,
     in_flight: AtomicU32,
     condition: watch::Sender<Condition>,
+    /// The error that ended it, if a caller was told.
+    cause: OnceLock<Error>,
     /// What callers ask of it, who look several times in each call.
     glance: AtomicU8,
     traces: AtomicU8,
@@ -162,6 +164,7 @@ impl Line {
             born,
             in_flight: AtomicU32::new(0),
             condition: watch::Sender::default(),
+            cause: OnceLock::new(),
             glance: AtomicU8::new(0),
             traces: AtomicU8::new(0),
             runtime: Handle::current(),
@@ -190,8 +193,18 @@ impl Line {
 
     /// Whether nobody should use it any more.
     pub(super) fn is_over(&self) -> bool {
+        self.has_ended() || self.born < self.generation.current()
+    }
+
+    /// Whether what the session holds is worth nothing: it has ended, or the server is the primary no longer.
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.has_ended() || self.generation.is_read_only(self.born)
+    }
+
+    /// Whether this very connection is no more, whatever is known of the others.
+    fn has_ended(&self) -> bool {
         let is_retired = self.glance.load(Ordering::SeqCst) & RETIRED != 0;
-        is_retired || self.client.is_closed() || self.born < self.generation.current()
+        is_retired || self.client.is_closed()
     }
 
     pub(super) fn retire(&self) {
@@ -347,7 +360,18 @@ impl Line {
         let condition = condition.wait_for(|condition| condition.repairs == 0 || condition.is_retired).await;
         match condition {
             Ok(condition) if !condition.is_retired => Ok(()),
-            _ => Err(Error::new(ErrorKind::Disconnected, "postgres: the connection was given up")),
+            _ => Err(self.given_up()),
+        }
+    }
+
+    fn given_up(&self) -> Error {
+        let problem = "postgres: the connection was given up";
+        match self.cause.get() {
+            Some(cause) => Error::with_source(ErrorKind::Disconnected, problem, cause.clone()),
+            None => {
+                let cause = io::Error::other("what was left on it could not be undone, or it was closed");
+                Error::with_source(ErrorKind::Disconnected, problem, cause)
+            }
         }
     }
 
@@ -429,6 +453,14 @@ impl Line {
         self.repair(ROLLBACK, GRACE, None);
     }
 
+    /// Keeps an error that ended the connection, for those who come after.
+    fn noted(&self, error: Error) -> Error {
+        if self.has_ended() && matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Unavailable) {
+            self.cause.get_or_init(|| error.clone());
+        }
+        error
+    }
+
     /// Draws conclusions from a failed call, for this connection and for the others.
     fn learn(&self, error: &tokio_postgres::Error, scope: Scope) {
         if is_over(error) {
@@ -474,12 +506,12 @@ impl Call<'_> {
             return self.failed(operation, error.into());
         }
         // The driver has given up, as at a row too many: the rest of the answer is left as by a caller who has gone.
-        Fault::from(error).during(operation)
+        self.line.noted(Fault::from(error).during(operation))
     }
 
     fn failed(mut self, operation: &'static str, fault: Fault) -> Error {
         self.is_over = true;
-        fault.during(operation)
+        self.line.noted(fault.during(operation))
     }
 }
 
