@@ -1,5 +1,5 @@
-//! The cache: hits in the process (`l1_hit`), a stampede on one key (`stampede`), reads of the remote tier (`l2_get` and
-//! `l2_get_2workers`). All of them are run unless some are named.
+//! The cache: hits in the process (`l1_hit`), a stampede on one key (`stampede`), reads of the store behind it
+//! (`l2_get` and `l2_get_2workers`) and through it (`l2_read` and `l2_read_2workers`). All of them are run unless some are named.
 
 mod hit;
 mod peers;
@@ -9,6 +9,7 @@ mod stampede;
 use std::sync::Arc;
 
 use anyhow::Result;
+use remote::Tier;
 
 use crate::parts::chosen;
 
@@ -17,11 +18,13 @@ type Payload = Arc<str>;
 
 type Part = fn() -> Result<()>;
 
-const PARTS: [(&str, Part); 4] = [
+const PARTS: [(&str, Part); 6] = [
     ("l1_hit", hit::run),
     ("stampede", stampede::run),
-    ("l2_get", || remote::run(1, "cache.l2_get")),
-    ("l2_get_2workers", || remote::run(2, "cache.l2_get_2workers")),
+    ("l2_get", || remote::run(Tier::Store, 1, "cache.l2_get")),
+    ("l2_get_2workers", || remote::run(Tier::Store, 2, "cache.l2_get_2workers")),
+    ("l2_read", || remote::run(Tier::Cache, 1, "cache.l2_read")),
+    ("l2_read_2workers", || remote::run(Tier::Cache, 2, "cache.l2_read_2workers")),
 ];
 
 /// Runs the parts that are named.

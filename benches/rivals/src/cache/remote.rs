@@ -1,9 +1,13 @@
-//! Reads that go to Redis: the remote tier with an empty memory, against a bare `GET` of the same 1 KiB.
+//! Reads that go to Redis, against a bare `GET` of the same 1 KiB.
 //!
-//! The rivals fetch bytes and no more. Ours also asks for the life that is left and for the stamp of the whole
-//! cache, checks both and a checksum, and decodes. Memory may answer for no time at all, so that every read is one of
-//! Redis. `cache.l2_get` is with one worker thread, so that a core is left to Redis on a machine of two;
-//! `cache.l2_get_2workers` with two.
+//! `cache.l2_get` is a read of the store that a cache has behind it: bytes of a rival against bytes of ours, which come
+//! with the life that is left to them, the fence of the entry and the stamp of the whole cache.
+//!
+//! `cache.l2_read` is a read of a cache whose memory may answer for no time at all, so that every read is one of Redis.
+//! The rivals still fetch bytes and no more. Ours also looks into memory, checks the stamp and a checksum, decodes, and
+//! has a deadline and a breaker.
+//!
+//! Both are with one worker thread, so that a core is left to Redis on a machine of two; `_2workers` with two.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use bb8_redis::RedisConnectionManager;
 use fred::prelude::{Builder, ClientLike, KeysInterface};
 use mcp_perf::{
-    cache::{Cache, Key},
+    cache::{Cache, Key, Put, Store},
     redis::RedisStore,
 };
 use redis::{AsyncCommands, aio::MultiplexedConnection};
@@ -37,21 +41,34 @@ const CASES: [(usize, [Option<f64>; 3]); 5] = [
     (64, [Some(5.0), Some(1.4), Some(1.2)]),
     (512, [Some(8.0), Some(2.2), Some(2.0)]),
 ];
+/// The name of a stamp: every read of a cache asks for one.
+const STAMP: &str = "stamp";
+/// Of what is stored.
+const LIFE: Duration = Duration::from_secs(86_400);
 /// Alone, what counts is how long it takes.
 const LATENCY_BAR: f64 = 1.15;
 
 type Names = Arc<Vec<String>>;
 type Pool = bb8::Pool<RedisConnectionManager>;
 
-pub fn run(workers: usize, case: &str) -> Result<()> {
+/// What of ours is read.
+#[derive(Clone, Copy)]
+pub enum Tier {
+    /// The store alone.
+    Store,
+    /// A cache that has the store behind it.
+    Cache,
+}
+
+pub fn run(tier: Tier, workers: usize, case: &str) -> Result<()> {
     if find_program("redis-server").is_none() {
         eprintln!("{case}: left out, since there is no redis-server here");
         return Ok(());
     }
-    compare(&RedisServer::start(), workers, case)
+    compare(&RedisServer::start(), tier, workers, case)
 }
 
-fn compare(server: &RedisServer, workers: usize, case: &str) -> Result<()> {
+fn compare(server: &RedisServer, tier: Tier, workers: usize, case: &str) -> Result<()> {
     let runtime = runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     let _entered = runtime.enter();
     let names: Names = Arc::new(names(KEYS));
@@ -62,15 +79,18 @@ fn compare(server: &RedisServer, workers: usize, case: &str) -> Result<()> {
     let fred = Builder::from_config(fred::types::config::Config::from_url(&server.url())?).build()?;
     runtime.block_on(fred.init())?;
     let store = RedisStore::new(&server.url())?;
-    let ours = runtime.block_on(write(&names, &store, multiplexed.clone()))?;
+    let cache = runtime.block_on(write(&names, &store, multiplexed.clone()))?;
 
     for (callers, [bb8_bar, fred_bar, redis_rs_bar]) in CASES {
-        let mut ours = |count| {
-            let before = ours.stats().remote_hits;
-            let took = in_turn(&runtime, callers, count, &names, &ours, get_ours)?;
-            let hits = ours.stats().remote_hits - before;
-            ensure!(hits == count, "not all were read from Redis: {hits} of {count}");
-            Ok(took)
+        let mut ours = |count| match tier {
+            Tier::Store => in_turn(&runtime, callers, count, &names, &store, get_stored),
+            Tier::Cache => {
+                let before = cache.stats().remote_hits;
+                let took = in_turn(&runtime, callers, count, &names, &cache, get_cached)?;
+                let hits = cache.stats().remote_hits - before;
+                ensure!(hits == count, "not all were read from Redis: {hits} of {count}");
+                Ok(took)
+            }
         };
         let compare = |rival, bar: Option<f64>, ours: &mut Side<'_>, theirs: &mut Side<'_>| {
             let name = format!("{case}.{callers}.{rival}");
@@ -95,20 +115,21 @@ fn compare(server: &RedisServer, workers: usize, case: &str) -> Result<()> {
     Ok(())
 }
 
-/// Every payload twice: as an entry of ours, and bare. Returns a cache to read through, with nothing in memory.
+/// Every payload three times: as an entry of a cache, as one of the store, and bare. Returns a cache to read through, with nothing in memory.
 async fn write(
     names: &Names,
     store: &RedisStore,
     mut connection: MultiplexedConnection,
 ) -> Result<Cache<String>> {
     let cache = || {
-        let cache = Cache::builder("l2").time_to_live(Duration::from_secs(86_400)).remote(store.clone());
+        let cache = Cache::builder("l2").time_to_live(LIFE).remote(store.clone());
         cache.max_staleness(Duration::from_nanos(1)).build()
     };
     let reader = cache().await?;
     let cache = cache().await?;
     for (index, name) in names.iter().enumerate() {
         cache.insert(&Key::public(name), payload(index)).await?;
+        store.put_if(Put::new(name, payload(index).into(), LIFE)).await?;
         let () = connection.set(name, payload(index)).await?;
     }
     Ok(reader)
@@ -146,7 +167,14 @@ where
     Ok(stopwatch.elapsed())
 }
 
-async fn get_ours(cache: Cache<String>, names: Names, index: usize) -> Result<usize> {
+async fn get_stored(store: RedisStore, names: Names, index: usize) -> Result<usize> {
+    let found = store.get_many(&[&names[index]], &[STAMP]).await?;
+    let entry = found.entries.first().and_then(|slot| slot.entry.as_ref());
+    ensure!(found.stamps.len() == 1, "no stamp");
+    Ok(entry.context("a miss")?.bytes.len())
+}
+
+async fn get_cached(cache: Cache<String>, names: Names, index: usize) -> Result<usize> {
     Ok(cache.get(&Key::public(&names[index])).await.context("a miss")?.len())
 }
 

@@ -1,7 +1,7 @@
 //! P3: the server is three times slower for a while, every backend is killed, the server is restarted without a word,
 //! and all the time one caller in ten goes away in the middle.
 //!
-//! Eight connections, 32 callers. A call sees whose session it got, marks it as its own within a transaction, updates a
+//! Eight connections (`p3_adaptive`: ours, at two to eight), 32 callers. A call sees whose session it got, marks it as its own within a transaction, updates a
 //! row and commits. The mark is gone when the transaction is: whoever finds one has somebody else's transaction, and
 //! so has whoever is told that the transaction has failed before he began one.
 //!
@@ -39,6 +39,8 @@ use super::{
 use crate::{figure::Figure, measure::Stopwatch};
 
 const SIZE: u32 = 8;
+/// Of a pool of ours that finds its size.
+const FLOOR: u32 = 2;
 const CALLERS: u64 = 32;
 /// One call in so many is given up, after less than so many microseconds.
 const CANCELLED: u32 = 10;
@@ -56,6 +58,8 @@ const KILL: &str = "select count(pg_terminate_backend(pid)) from pg_stat_activit
     where backend_type = 'client backend' and pid <> pg_backend_pid()";
 
 struct Phases {
+    /// For a pool that finds its size.
+    learning: Duration,
     before: Duration,
     slow: Duration,
     /// How long a recovery is waited for.
@@ -91,36 +95,56 @@ struct Outcome {
 
 pub(super) fn run(effort: Effort) -> Result<()> {
     let phases = Phases {
+        learning: effort.pick(Duration::from_secs(60), Duration::from_secs(10)),
         before: effort.pick(Duration::from_secs(20), Duration::from_secs(3)),
         slow: effort.pick(Duration::from_secs(30), Duration::from_secs(3)),
         after: effort.pick(Duration::from_secs(60), Duration::from_secs(10)),
     };
-    let ours = disturb("ours", &phases, async |url: &str| Ok(peers::ours(url)?.size(SIZE).build()?))?;
-    let bb8 = disturb("bb8", &phases, async |url: &str| peers::bb8_that_tests(url, SIZE, true).await)?;
-    let deadpool = disturb("deadpool", &phases, async |url: &str| peers::deadpool(url, SIZE))?;
+    let fixed = async |url: &str| Ok(peers::ours(url)?.size(SIZE).build()?);
+    let at_once = Duration::from_secs(1); // all are open
+    let ours = disturb("ours", &phases, at_once, fixed, |_| Ok(()))?;
+    let adaptive = async |url: &str| Ok(peers::ours(url)?.adaptive(FLOOR..=SIZE).build()?);
+    let all = |pool: &peers::Ours| Ok(pool.set_target(SIZE)?);
+    let adaptive = disturb("ours, adaptive", &phases, phases.learning, adaptive, all)?;
+    let bb8 = async |url: &str| peers::bb8_that_tests(url, SIZE, true).await;
+    let bb8 = disturb("bb8", &phases, at_once, bb8, |_| Ok(()))?;
+    let deadpool = async |url: &str| peers::deadpool(url, SIZE);
+    let deadpool = disturb("deadpool", &phases, at_once, deadpool, |_| Ok(()))?;
 
-    let count = |name: &str, count: fn(&Outcome) -> u64| {
-        Figure::count(name, count(&ours))
-            .rival("bb8", count(&bb8) as f64)
-            .rival("deadpool", count(&deadpool) as f64)
-    };
-    count("pool.p3.leaked_permits", |outcome| outcome.leaked).at_most(0.0).print();
-    count("pool.p3.wrong_state_borrows", |outcome| outcome.wrong).at_most(0.0).print();
-    count("pool.p3.failed_calls", |outcome| outcome.failed).print();
-    count("pool.p3.calls_per_second", |outcome| outcome.rate as u64).print();
-    count("pool.p3.slow_calls_per_second", |outcome| outcome.slow_rate as u64).print();
-    let time = |name: &str, time: fn(&Outcome) -> f64| {
-        Figure::milliseconds(name, time(&ours)).rival("bb8", time(&bb8)).rival("deadpool", time(&deadpool))
-    };
-    time("pool.p3.slow_p99", |outcome| outcome.slow_p99).print();
-    time("pool.p3.recovery_after_slow", |outcome| outcome.after_slow).at_most(RECOVERY).print();
-    time("pool.p3.recovery_after_kill", |outcome| outcome.after_kill).at_most(RECOVERY).print();
-    time("pool.p3.recovery_after_restart", |outcome| outcome.after_restart).at_most(RECOVERY).print();
+    show("pool.p3", &ours, &bb8, &deadpool);
+    show("pool.p3_adaptive", &adaptive, &bb8, &deadpool);
     Ok(())
 }
 
-/// On a server of its own, since the last one may have left it in a bad way.
-fn disturb<P: Peer>(name: &str, phases: &Phases, pool: impl AsyncFn(&str) -> Result<P>) -> Result<Outcome> {
+fn show(case: &str, ours: &Outcome, bb8: &Outcome, deadpool: &Outcome) {
+    let count = |name: &str, count: fn(&Outcome) -> u64| {
+        Figure::count(&format!("{case}.{name}"), count(ours))
+            .rival("bb8", count(bb8) as f64)
+            .rival("deadpool", count(deadpool) as f64)
+    };
+    count("leaked_permits", |outcome| outcome.leaked).at_most(0.0).print();
+    count("wrong_state_borrows", |outcome| outcome.wrong).at_most(0.0).print();
+    count("failed_calls", |outcome| outcome.failed).print();
+    count("calls_per_second", |outcome| outcome.rate as u64).print();
+    count("slow_calls_per_second", |outcome| outcome.slow_rate as u64).print();
+    let time = |name: &str, time: fn(&Outcome) -> f64| {
+        let figure = Figure::milliseconds(&format!("{case}.{name}"), time(ours));
+        figure.rival("bb8", time(bb8)).rival("deadpool", time(deadpool))
+    };
+    time("slow_p99", |outcome| outcome.slow_p99).print();
+    time("recovery_after_slow", |outcome| outcome.after_slow).at_most(RECOVERY).print();
+    time("recovery_after_kill", |outcome| outcome.after_kill).at_most(RECOVERY).print();
+    time("recovery_after_restart", |outcome| outcome.after_restart).at_most(RECOVERY).print();
+}
+
+/// On a server of its own, since the last one may have left it in a bad way. `all` has the pool lend as many as it may.
+fn disturb<P: Peer>(
+    name: &str,
+    phases: &Phases,
+    warm_up: Duration,
+    pool: impl AsyncFn(&str) -> Result<P>,
+    all: impl FnOnce(&P) -> Result<()>,
+) -> Result<Outcome> {
     let mut site = Site::start(Placement::Apart, 100)?;
     let url = site.url();
     let watch = Arc::new(Watch::default());
@@ -130,7 +154,7 @@ fn disturb<P: Peer>(name: &str, phases: &Phases, pool: impl AsyncFn(&str) -> Res
         callers.spawn_on(call_again(pool.clone(), Arc::clone(&watch), caller), site.runtime.handle());
     }
     // This thread is not one of the runtime's, so it may block.
-    std::thread::sleep(Duration::from_secs(1)); // all are open
+    std::thread::sleep(warm_up);
     let rate = watch.rate(phases.before);
     let slow_rate = {
         let _crowd = site.crowd(CROWD)?;
@@ -148,8 +172,9 @@ fn disturb<P: Peer>(name: &str, phases: &Phases, pool: impl AsyncFn(&str) -> Res
 
     let leaked = site.runtime.block_on(async {
         callers.join_all().await;
-        missing(&pool).await
-    });
+        all(&pool)?;
+        anyhow::Ok(missing(&pool).await)
+    })?;
     let [failed, wrong, cancelled] =
         [&watch.failed, &watch.wrong, &watch.cancelled].map(|count| count.load(Ordering::Relaxed));
     eprintln!(

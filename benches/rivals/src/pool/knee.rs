@@ -9,16 +9,18 @@
 //! times. A pool of ours learns under the full load for a minute, and then both have some seconds in turn, cut into
 //! slices short enough that most are left alone by the rest of the machine: a pause of the machine is the 99th
 //! percentile of any slice that it falls into. (Were the slices themselves in turn, ours would see a load that comes and
-//! goes by the second.) What the best can do is measured again before each pair, since a machine that others share is not
-//! always as quick. If ours is still too small it is overloaded, and the times say so. The median of all pairs of slices
-//! is held against the bar; `p99_of_all` has the calls of all slices together, with every pause and every trial in them.
+//! goes by the second.) What the best can do is measured again before and after each pair, since a machine that others
+//! share is not always as quick: where the best could no longer have done what was asked for, both were overloaded, and
+//! the pair is measured once more. If ours is still too small it is overloaded, and the times say so. The median of all
+//! pairs of slices is held against the bar; `p99_of_all` has the calls of all slices that count together, with every pause
+//! and every trial in them.
 //!
 //! `pool.p1` has the server on one core and the clients on another, `pool.p1_unpinned` both wherever the system puts
 //! them.
 
 use std::{cmp::Ordering, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{
     Effort,
@@ -38,6 +40,8 @@ const FEW_SIZES: [u32; 3] = [2, 8, 64];
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Of what the best fixed pool does at most.
 const OFFERED: f64 = 0.75;
+/// Of what the best does after its slices: a pair for which more than that was asked for does not count.
+const ASKED_AT_MOST: f64 = 0.9;
 /// How many slices each side has in a row.
 const IN_A_ROW: usize = 16;
 
@@ -212,15 +216,18 @@ async fn times(
     drive(&ours, workload, CALLERS, plan.within).await?.whole()?;
     let rival = best.warm(url, workload).await?;
     let mut pairs = Vec::new();
-    for round in 0..plan.times {
-        let rate = OFFERED * rival.rate(workload, plan.turn).await?;
+    let mut tries = 0;
+    let mut could = rival.rate(workload, plan.turn).await?;
+    while pairs.len() < plan.times * IN_A_ROW {
+        let rate = OFFERED * could;
+        let [mut all_of_ours, mut all_of_theirs] = [Tally::default(), Tally::default()];
         let (mut our_times, mut their_times) = (Vec::new(), Vec::new());
         for turn in 0..2 {
             for _ in 0..IN_A_ROW {
-                if (round + turn) % 2 == 0 {
-                    our_times.push(p99(&ours, workload, rate, plan.time_slice, of_ours).await?);
+                if (tries + turn) % 2 == 0 {
+                    our_times.push(p99(&ours, workload, rate, plan.time_slice, &mut all_of_ours).await?);
                 } else {
-                    their_times.push(rival.p99(workload, rate, plan.time_slice, of_best).await?);
+                    their_times.push(rival.p99(workload, rate, plan.time_slice, &mut all_of_theirs).await?);
                 }
             }
         }
@@ -231,8 +238,18 @@ async fn times(
             ours.stats().target,
             in_milliseconds(&their_times)
         );
+        tries += 1;
+        could = rival.rate(workload, plan.turn).await?;
+        if rate > ASKED_AT_MOST * could {
+            eprintln!("  does not count: the other could do no more than {could:.0}/s after that");
+            ensure!(tries < 4 * plan.times, "this machine is not as quick for long enough to measure times");
+            continue;
+        }
+        of_ours.add_times_of(&all_of_ours);
+        of_best.add_times_of(&all_of_theirs);
         pairs.extend(our_times.into_iter().zip(their_times).map(|(ours, rival)| Pair { ours, rival }));
     }
+    println!("  {} of {tries} pairs of times count, in the others the machine had slowed down", plan.times);
     ours.shutdown(Duration::from_secs(5)).await?;
     Ok(pairs)
 }

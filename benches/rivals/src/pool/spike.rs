@@ -76,7 +76,8 @@ struct Opened {
 pub(super) fn run(effort: Effort) -> Result<()> {
     let rounds = effort.pick(5, 1);
     let ramp = effort.pick(Duration::from_secs(30), Duration::from_secs(1));
-    let site = Site::start(Placement::Apart, 2 * CEILING)?;
+    // Those of the pool before are still going.
+    let site = Site::start(Placement::Apart, 4 * CEILING)?;
     let [mut ours, mut bb8, mut deadpool] = [const { Vec::new() }; 3];
     for round in 0..rounds {
         eprintln!("pool.p2: round {} of {rounds}", round + 1);
