@@ -53,7 +53,19 @@ impl Sizing for Aloud {
     fn step(&mut self, sample: &Sample, now: Duration) -> Decision {
         let old = self.0.target();
         let decision = self.0.step(sample, now);
-        if decision.target != old || matches!(decision.reason, Reason::Kept { .. } | Reason::DemandMet) {
+        let is_verdict = matches!(
+            decision.reason,
+            Reason::Kept { .. }
+                | Reason::DemandMet
+                | Reason::Reverted { .. }
+                | Reason::Retreated
+                | Reason::Quicker { .. }
+                | Reason::NotQuicker { .. }
+                | Reason::Void
+        );
+        // In a trial the two sizes take turns, second by second.
+        let is_turn = matches!(decision.reason, Reason::Measuring);
+        if is_verdict || decision.target != old && !is_turn {
             println!("        size {old} -> {}: {}", decision.target, decision.reason);
         }
         decision

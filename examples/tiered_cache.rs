@@ -3,7 +3,7 @@
 //
 //! A cache in two tiers from beginning to end: two servers that share a remote tier, and behind it a warehouse that
 //! is asked too often, then changes, then is slow, and then down. With `REDIS_URL` set the remote tier is that Redis,
-//! else one in memory.
+//! else one in memory, for which a program of yours needs the feature `test-util`.
 
 use std::{
     io,
