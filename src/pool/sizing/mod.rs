@@ -85,6 +85,7 @@ mod rates;
 mod relief;
 mod sample;
 mod search;
+mod tails;
 mod trial;
 mod verified;
 

@@ -3,13 +3,15 @@
 //! Where less is asked for than can be done, throughput is what is asked for, at every size that can do it. How long
 //! calls take is not the same: with few connections each one that is held up, by a slow query or because the system has
 //! something else to do, holds up a line behind it. So where the slowest callers wait for longer than two queries
-//! take, more connections are tried, and kept if the slowest calls were quicker. That says nothing of what the
-//! server can do: as soon as all it can is asked for, the size is what is proven again. And it is left alone near that,
-//! where lines come and go by chance: the server has to have been seen at its limits, and be well below them.
+//! take, more connections are tried, and kept if the slowest calls were much quicker. How long those of one second take is
+//! mostly a matter of chance: so the two sizes take turns, a second or two each, and the seconds of each are taken together
+//! ([`Tails`]). That says nothing of what the server can do: as soon as all it can is asked for, the size is what is proven
+//! again. And it is left alone near that, where lines come and go by chance: the server has to have been seen at its
+//! limits, and be well below them.
 
 use std::time::Duration;
 
-use super::{Bounds, FULL, Sample};
+use super::{Bounds, FULL, Sample, tails::Tails};
 
 /// And for this share, where as much is done as can be.
 const BUSY: f64 = 0.5;
@@ -24,13 +26,19 @@ const BELOW: f64 = 0.85;
 const NEW: f64 = 0.2;
 /// The slowest callers wait for so many times what a typical query takes.
 const LONG: f64 = 2.0;
-/// How many windows are held against as many.
+/// For so many windows in a row, before more are tried.
 const WINDOWS: usize = 3;
+/// After so many pairs of windows, one of either size, is decided what is clear, and after so many the rest.
+const EARLY: usize = 4;
+const PAIRS: usize = 10;
+/// The slowest calls have to take less than this share of the time for more connections to stay. Those that stayed before
+/// go if it is as much the other way.
+const QUICKER: f64 = 0.8;
+/// And these are clear: of chance alone neither is seen once in twenty times.
+const CLEARLY_QUICKER: f64 = 0.6;
+const CLEARLY_SLOWER: f64 = 1.2;
 /// Calls in a window, of which the slowest in a hundred say something.
 const CALLS: u64 = 100;
-/// The slowest calls have to be quicker by this share for more connections to stay. Those that stayed before go if it is
-/// slower by the same.
-const QUICKER: f64 = 0.15;
 /// How long the connections may take to be open.
 const SETTLES: Duration = Duration::from_secs(10);
 /// How long a trial waits for a load that has gone.
@@ -42,8 +50,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Which size makes calls quick while less than everything is asked for.
 #[derive(Clone, Debug)]
 pub(super) struct Relief {
-    /// How long the slowest calls took, in the last windows in which they waited.
-    tails: Vec<f64>,
+    /// In how many windows in a row the slowest calls waited.
+    long: usize,
     trial: Option<Trial>,
     /// The size is more than what is proven, for this and no other reason.
     is_in_force: bool,
@@ -65,10 +73,11 @@ struct Trial {
     size: u32,
     /// Whether as many stayed before.
     is_known: bool,
-    before: f64,
     began: Duration,
     is_open: bool,
-    tails: Vec<f64>,
+    /// The windows with more, and those without.
+    with: Tails,
+    without: Tails,
     /// In how many of its windows callers waited all the time.
     full: usize,
     /// The most that was done in one of those, in returns per second.
@@ -84,10 +93,10 @@ pub(super) enum Advice {
     Stay,
     /// More are tried.
     Try(u32),
-    /// Nothing: a trial is on.
-    Measure,
+    /// This size in the next window: a trial is on.
+    Measure(u32),
     /// More made calls quicker, and stay.
-    Keep { before: Duration, after: Duration },
+    Keep { size: u32, before: Duration, after: Duration },
     /// They did not.
     TakeBack { to: u32, before: Duration, after: Duration },
     /// It cannot be told whether they do.
@@ -99,7 +108,7 @@ pub(super) enum Advice {
 impl Relief {
     pub(super) fn new() -> Self {
         Self {
-            tails: Vec::new(),
+            long: 0,
             trial: None,
             is_in_force: false,
             of_use: 0,
@@ -111,10 +120,10 @@ impl Relief {
         }
     }
 
-    /// Breaks off a trial, whose measure would say nothing. Returns the size before it, if its own is in force.
+    /// Breaks off a trial, whose measure would say nothing. Returns the size before it.
     pub(super) fn break_off(&mut self, target: u32, now: Duration) -> Option<u32> {
-        self.tails.clear();
-        let trial = self.trial.take().filter(|trial| trial.size == target)?;
+        self.long = 0;
+        let trial = self.trial.take().filter(|trial| trial.is_about(target))?;
         self.not_before = self.not_before.max(now.saturating_add(PAUSE));
         Some(trial.from)
     }
@@ -124,7 +133,7 @@ impl Relief {
         self.trial = None;
         self.is_in_force = false;
         self.of_use = 0;
-        self.tails.clear();
+        self.long = 0;
         self.not_before = self.not_before.max(now.saturating_add(PAUSE));
     }
 
@@ -137,7 +146,7 @@ impl Relief {
         now: Duration,
     ) -> Advice {
         self.is_in_force &= target > proven;
-        self.trial.take_if(|trial| trial.size != target);
+        self.trial.take_if(|trial| !trial.is_about(target));
         let done = sample.throughput().unwrap_or_default();
         let (is_full, is_at_limit) = (sample.backlog() >= FULL, done > BELOW * self.limit);
         let is_idle = self.trial.is_none() && !self.is_in_force;
@@ -153,85 +162,73 @@ impl Relief {
         if may_leave && (self.full >= LASTS || self.crowded >= DOUBTED) {
             self.is_in_force = false;
             self.crowded = 0;
-            self.tails.clear();
+            self.long = 0;
             return Advice::Leave;
         }
         if sample.completed < CALLS && !is_full {
             // The load has gone, and may come back.
-            self.tails.clear();
+            self.long = 0;
             return match self.trial.take_if(|trial| now.saturating_sub(trial.began) >= LONGEST) {
                 Some(trial) => Advice::Return(trial.from),
                 None => self.wait(),
             };
         }
-        let (wait, hold) = (sample.wait_p99.as_secs_f64(), sample.hold_p99.as_secs_f64());
         if let Some(trial) = self.trial.take() {
-            return self.go_on_with(trial, sample, wait + hold, now);
+            return self.go_on_with(trial, sample, now);
         }
-        if is_at_limit || sample.completed < CALLS {
-            self.tails.clear();
+        let is_long = sample.wait_p99.as_secs_f64() > LONG * sample.typical_hold().as_secs_f64();
+        if is_at_limit || sample.completed < CALLS || !is_long {
+            self.long = 0;
             return self.wait();
         }
-        if wait <= LONG * sample.typical_hold().as_secs_f64() {
-            self.tails.clear();
-            return self.wait();
-        }
-        if self.tails.len() == WINDOWS {
-            self.tails.remove(0);
-        }
-        self.tails.push(wait + hold);
+        self.long = self.long.saturating_add(1);
         let is_known = self.of_use > target;
         let size = bounds.clamp(if is_known { self.of_use } else { target.saturating_mul(2) });
-        if self.tails.len() < WINDOWS || (now < self.not_before && !is_known) || size <= target {
+        if self.long < WINDOWS || (now < self.not_before && !is_known) || size <= target {
             return self.wait();
         }
-        let before = median(&self.tails);
-        self.tails.clear();
+        self.long = 0;
         self.trial = Some(Trial {
             from: target,
             size,
             is_known,
-            before,
             began: now,
             is_open: false,
-            tails: Vec::new(),
+            with: Tails::default(),
+            without: Tails::default(),
             full: 0,
             most: 0.0,
         });
         Advice::Try(size)
     }
 
-    fn wait(&self) -> Advice {
-        match (&self.trial, self.is_in_force) {
-            (Some(_), _) => Advice::Measure,
+    fn wait(&mut self) -> Advice {
+        match (&mut self.trial, self.is_in_force) {
+            (Some(trial), _) => {
+                // A pair is of neighbours.
+                trial.forget_half();
+                Advice::Measure(trial.in_turn())
+            }
             (None, true) => Advice::Stay,
             (None, false) => Advice::None,
         }
     }
 
-    fn go_on_with(&mut self, mut trial: Trial, sample: &Sample, tail: f64, now: Duration) -> Advice {
-        if !trial.is_open {
+    fn go_on_with(&mut self, mut trial: Trial, sample: &Sample, now: Duration) -> Advice {
+        if trial.is_open {
+            trial.push(sample);
+        } else {
             // In this window some may still have been opened.
             let is_late = now.saturating_sub(trial.began) >= SETTLES;
             trial.is_open = sample.open >= trial.size || sample.in_use_max < trial.size || is_late;
+        }
+        let Some(is_of_use) = trial.verdict() else {
+            let size = trial.in_turn();
             self.trial = Some(trial);
-            return Advice::Measure;
-        }
-        trial.tails.push(tail);
-        if sample.backlog() >= FULL {
-            trial.full += 1;
-            trial.most = trial.most.max(sample.throughput().unwrap_or_default());
-        }
-        if trial.tails.len() < WINDOWS {
-            self.trial = Some(trial);
-            return Advice::Measure;
-        }
-        let (before, after) = (trial.before, median(&trial.tails));
-        let most = if trial.is_known { 1.0 + QUICKER } else { 1.0 - QUICKER };
-        // Where all wait all the time, what is done decides and not how long it takes.
-        let is_of_use = after < most * before && trial.full < WINDOWS;
+            return Advice::Measure(size);
+        };
         let in_time = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        let (before, after) = (in_time(before), in_time(after));
+        let [before, after] = [&trial.without, &trial.with].map(|tails| in_time(tails.slowest()));
         if is_of_use {
             self.of_use = trial.size;
             self.is_in_force = true;
@@ -239,8 +236,8 @@ impl Relief {
             self.pause = PAUSE;
             self.not_before = now;
             // Where they are still long, more are tried in the next window.
-            self.tails = trial.tails;
-            return Advice::Keep { before, after };
+            self.long = WINDOWS;
+            return Advice::Keep { size: trial.size, before, after };
         }
         if trial.is_known {
             self.of_use = 0;
@@ -255,10 +252,64 @@ impl Relief {
     }
 }
 
-fn median(tails: &[f64]) -> f64 {
-    let mut tails = tails.to_vec();
-    tails.sort_unstable_by(f64::total_cmp);
-    tails.get(tails.len() / 2).copied().unwrap_or_default()
+impl Trial {
+    fn is_about(&self, size: u32) -> bool {
+        size == self.size || size == self.from
+    }
+
+    /// The size of the next window.
+    fn in_turn(&self) -> u32 {
+        if self.is_with_more() { self.size } else { self.from }
+    }
+
+    /// The next window: first with more, and then two of either kind in turn, so that what changes steadily is left out of
+    /// account.
+    fn is_with_more(&self) -> bool {
+        matches!((self.with.len() + self.without.len()) % 4, 0 | 3)
+    }
+
+    /// A pair is of neighbours.
+    fn forget_half(&mut self) {
+        let pairs = self.with.len().min(self.without.len());
+        self.with.truncate(pairs);
+        self.without.truncate(pairs);
+    }
+
+    fn push(&mut self, sample: &Sample) {
+        if !self.is_with_more() {
+            self.without.push(sample);
+            return;
+        }
+        self.with.push(sample);
+        if sample.backlog() >= FULL {
+            self.full += 1;
+            self.most = self.most.max(sample.throughput().unwrap_or_default());
+        }
+    }
+
+    /// Whether more are of use, as soon as that can be told: after both windows of a pair.
+    fn verdict(&self) -> Option<bool> {
+        let pairs = self.with.len();
+        if pairs != self.without.len() {
+            return None;
+        }
+        if pairs >= WINDOWS && self.full == pairs {
+            // Where all wait all the time, what is done decides and not how long it takes.
+            return Some(false);
+        }
+        if pairs < EARLY {
+            return None;
+        }
+        let share = self.with.slowest() / self.without.slowest();
+        if self.is_known {
+            return Some(share * QUICKER < 1.0);
+        }
+        match pairs >= PAIRS {
+            true => Some(share < QUICKER),
+            false if share < CLEARLY_QUICKER => Some(true),
+            false => (share > CLEARLY_SLOWER).then_some(false),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -299,11 +350,13 @@ mod tests {
             let bounds = Bounds::new(1, 20).unwrap();
             let advice = self.relief.step(&sample, [self.target, 4], bounds, self.now);
             match advice {
-                Advice::Try(size) | Advice::Return(size) | Advice::TakeBack { to: size, .. } => {
-                    self.target = size
-                }
+                Advice::Try(size)
+                | Advice::Measure(size)
+                | Advice::Keep { size, .. }
+                | Advice::Return(size)
+                | Advice::TakeBack { to: size, .. } => self.target = size,
                 Advice::Leave => self.target = 4,
-                _ => {}
+                Advice::None | Advice::Stay => {}
             }
             advice
         }
@@ -312,19 +365,31 @@ mod tests {
             self.step(1_000, 1.0, 50 * MILLI)
         }
 
-        /// Windows in which the slowest callers wait for so long, until something else than measuring is advised.
-        fn waits(&mut self, wait: u32) -> Advice {
-            for _ in 0..20 {
-                match self.step(700, 0.5, wait * MILLI) {
-                    Advice::None | Advice::Stay | Advice::Measure => {}
+        /// Windows in which the slowest callers wait for so long, by the size, until something else than measuring is
+        /// advised, and for no more windows than that.
+        fn until(&mut self, windows: usize, wait: impl Fn(u32) -> u32) -> Advice {
+            for _ in 0..windows {
+                match self.step(700, 0.5, wait(self.target) * MILLI) {
+                    Advice::None | Advice::Stay | Advice::Measure(_) => {}
                     advice => return advice,
                 }
             }
             Advice::None
         }
 
+        /// The same at every size, for a while.
+        fn waits(&mut self, wait: u32) -> Advice {
+            self.until(20, |_| wait)
+        }
+
+        /// A trial in which the slowest callers wait for so long with more, and for 30 ms without.
+        fn tries(&mut self, wait: u32) -> Advice {
+            let from = self.relief.trial.as_ref().map_or(self.target, |trial| trial.from);
+            self.until(1 + 2 * PAIRS, |size| if size > from { wait } else { 30 })
+        }
+
         fn keeps(&mut self, wait: u32) -> bool {
-            matches!(self.waits(wait), Advice::Keep { .. })
+            matches!(self.tries(wait), Advice::Keep { .. })
         }
     }
 
@@ -332,11 +397,11 @@ mod tests {
     fn size_doubles_for_as_long_as_the_slowest_calls_become_quicker() {
         let mut course = Course::new();
         assert_eq!(course.waits(30), Advice::Try(8));
-        let (before, after) = (32 * MILLI, 22 * MILLI);
-        assert_eq!(course.waits(20), Advice::Keep { before, after });
-        assert_eq!(course.step(700, 0.5, 20 * MILLI), Advice::Try(16), "the windows of the trial count");
-        let (before, after) = (22 * MILLI, 20 * MILLI);
-        assert_eq!(course.waits(18), Advice::TakeBack { to: 8, before, after });
+        let (before, after) = (32 * MILLI, 17 * MILLI);
+        assert_eq!(course.tries(15), Advice::Keep { size: 8, before, after });
+        assert_eq!(course.step(700, 0.5, 20 * MILLI), Advice::Try(16), "they are still long");
+        let (before, after) = (32 * MILLI, 28 * MILLI);
+        assert_eq!(course.tries(26), Advice::TakeBack { to: 8, before, after }, "hardly");
         let began = course.now;
         assert_eq!(course.waits(20), Advice::None, "for a while");
         assert_eq!(course.waits(20), Advice::Try(16));
@@ -345,6 +410,56 @@ mod tests {
         assert_eq!(course.waits(10), Advice::Try(20), "the upper bound");
         assert!(course.keeps(5));
         assert_eq!(course.waits(5), Advice::None);
+    }
+
+    /// What the trial comes to, and after how many pairs of windows, in which the slowest calls with more and without took
+    /// so many milliseconds.
+    fn outcome(pair: impl Fn(u32) -> [u32; 2]) -> (u32, u32) {
+        let mut course = Course::new();
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert_eq!(course.step(700, 0.5, MILLI), Advice::Measure(8), "until they are open");
+        for number in 0.. {
+            let [with, without] = pair(number);
+            let waits = if number % 2 == 0 { [with, without] } else { [without, with] };
+            let mut last = Advice::None;
+            for wait in waits {
+                last = course.step(700, 0.5, (wait - 2) * MILLI);
+            }
+            if !matches!(last, Advice::Measure(_)) {
+                return (course.target, number + 1);
+            }
+        }
+        (0, 0)
+    }
+
+    #[test]
+    fn what_is_clear_is_decided_early_and_what_is_not_later() {
+        let (early, late) = (EARLY as u32, PAIRS as u32);
+        assert_eq!(outcome(|_| [18, 32]), (8, early));
+        assert_eq!(outcome(|_| [22, 32]), (8, late));
+        assert_eq!(outcome(|_| [28, 32]), (4, late));
+        assert_eq!(outcome(|_| [40, 32]), (4, early));
+        assert_eq!(outcome(|number| if number == 1 { [900, 32] } else { [18, 32] }), (4, early), "a pause");
+        let one_in_four = |number| if number % 4 == 3 { 900 } else { 10 };
+        assert_eq!(outcome(|number| [32, one_in_four(number)]), (8, early), "the slowest of all windows");
+    }
+
+    /// A machine that becomes slower by a tenth every second, or quicker.
+    #[test]
+    fn what_changes_steadily_is_no_reason() {
+        for share in [0.9, 1.1] {
+            let mut course = Course::new();
+            assert_eq!(course.waits(30), Advice::Try(8));
+            let mut wait = 100.0_f64;
+            let advice = (0..=2 * PAIRS).find_map(|_| {
+                wait *= share;
+                match course.step(700, 0.5, MILLI.mul_f64(wait)) {
+                    Advice::Measure(_) => None,
+                    advice => Some(advice),
+                }
+            });
+            assert!(matches!(advice, Some(Advice::TakeBack { to: 4, .. })), "{advice:?}");
+        }
     }
 
     #[test]
@@ -358,10 +473,10 @@ mod tests {
         assert_eq!(course.saturated(), Advice::Leave);
         assert_eq!(course.saturated(), Advice::None);
         assert_eq!(course.waits(30), Advice::Try(8));
-        assert!(course.keeps(33), "a little slower is no reason");
+        assert!(course.keeps(33), "a little slower is no reason to go");
         (0..LASTS).for_each(|_| assert_ne!(course.saturated(), Advice::None));
         assert_eq!(course.waits(30), Advice::Try(8));
-        assert!(matches!(course.waits(60), Advice::TakeBack { to: 4, .. }));
+        assert!(matches!(course.tries(60), Advice::TakeBack { to: 4, .. }));
         assert_eq!(course.waits(30), Advice::None, "it is forgotten, and tried after a while");
     }
 
@@ -369,12 +484,16 @@ mod tests {
     fn trial_ends_when_all_is_asked_for_or_another_rule_changes_the_size() {
         let mut course = Course::new();
         assert_eq!(course.waits(30), Advice::Try(8));
-        (0..WINDOWS).for_each(|_| assert_eq!(course.saturated(), Advice::Measure));
-        let (before, after) = (32 * MILLI, 52 * MILLI);
+        for size in [8, 4, 4, 8, 8, 4] {
+            assert_eq!(course.saturated(), Advice::Measure(size));
+        }
+        let (before, after) = (52 * MILLI, 52 * MILLI);
         assert_eq!(course.saturated(), Advice::TakeBack { to: 4, before, after });
         assert_eq!(course.waits(30), Advice::None, "for a while");
         assert_eq!(course.waits(30), Advice::Try(8));
-        (1..60).for_each(|_| assert_eq!(course.step(0, 0.0, Duration::ZERO), Advice::Measure));
+        (0..2).for_each(|_| assert_ne!(course.step(700, 0.5, 30 * MILLI), Advice::None));
+        assert_eq!(course.target, 4, "its turn");
+        (3..60).for_each(|_| assert_eq!(course.step(0, 0.0, Duration::ZERO), Advice::Measure(8)));
         assert_eq!(course.step(0, 0.0, Duration::ZERO), Advice::Return(4), "the load does not come back");
         assert_eq!(course.waits(30), Advice::Try(8));
         course.target = 6;
@@ -394,7 +513,7 @@ mod tests {
         assert_eq!(course.waits(10), Advice::Try(8), "which is known");
         assert!(course.keeps(10));
         assert_eq!(course.waits(10), Advice::Try(16));
-        assert!(matches!(course.waits(10), Advice::TakeBack { to: 8, .. }));
+        assert!(matches!(course.tries(30), Advice::TakeBack { to: 8, .. }));
     }
 
     /// Neither all that is asked for nor all that can be done, and callers wait all the same.
@@ -407,7 +526,7 @@ mod tests {
         let left = (1..=DOUBTED).find(|_| course.step(700, 0.8, 60 * MILLI) == Advice::Leave);
         assert_eq!((left, course.target), (Some(DOUBTED), 4));
         assert_eq!(course.waits(20), Advice::Try(8));
-        assert!(matches!(course.waits(60), Advice::TakeBack { to: 4, .. }), "they are of use no longer");
+        assert!(matches!(course.tries(60), Advice::TakeBack { to: 4, .. }), "they are of use no longer");
     }
 
     /// What is done in a pause is not what can be done.
@@ -415,10 +534,11 @@ mod tests {
     fn pause_of_the_server_in_a_trial_is_not_its_limit() {
         let mut course = Course::new();
         assert_eq!(course.waits(30), Advice::Try(8));
-        for (completed, full) in [(700, 0.5), (700, 0.5), (700, 0.5)] {
-            assert_eq!(course.step(completed, full, 40 * MILLI), Advice::Measure);
+        for size in [8, 4, 4, 8] {
+            assert_eq!(course.step(700, 0.5, 40 * MILLI), Advice::Measure(size));
         }
-        assert!(matches!(course.step(30, 1.0, 900 * MILLI), Advice::TakeBack { to: 4, .. }));
+        assert_eq!(course.step(30, 1.0, 900 * MILLI), Advice::Measure(8));
+        assert!(matches!(course.tries(40), Advice::TakeBack { to: 4, .. }));
         assert!(course.relief.limit > 900.0, "{}", course.relief.limit);
     }
 
@@ -445,14 +565,22 @@ mod tests {
     #[test]
     fn what_is_done_decides_where_callers_wait_all_the_time() {
         let mut course = Course::new();
-        let mut waits = |wait: u32, windows: usize| {
-            let advices: Vec<Advice> = (0..windows).map(|_| course.step(700, 1.0, wait * MILLI)).collect();
-            advices
-        };
-        assert_eq!(waits(30, WINDOWS).last(), Some(&Advice::Try(8)), "the pool may be what holds them up");
+        let mut advice = Advice::None;
+        for _ in 0..WINDOWS {
+            advice = course.step(700, 1.0, 30 * MILLI);
+        }
+        assert_eq!(advice, Advice::Try(8), "the pool may be what holds them up");
+        while !matches!(advice, Advice::TakeBack { .. }) {
+            assert!(course.now < 60 * SECOND);
+            let wait = if course.target == 8 { 10 } else { 30 };
+            advice = course.step(700, 1.0, wait * MILLI);
+        }
         let (before, after) = (32 * MILLI, 12 * MILLI);
-        assert_eq!(waits(10, WINDOWS + 1).last(), Some(&Advice::TakeBack { to: 4, before, after }));
-        assert!(waits(30, 100).iter().all(|advice| *advice == Advice::None), "the server does no more now");
+        assert_eq!(advice, Advice::TakeBack { to: 4, before, after });
+        for _ in 0..100 {
+            let advice = course.step(700, 1.0, 30 * MILLI);
+            assert_eq!(advice, Advice::None, "the server does no more now");
+        }
     }
 
     #[test]

@@ -22,9 +22,10 @@
 //!    remembered for 10 minutes, and then fades by a quarter every 10 minutes: a smaller knee can only have come in
 //!    hours, and a spike after a quiet hour should not start from nothing.
 //! 4. *Relief.* The slowest callers (99 of 100) wait for more than twice what a typical query takes, although less is done
-//!    than 0.85 of what was done when all was asked for that can be: twice as many for three windows. They stay if the
-//!    slowest calls took 0.85 of the time, with the wait, by the medians of three windows before and after, unless
-//!    callers waited all the time; a trial in vain is followed by a pause, 30 s doubling to 10 min. After five windows in
+//!    than 0.85 of what was done when all was asked for that can be: twice as many, in turn with as many as there were. They stay
+//!    if the slowest calls of ten windows took less than 0.8 of the time, with the wait, that those of as many windows
+//!    without them took; or 0.6 after four. A trial is in vain where that is not so, where they took 1.2 of the time after
+//!    four, or where callers waited all the time, and is followed by a pause, 30 s doubling to 10 min. After five windows in
 //!    which callers waited nine tenths of the time the size is what is proven again, since what does most and what is
 //!    quickest below that are two things; and when that is over, what was of use before is tried again at once. So it is
 //!    after five minutes in which they waited half of the time.
@@ -316,8 +317,15 @@ impl ThroughputVerified {
             Advice::None => return None,
             Advice::Stay if sample.backlog() < BACKLOG => return None,
             Advice::Stay => Reason::Steady,
-            Advice::Measure => Reason::Measuring,
-            Advice::Keep { before, after } => Reason::Quicker { before, after },
+            Advice::Measure(size) => {
+                // Windows are seconds, and calls in which more is decided are quick: the next one is of this size alone.
+                self.target = size;
+                Reason::Measuring
+            }
+            Advice::Keep { size, before, after } => {
+                self.resize(size);
+                Reason::Quicker { before, after }
+            }
             Advice::Try(size) => {
                 self.resize(size);
                 Reason::TryingForTime
