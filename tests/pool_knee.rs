@@ -196,6 +196,7 @@ async fn pool_that_keeps_some_for_others_grows_and_one_whose_callers_may_have_no
     let done = done(&server).await;
     assert!(done >= 0.9, "{done}, {:?}", pool.stats());
     drop(load);
+    sleep(MINUTE).await; // who waits still has been served, and this pool says no more
 
     let server = FakeServer::new(usl()).connecting(SECOND / 50);
     let pool = builder(&server).class("few", Share::new().at_most(2)).build().unwrap();

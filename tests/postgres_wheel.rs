@@ -10,7 +10,13 @@
 
 mod support;
 
-use std::{future::Future, pin::pin, sync::Arc, task::Context, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bb8::{ManageConnection as _, Pool};
 use mcp_perf::{
@@ -45,10 +51,8 @@ async fn number(connection: &PostgresConnection, sql: &str) -> i64 {
 
 /// Begins, and lets nothing more happen.
 async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool {
-    std::future::poll_fn(|context: &mut Context<'_>| {
-        std::task::Poll::Ready(future.as_mut().poll(context).is_ready())
-    })
-    .await
+    std::future::poll_fn(|context: &mut Context<'_>| Poll::Ready(future.as_mut().poll(context).is_ready()))
+        .await
 }
 
 fn backends(server: &PostgresServer) -> String {
@@ -129,10 +133,14 @@ fn query_that_is_not_polled_holds_up_nobody_who_waits_for_a_repair() {
         assert!(!poll_once(pin!(connection.query_cached(slow, &[]))).await);
         let mut waits = pin!(connection.query_one_cached("select 1::int8", &[]));
         assert!(!poll_once(waits.as_mut()).await);
-        // The statement is prepared, and what was left still runs.
-        assert!(!poll_once(paused.as_mut()).await);
+        // The statement is prepared, and what was left still runs, unless this thread was held up for as long as a repair
+        // and a query take.
+        let early = std::future::poll_fn(|context| Poll::Ready(paused.as_mut().poll(context))).await;
         in_time("behind the repair", waits).await.unwrap();
-        in_time("the paused one", paused).await.unwrap();
+        match early {
+            Poll::Ready(answer) => answer.unwrap(),
+            Poll::Pending => in_time("the paused one", paused).await.unwrap(),
+        };
     });
 }
 

@@ -271,8 +271,8 @@ impl Trial {
     /// A pair is of neighbours.
     fn forget_half(&mut self) {
         let pairs = self.with.len().min(self.without.len());
-        self.with.truncate(pairs);
-        self.without.truncate(pairs);
+        self.with.keep_first(pairs);
+        self.without.keep_first(pairs);
     }
 
     fn push(&mut self, sample: &Sample) {

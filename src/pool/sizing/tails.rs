@@ -49,7 +49,7 @@ impl Tails {
     }
 
     /// Forgets all but the first of them.
-    pub(super) fn truncate(&mut self, windows: usize) {
+    pub(super) fn keep_first(&mut self, windows: usize) {
         self.0.truncate(windows);
     }
 
