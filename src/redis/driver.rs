@@ -3,8 +3,10 @@
 //! It is woken by the first call; it lets every other task that is ready have its turn once, and then sends what is
 //! queued: the reads as one question ([`Batch`]), the other commands before it. While they are no more than a [`FEW`]
 //! they are sent at once. Under load a batch grows by itself. What is queued while little is under way leaves in up to
-//! [`WAVES`] parts, a turn apart, so that client and server work at the same time. Nothing waits for an answer before it
-//! is sent: stopping at one or two batches in flight halves what a few callers get.
+//! [`WAVES`] parts, a turn apart, so that client and server work at the same time. Stopping at one or two of them halves
+//! what a few callers get; but once all are under way the server has enough to do, and what comes one by one leaves with
+//! the next answer, or when there are as many as one of those parts has. Sent as it comes, it takes a call of the system
+//! for every few, which on two threads is a third of all that a read costs.
 //!
 //! Answers are handed out a batch at a time, though more may have come: those whom the first answers have their turn, and
 //! what they ask leaves, before the next is looked at. The server answers at once all that it found at once, and if all
@@ -80,8 +82,10 @@ pub(super) struct Driver {
     flushed: bool,
     /// In the order in which the answers will come, each with how many bytes of all were sent by its end.
     owed: VecDeque<(Owed, u64)>,
-    /// The ends of the parts that are under way, in the same measure.
-    parts: VecDeque<u64>,
+    /// The parts that are under way: their ends, in the same measure, and how many calls each has.
+    parts: VecDeque<(u64, usize)>,
+    /// How many calls they have together.
+    under_way: usize,
     /// Whether everybody else had a turn since the driver saw that there is something to send.
     has_yielded: bool,
     tick: Option<Pin<Box<Sleep>>>,
@@ -140,6 +144,7 @@ impl Driver {
             flushed: true,
             owed: VecDeque::new(),
             parts: VecDeque::new(),
+            under_way: 0,
             has_yielded: false,
             tick: None,
             runtime: runtime::Handle::current(),
@@ -161,12 +166,14 @@ impl Driver {
         }
         let is_stuck = self.send(context)?.is_pending();
         again |= self.receive(context)?;
+        let enough = self.enough();
         {
             let mut queue = lock(&self.shared.queue);
             if let Some(fault) = &queue.closed {
                 return Err(fault.clone());
             }
-            if queue.calls.is_empty() {
+            queue.enough = enough;
+            if queue.calls.len() < enough {
                 if !queue.driver.as_ref().is_some_and(|driver| driver.will_wake(context.waker())) {
                     queue.driver = Some(context.waker().clone());
                 }
@@ -191,11 +198,12 @@ impl Driver {
 
     /// Makes what is queued ready to be sent, or enough of it that so many parts are under way.
     fn collect(&mut self, waves: usize) {
-        let mut queue = lock(&self.shared.queue);
         // Some now and the rest a moment later: while the server answers some, the callers of others are at work. All
         // together they would take turns, and half of the time one side would wait for the other.
-        while self.parts.front().is_some_and(|end| *end <= self.answered) {
-            self.parts.pop_front();
+        let enough = self.enough();
+        let mut queue = lock(&self.shared.queue);
+        if queue.calls.len() < enough {
+            return;
         }
         let waves = waves.saturating_sub(self.parts.len()).max(1);
         let some = queue.calls.len().div_ceil(waves);
@@ -219,6 +227,7 @@ impl Driver {
             // Where the other end never takes all of it at one time.
             self.outgoing.drain(..mem::take(&mut self.written));
         }
+        let count = calls.len();
         self.was_used = true;
         if self.owed.is_empty() {
             self.silent_ticks = 0;
@@ -251,7 +260,19 @@ impl Driver {
             let batch = Batch::ask(reads, history, &mut self.outgoing);
             self.owe(Owed::Batch(batch, asked_at));
         }
-        self.parts.push_back(self.ready());
+        self.parts.push_back((self.ready(), count));
+        self.under_way += count;
+    }
+
+    /// So many calls are worth a part: any, until all parts are under way, and then as many as one of those has.
+    fn enough(&mut self) -> usize {
+        while let Some((end, count)) = self.parts.front()
+            && *end <= self.answered
+        {
+            self.under_way -= count;
+            self.parts.pop_front();
+        }
+        if self.parts.len() < WAVES { 1 } else { (self.under_way / self.parts.len()).max(1) }
     }
 
     /// Takes note of an answer that what is ready by now will have.
@@ -495,6 +516,46 @@ mod tests {
         }
     }
 
+    /// The other end of a way that takes all, and says what it is told to.
+    #[derive(Default)]
+    struct Open(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl AsyncRead for Open {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            room: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let answer = mem::take(&mut *self.0.lock().unwrap());
+            room.put_slice(&answer);
+            if answer.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
+        }
+    }
+
+    impl AsyncWrite for Open {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// How often it was woken.
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     fn driver() -> Driver {
         Driver::new(Box::new(Slow::default()), Arc::new(Shared::new(None)))
     }
@@ -515,6 +576,59 @@ mod tests {
             assert!(driver.outgoing.len() < 4 * MOST_UNSENT, "{}", driver.outgoing.len());
         }
         assert!(driver.sent > 50 * 1024 * 1024, "{}", driver.sent);
+    }
+
+    /// With all parts under way, what comes one by one leaves with the next answer, or when it is as much as a part.
+    #[tokio::test]
+    async fn few_calls_wait_for_an_answer_or_for_more_when_much_is_under_way() {
+        let other_end = Open::default();
+        let says = Arc::clone(&other_end.0);
+        let mut driver = Driver::new(Box::new(other_end), Arc::new(Shared::new(None)));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut context = Context::from_waker(&waker);
+        let mut waiting = Vec::new();
+        let mut push = |driver: &Driver, count: usize| {
+            for _ in 0..count {
+                let (waiter, answer) = oneshot::channel();
+                let mut names = Names::default();
+                names.add(&["name"]);
+                let read = Read { names, before: Commands::default(), waiter };
+                driver.shared.push(Call::Read(read)).unwrap();
+                waiting.push(answer);
+            }
+        };
+        let queued = |driver: &Driver| lock(&driver.shared.queue).calls.len();
+        let times = || woken.0.swap(0, std::sync::atomic::Ordering::Relaxed);
+        push(&driver, 10 * WAVES);
+        for _ in 0..=WAVES {
+            driver.drive(&mut context).unwrap();
+        }
+        assert_eq!((driver.parts.len(), driver.under_way, queued(&driver)), (WAVES, 10 * WAVES, 0));
+        times();
+        push(&driver, 9);
+        assert_eq!(times(), 0, "it need not be told");
+        driver.has_yielded = true;
+        driver.drive(&mut context).unwrap();
+        assert_eq!(
+            (driver.parts.len(), queued(&driver), times()),
+            (WAVES, 9, 0),
+            "nor does it turn in circles"
+        );
+        push(&driver, 1);
+        assert_eq!(times(), 1);
+        for _ in 0..2 {
+            driver.drive(&mut context).unwrap();
+        }
+        assert_eq!((driver.parts.len(), queued(&driver)), (WAVES + 1, 0));
+        push(&driver, 9);
+        times();
+        let answer = b"*2\r\n$1\r\n1\r\n$1\r\n1\r\n*1\r\n$-1\r\n".repeat(2);
+        says.lock().unwrap().extend(answer);
+        for _ in 0..4 {
+            driver.drive(&mut context).unwrap();
+        }
+        assert_eq!((driver.parts.len(), driver.under_way, queued(&driver)), (WAVES, 10 * (WAVES - 1) + 9, 0));
     }
 
     #[tokio::test]

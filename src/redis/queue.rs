@@ -38,8 +38,9 @@ pub(super) struct Queue {
     pub(super) closed: Option<Fault>,
     /// Who is to know what becomes of it.
     pub(super) counts: Option<Arc<Counts>>,
-    /// Set where the driver has to be told of a call.
+    /// Set where the driver has to be told of a call, as soon as so many wait.
     pub(super) driver: Option<Waker>,
+    pub(super) enough: usize,
 }
 
 pub(super) enum Call {
@@ -89,7 +90,8 @@ impl Shared {
         }
         queue.bytes += size;
         queue.calls.push(call);
-        let driver = queue.driver.take();
+        let is_enough = queue.calls.len() >= queue.enough;
+        let driver = queue.driver.take_if(|_| is_enough);
         drop(queue);
         if let Some(driver) = driver {
             driver.wake();
