@@ -56,6 +56,8 @@ struct Seen {
     removals: Mutex<Vec<usize>>,
     /// The names of the stamps that were changed.
     restamped: Mutex<Vec<String>>,
+    puts: AtomicUsize,
+    refuses_puts: AtomicBool,
 }
 
 impl Picky {
@@ -110,6 +112,10 @@ impl Store for Picky {
     }
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
+        self.seen.puts.fetch_add(1, Ordering::SeqCst);
+        if self.seen.refuses_puts.load(Ordering::SeqCst) {
+            return Err(Error::refused("the test's store is full", io::Error::other("as it was told")));
+        }
         self.store.put_if(put).await
     }
 
@@ -149,6 +155,31 @@ async fn ask(cache: &Texts, name: &str, time: Duration) {
         cache.get(&Key::public(name)).await;
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Each offer is a trip, and turns the value into bytes first.
+#[tokio::test(start_paused = true)]
+async fn store_that_is_full_is_offered_what_was_loaded_every_five_seconds() {
+    let clock = Clock::tokio();
+    let store = Picky::new(&clock);
+    let cache = node(&clock, store.clone()).await;
+    let puts = || store.seen.puts.load(Ordering::SeqCst);
+    store.seen.refuses_puts.store(true, Ordering::SeqCst);
+    for name in 0..20 {
+        load(&cache, &name.to_string(), &[], "value").await;
+    }
+    assert_eq!(puts(), 2, "the first may have been one that it does not take");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for name in 20..40 {
+        load(&cache, &name.to_string(), &[], "value").await;
+    }
+    assert_eq!(puts(), 3);
+    store.seen.refuses_puts.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for name in 40..60 {
+        load(&cache, &name.to_string(), &[], "value").await;
+    }
+    assert_eq!(puts(), 23, "it takes them again");
 }
 
 #[tokio::test(start_paused = true)]

@@ -373,8 +373,15 @@ async fn store_that_is_full_is_read_and_said_to_be_full_once_and_told_later_what
     for index in 0_u32..20 {
         let key = Key::public("new").part(&index.to_le_bytes());
         assert_eq!(load(&one, &key, &[], "loaded").await.unwrap(), "loaded");
+    }
+    until("it is said", async || (!log.at_least(Level::INFO).is_empty()).then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(100)).await; // what is done behind the answers has been
+    let hits = one.stats().hits;
+    for index in 0_u32..20 {
+        let key = Key::public("new").part(&index.to_le_bytes());
         assert_eq!(one.get(&key).await.as_deref(), Some("loaded"), "from memory");
     }
+    assert_eq!((one.stats().hits - hits, one.stats().fenced), (20, 0));
     assert_eq!(one.remove(&key()).await.unwrap_err().kind(), ErrorKind::Refused);
     let third = node().await;
     assert_eq!(third.get(&other).await.as_deref(), Some("old"), "what is there is read");

@@ -226,6 +226,27 @@ async fn load_that_ran_while_its_key_was_made_to_expire_is_not_stored() {
     }
 }
 
+/// Clocks of machines are not in whole milliseconds.
+#[tokio::test]
+async fn what_is_never_stale_stands_in_for_nothing_once_it_was_made_to_expire() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let node = async || Cache::builder("test").clock(clock.clone()).remote(store.clone()).build().await;
+    let (one, two): (Texts, Texts) = (node().await.unwrap(), node().await.unwrap());
+    let loading = clock.clone();
+    let slow = move || async move {
+        loading.advance(Duration::from_nanos(300_001));
+        Ok::<_, io::Error>("old".to_owned())
+    };
+    one.get_or_load(&key(), slow).await.unwrap();
+    settle().await;
+    assert_eq!(two.get(&key()).await.as_deref(), Some("old"));
+    two.expire(&key()).await.unwrap();
+    assert_eq!(fail(&two).await.unwrap_err().kind(), ErrorKind::Load);
+    clock.advance(STALENESS);
+    assert_eq!(fail(&one).await.unwrap_err().kind(), ErrorKind::Load);
+}
+
 #[tokio::test]
 async fn expiry_reaches_the_other_node_and_leaves_it_a_value_to_stand_in() {
     let clock = Clock::manual();

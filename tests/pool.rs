@@ -20,7 +20,10 @@ use std::{
 use mcp_perf::{
     Error, ErrorKind,
     clock::Clock,
-    pool::{Class, Connection, Pool, PoolBuilder, Share},
+    pool::{
+        Class, Connection, Pool, PoolBuilder, Share,
+        sizing::{Fixed, Gain},
+    },
 };
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
@@ -1339,6 +1342,10 @@ async fn impossible_settings_are_named() {
         ("guarantee", all().size(4).class("a", sure(2)).class("b", sure(2))),
         ("guarantee", all().size(4).class("a", sure(u32::MAX)).class("b", sure(u32::MAX))),
         ("guarantee", all().size(1).system_reserve(1)),
+        ("guarantee", all().observe(1..=9).initial(2).class("a", sure(2))),
+        ("gain", all().size(4).gain(Gain::LATENCY)),
+        ("sizing", all().size(4).sizing(Fixed::new(4))),
+        ("gain", all().adaptive(1..=4).gain(Gain::LATENCY).sizing(Fixed::new(4))),
         ("class", all().class("a", Share::new()).class("a", Share::new())),
         ("class", all().class("system", Share::new())),
         ("class", all().class("a", Share::new().at_most(0))),

@@ -449,7 +449,42 @@ fn samples() -> impl Strategy<Value = Sample> {
     })
 }
 
+/// A window in which 1,000 were asked for and done, or 700 while callers waited, or nothing to speak of.
+fn seconds_of_one_server() -> impl Strategy<Value = (u64, f64, u64)> {
+    prop_oneof![
+        2 => Just((1_000, 1.0, 50)),
+        9 => (500..800_u64, 0.2..0.6, 10..90_u64),
+        1 => Just((10, 0.0, 0)),
+    ]
+}
+
 proptest! {
+    /// In a course that is about the slowest calls above all.
+    #[test]
+    fn no_trial_leads_above_what_is_allowed(
+        seconds in proptest::collection::vec(
+            (seconds_of_one_server(), proptest::option::weighted(0.05, 1..20_u32)),
+            50..300,
+        ),
+    ) {
+        let bounds = Bounds::new(2, 20).unwrap();
+        let mut sizing = ThroughputVerified::new(bounds, 4);
+        let mut tried = false;
+        for (second, ((completed, full, wait), ceiling)) in (1_u64..).zip(seconds) {
+            let mut sample = Sample::default();
+            (sample.window, sample.completed, sample.full_fraction) = (SECOND, completed, full);
+            (sample.hold_typical, sample.hold_p99) = (SECOND / 1000, SECOND / 500);
+            (sample.wait_p99, sample.max_waiting) = (Duration::from_millis(wait), 9);
+            (sample.target, sample.open, sample.in_use_max) = (sizing.target(), 20, sizing.target());
+            sample.ceiling = ceiling;
+            let decision = sizing.step(&sample, Duration::from_secs(second));
+            tried |= decision.reason == Reason::TryingForTime;
+            let allowed = bounds.clamp(ceiling.unwrap_or(20));
+            prop_assert!(decision.target <= allowed, "{decision:?}, allowed are {allowed}");
+        }
+        prop_assume!(tried);
+    }
+
     #[test]
     fn no_sample_leads_out_of_the_bounds_or_to_a_panic(
         samples in proptest::collection::vec((samples(), any::<bool>(), 0..100_000_u64), 1..200),

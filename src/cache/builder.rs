@@ -65,6 +65,7 @@ pub(super) struct Settings<V> {
     pub(super) soft_timeout: Option<Duration>,
     pub(super) load_timeout: Duration,
     pub(super) max_loads: Option<usize>,
+    pub(super) drops_abandoned_loads: bool,
     pub(super) error_throttle: Duration,
     pub(super) loader_tags: bool,
     /// Which errors a stale value may stand in for; all unless set.
@@ -92,6 +93,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             soft_timeout: None,
             load_timeout: 30 * SECOND,
             max_loads: None,
+            drops_abandoned_loads: false,
             error_throttle: Duration::from_millis(100),
             loader_tags: false,
             serve_stale_if: None,
@@ -292,6 +294,34 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// ```
     pub fn max_loads(mut self, loads: usize) -> Self {
         self.settings.max_loads = Some(loads);
+        self
+    }
+
+    /// Drops a load when all who waited for it have gone, each by dropping the future that it waited with: a client that
+    /// disconnects, say. Unless set a load goes on, and whoever asks next finds its value.
+    ///
+    /// For loaders that are dear, and whose values are seldom asked for twice. The loader's future is dropped where it
+    /// waits, or never begun if it still has to [wait for a place](Self::max_loads); what it had its source do by then
+    /// may be done. A load of many keys is dropped when nobody waits for any of them. A load that nobody waited for to
+    /// begin with is not dropped (ahead of the end of a value, or behind a stale one), and neither is one whose callers
+    /// were given a stale value: the next will want the new one.
+    ///
+    /// ```
+    /// use mcp_perf::cache::{Cache, Key};
+    /// use std::{future::pending, io, time::Duration};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let answers: Cache<String> = Cache::builder("answers").drop_abandoned_loads(true).build()?;
+    /// let key = Key::public("a hard question");
+    /// let thinking = answers.get_or_load(&key, || pending::<io::Result<String>>());
+    /// assert!(tokio::time::timeout(Duration::from_millis(10), thinking).await.is_err());
+    /// while answers.stats().abandoned == 0 {
+    ///     tokio::task::yield_now().await;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn drop_abandoned_loads(mut self, drops: bool) -> Self {
+        self.settings.drops_abandoned_loads = drops;
         self
     }
 
@@ -612,6 +642,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
             debts: Debts::default(),
             refuses_reads: AtomicBool::new(false),
             refuses_writes: AtomicBool::new(false),
+            spared_until: AtomicU64::new(0),
             coherence,
             tell_unfit_from: AtomicU64::new(0),
         });

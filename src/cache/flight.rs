@@ -21,11 +21,17 @@
 //! on drop: a panicking loader releases every waiter with an error. A flight that has a stale value and takes
 //! long may release its waiters with that ([`Lead::release`]), and goes on. Who comes later gets it too, for as long as
 //! it may be served.
+//!
+//! A flight knows how many callers are [aboard](Aboard). Where a load is not to outlive them, who finds that all have gone
+//! asks for the end of the flight under the lock in which others board ([`Lead::abandon`]): nobody comes aboard a flight
+//! that ends without having arrived.
 
 use std::{
     collections::HashMap,
     hash::BuildHasher,
+    ops::Deref,
     sync::{Arc, OnceLock},
+    task::{Context, Waker},
     time::Duration,
 };
 
@@ -71,12 +77,52 @@ struct Watched {
 pub(crate) struct Flight<V> {
     began: Began,
     fenced: AtomicBool,
+    callers: Mutex<Callers>,
+    is_abandoned: AtomicBool,
     waiters: Waiters,
     meanwhile: Mutex<Option<Meanwhile<V>>>,
     outcome: OnceLock<Result<V, Error>>,
     /// What the outcome stands in for.
     failure: OnceLock<Error>,
     landed: Notify,
+}
+
+/// How many are aboard, and the load, to be woken when the last of them goes.
+#[derive(Default)]
+struct Callers {
+    count: usize,
+    load: Option<Waker>,
+}
+
+/// A caller's part in a flight, until it is dropped.
+pub(crate) struct Aboard<V>(Arc<Flight<V>>);
+
+impl<V> Aboard<V> {
+    fn new(flight: &Arc<Flight<V>>) -> Self {
+        lock(&flight.callers).count += 1;
+        Self(Arc::clone(flight))
+    }
+}
+
+impl<V> Deref for Aboard<V> {
+    type Target = Flight<V>;
+
+    fn deref(&self) -> &Flight<V> {
+        &self.0
+    }
+}
+
+impl<V> Drop for Aboard<V> {
+    fn drop(&mut self) {
+        let load = {
+            let mut callers = lock(&self.0.callers);
+            callers.count -= 1;
+            if callers.count == 0 { callers.load.take() } else { None }
+        };
+        if let Some(load) = load {
+            load.wake();
+        }
+    }
 }
 
 /// A stale value for those who should not wait for longer.
@@ -105,7 +151,7 @@ pub(crate) enum Boarding<T, V> {
     /// Somebody stored it in the meantime.
     Found(T),
     /// It is being loaded.
-    Join(Arc<Flight<V>>),
+    Join(Aboard<V>),
     /// Nobody is loading it: the caller has to.
     Lead(Lead<V>),
 }
@@ -137,13 +183,15 @@ impl<V> Flights<V> {
                 outdated.fenced.store(true, Ordering::Release);
             }
             Some(flight) if flight.began.is_free_to_choose() && flight.began.is_before(&began) < too_long => {
-                return Boarding::Join(Arc::clone(flight));
+                return Boarding::Join(Aboard::new(flight));
             }
             Some(_) | None => {}
         }
         let flight = Arc::new(Flight {
             began,
             fenced: AtomicBool::new(false),
+            callers: Mutex::new(Callers::default()),
+            is_abandoned: AtomicBool::new(false),
             waiters: Waiters::new(),
             meanwhile: Mutex::new(None),
             outcome: OnceLock::new(),
@@ -299,8 +347,38 @@ pub(crate) struct Lead<V> {
 }
 
 impl<V> Lead<V> {
-    pub(crate) fn flight(&self) -> Arc<Flight<V>> {
-        Arc::clone(&self.flight)
+    /// A part for the caller who leads.
+    pub(crate) fn aboard(&self) -> Aboard<V> {
+        Aboard::new(&self.flight)
+    }
+
+    /// Whether nobody is aboard; and whom to wake when that comes to be so.
+    pub(super) fn is_left(&self, context: &Context<'_>) -> bool {
+        let mut callers = lock(&self.flight.callers);
+        let _before = callers.load.replace(context.waker().clone());
+        let is_left = callers.count == 0;
+        drop(callers);
+        is_left
+    }
+
+    /// If nobody is aboard, nobody comes aboard any more, and what the load comes to is not stored.
+    pub(super) fn abandon(&self) -> bool {
+        let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
+        if lock(&self.flight.callers).count > 0 {
+            return false;
+        }
+        let is_running =
+            stripe.running.get(&self.key).is_some_and(|latest| Arc::ptr_eq(latest, &self.flight));
+        if is_running {
+            stripe.running.remove(&self.key);
+        }
+        self.flight.fenced.store(true, Ordering::Release);
+        self.flight.is_abandoned.store(true, Ordering::Release);
+        true
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.flight.is_abandoned.load(Ordering::Acquire)
     }
 
     pub(crate) fn key(&self) -> Key<'_> {
@@ -438,6 +516,63 @@ mod model {
             flights.fence(&Key::public("key"), || *lock(&local) = None);
             writer.join().unwrap();
             assert_eq!(*lock(&local), None);
+        });
+    }
+
+    /// The last caller goes, and another comes: either he is aboard a load that goes on, or he leads one of his own.
+    #[test]
+    fn no_interleaving_leaves_a_caller_aboard_a_load_that_was_dropped() {
+        loom::model(|| {
+            let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
+            let board = {
+                let (flights, epoch) = (Arc::clone(&flights), Arc::clone(&epoch));
+                move || {
+                    let began = Began::now(Instant::default(), &epoch, std::iter::empty());
+                    flights.board(&Key::public("key"), &epoch, began, Duration::MAX, || None::<()>)
+                }
+            };
+            let Boarding::Lead(lead) = board() else { unreachable!() };
+            let first = lead.aboard();
+            let second = loom::thread::spawn(move || match board() {
+                Boarding::Join(aboard) => Some(aboard),
+                Boarding::Found(()) | Boarding::Lead(_) => None,
+            });
+            let load = loom::thread::spawn(move || {
+                let is_left =
+                    crate::model::poll_once(std::future::poll_fn(|context| match lead.is_left(context) {
+                        true => std::task::Poll::Ready(()),
+                        false => std::task::Poll::Pending,
+                    }));
+                (is_left.is_ready() && lead.abandon(), lead)
+            });
+            drop(first);
+            let (aboard, (is_abandoned, lead)) = (second.join().unwrap(), load.join().unwrap());
+            assert!(!(is_abandoned && aboard.is_some()));
+            assert_eq!(lead.is_abandoned(), is_abandoned);
+        });
+    }
+
+    /// The last caller goes while the load looks: it sees that, or is woken.
+    #[test]
+    fn no_interleaving_lets_a_load_sleep_when_all_have_gone() {
+        loom::model(|| {
+            let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
+            let began = Began::now(Instant::default(), &epoch, std::iter::empty());
+            let key = Key::public("key");
+            let Boarding::Lead(lead) = flights.board(&key, &epoch, began, Duration::MAX, || None::<()>)
+            else {
+                unreachable!()
+            };
+            let caller = lead.aboard();
+            let load = loom::thread::spawn(move || {
+                crate::model::block_on(std::future::poll_fn(|context| match lead.is_left(context) {
+                    true => std::task::Poll::Ready(()),
+                    false => std::task::Poll::Pending,
+                }));
+                lead.abandon()
+            });
+            drop(caller);
+            assert!(load.join().unwrap());
         });
     }
 

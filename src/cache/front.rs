@@ -132,7 +132,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// # Cancel safety
     ///
-    /// A caller that goes away leaves the load running, for the others and for the cache.
+    /// A caller that goes away leaves the load running, for the others and for the cache; unless he is the last, and
+    /// [that is not wanted](CacheBuilder::drop_abandoned_loads).
     ///
     /// # Examples
     ///
@@ -619,6 +620,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             throttled: events.throttled.sum(),
             loads: events.loads.sum(),
             load_failures: events.load_failures.sum(),
+            abandoned: events.abandoned.sum(),
             fenced: events.fenced.sum(),
             remote_hits: events.remote_hits.sum(),
             remote_unchanged: events.remote_unchanged.sum(),

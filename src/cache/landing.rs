@@ -95,6 +95,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// Lands with what there was, if that may stand in for the failure, else with the error.
     pub(super) fn fail(&self, mut flying: Flying<V>, error: Error, now: Instant) {
+        if flying.lead.is_abandoned() {
+            // It says nothing of the source, and there is nobody to be told.
+            flying.lead.land(Err(error), |_| ());
+            return;
+        }
         let throttle = self.settings.policy.throttle();
         let may_stand_in = self.settings.serve_stale_if.as_ref().is_none_or(|may| may(&error));
         if may_stand_in && self.fallback(&flying).is_some() {

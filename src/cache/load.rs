@@ -14,7 +14,7 @@ use tokio::time::{sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::{
-    flight::{Boarding, Flight, Lead, Outcome},
+    flight::{Aboard, Boarding, Flight, Lead, Outcome},
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
@@ -102,7 +102,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             Boarded::Found(remembered) => return self.recall(remembered),
             Boarded::Join(flight) => flight,
             Boarded::Lead(flying) => {
-                let flight = flying.lead.flight();
+                let flight = flying.lead.aboard();
                 self.take_off(*flying, loader);
                 flight
             }
@@ -378,18 +378,53 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         self.events.loads.add();
         let began = self.clock.now();
         let load = unharmed(load);
-        let loaded = self.attend(flights, patience, timeout_at(patience.end, load)).await;
+        let load = self.unless_abandoned(flights, timeout_at(patience.end, load));
+        let loaded = self.attend(flights, patience, load).await;
         let cost = self.clock.now().since(began);
         let error = match loaded {
-            Ok(Ok(loaded)) => return (Ok(loaded), cost),
-            Ok(Err(error)) => error,
-            Err(elapsed) => {
+            Ok(Ok(Ok(loaded))) => return (Ok(loaded), cost),
+            Ok(Ok(Err(error))) => error,
+            Err(abandoned) => return (Err(abandoned), cost),
+            Ok(Err(elapsed)) => {
                 let problem = "the loader took longer than the load timeout";
                 Error::with_source(ErrorKind::TimedOut, problem, elapsed)
             }
         };
         self.events.load_failures.add();
         (Err(error), cost)
+    }
+
+    /// Does a part of a load, until it is done or, where a load is not to outlive those who wait for it, all of them have
+    /// gone.
+    async fn unless_abandoned<T>(
+        &self,
+        flights: &[Flying<V>],
+        part: impl Future<Output = T>,
+    ) -> Result<T, Error> {
+        if !self.settings.drops_abandoned_loads {
+            return Ok(part.await);
+        }
+        let abandoned = poll_fn(|context| {
+            // All of them are told whom to wake.
+            let is_left = |flying: &Flying<V>| {
+                flying.lead.is_left(context)
+                    && flying.purpose != Purpose::Refresh
+                    && !flying.lead.has_released()
+            };
+            let left = flights.iter().filter(|flying| is_left(flying)).count();
+            match left == flights.len() && flights.iter().all(|flying| flying.lead.abandon()) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        });
+        tokio::select! {
+            biased;
+            () = abandoned => {
+                self.events.abandoned.add();
+                Err(Error::new(ErrorKind::Load, "nobody waited for the load any more"))
+            }
+            done = part => Ok(done),
+        }
     }
 
     /// The right to load, where there is a limit to loads. A load that a loader of this cache waits for has it already:
@@ -424,7 +459,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 place = limit.place(awaited_by(Waiter::Caller)) => Ok(Some(place)),
             }
         };
-        self.attend(flights, patience, place).await
+        let place = self.unless_abandoned(flights, place);
+        self.attend(flights, patience, place).await.unwrap_or_else(Err)
     }
 
     pub(super) fn id(self: &Arc<Self>) -> usize {
@@ -489,7 +525,7 @@ pub(super) fn loader_failed(error: impl Into<BoxError>) -> Error {
 
 pub(super) enum Boarded<V: Clone + Send + Sync + 'static> {
     Found(Remembered<V>),
-    Join(Arc<Flight<V>>),
+    Join(Aboard<V>),
     Lead(Box<Flying<V>>),
 }
 

@@ -56,7 +56,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 Boarded::Found(remembered) => Err(self.recall(remembered)),
                 Boarded::Join(flight) => Ok(flight),
                 Boarded::Lead(flying) => {
-                    let flight = flying.lead.flight();
+                    let flight = flying.lead.aboard();
                     leads.push(*flying);
                     Ok(flight)
                 }

@@ -86,6 +86,7 @@
 //! | `mcp_perf_cache_loads_total` | counter | [`Stats::loads`] |
 //! | `mcp_perf_cache_refreshes_total` | counter | [`Stats::refreshes`] |
 //! | `mcp_perf_cache_load_failures_total` | counter | [`Stats::load_failures`] |
+//! | `mcp_perf_cache_abandoned_total` | counter | [`Stats::abandoned`] |
 //! | `mcp_perf_cache_fenced_total` | counter | [`Stats::fenced`] |
 //! | `mcp_perf_cache_saved_load_microseconds_total` | counter | [`Stats::saved_load_time`] |
 //! | `mcp_perf_cache_remote_hits_total` | counter | [`Stats::remote_hits`] |

@@ -61,6 +61,8 @@ pub(super) struct Remote<V> {
     pub(super) refuses_reads: AtomicBool,
     /// Whether it refused the last write.
     pub(super) refuses_writes: AtomicBool,
+    /// Until when no value is offered to it that somebody loaded: it refused two writes in a row.
+    pub(super) spared_until: AtomicU64,
     pub(super) coherence: Option<Arc<Coherence>>,
     /// When it may be told again that something does not fit into the store.
     pub(super) tell_unfit_from: AtomicU64,
@@ -68,6 +70,10 @@ pub(super) struct Remote<V> {
 
 /// What does not fit into the store is likely to come again and again; it is told once in so long.
 const TELL_UNFIT: Duration = Duration::from_secs(60);
+
+/// For how long a tier that refuses writes, most likely because it is full, is not offered what was loaded. What is to be
+/// removed there, or was inserted by somebody, it is told nevertheless.
+const SPARED: Duration = Duration::from_secs(5);
 
 /// A tier that was hung when it was asked is asked again soon, however patient its calls are.
 const LONGEST_PROBE: Duration = Duration::from_secs(1);
@@ -375,6 +381,15 @@ impl<V: Send + Sync + 'static> Remote<V> {
         }
     }
 
+    /// Whether it is of no use to offer it what was loaded: it has just refused such writes.
+    pub(super) fn is_spared(&self) -> bool {
+        // Looked at first: nearly always there is no need of the time.
+        match self.spared_until.load(Ordering::Relaxed) {
+            0 => false,
+            until => self.clock.now().as_nanos() < until,
+        }
+    }
+
     /// One line when it begins to refuse reads, or writes, and one when it does so no more.
     fn tell_refusals<T>(&self, kind: Kind, result: &Result<T, Error>) {
         let refuses = matches!(result, Err(error) if error.kind() == ErrorKind::Refused);
@@ -384,6 +399,15 @@ impl<V: Send + Sync + 'static> Remote<V> {
             // Where that is refused, the entry is read.
             Kind::Peek => return,
         };
+        if kind == Kind::Write {
+            let was_spared = self.spared_until.load(Ordering::Relaxed) > 0;
+            if refuses && refused.load(Ordering::Acquire) {
+                let until = self.clock.now().after(SPARED).as_nanos();
+                self.spared_until.store(until, Ordering::Relaxed);
+            } else if result.is_ok() && was_spared {
+                self.spared_until.store(0, Ordering::Relaxed);
+            }
+        }
         // Looked at first: what is written is every thread's.
         if !refuses && result.is_err()
             || refused.load(Ordering::Acquire) == refuses

@@ -37,6 +37,9 @@ pub struct Stats {
     pub refreshes: u64,
     /// Loaders that failed, panicked or took too long.
     pub load_failures: u64,
+    /// Loads that were dropped, begun or not, because all who waited for them had gone: where
+    /// [that is wanted](super::CacheBuilder::drop_abandoned_loads).
+    pub abandoned: u64,
     /// What loading all that was answered from memory would have taken, by how long each value's load had taken.
     pub saved_load_time: Duration,
     /// Loaded values that were not stored, because the key was invalidated meanwhile; or any tag, where the loader
@@ -53,8 +56,8 @@ pub struct Stats {
     /// larger than [`max_value`](super::RemoteCacheBuilder::max_value), or not what the codec takes. A few while
     /// releases of different schemas run side by side are to be expected; many mean that programs share a name.
     pub remote_unreadable: u64,
-    /// Calls to the remote tier that failed, timed out, or were not made because it is away or was not told of an
-    /// invalidation yet.
+    /// Calls to the remote tier that failed, timed out, or were not made because it is away, refuses writes, or was not
+    /// told of an invalidation yet.
     pub remote_failures: u64,
     /// Whether the remote tier is used.
     pub remote_status: RemoteStatus,
@@ -119,6 +122,7 @@ pub(super) struct Events {
     pub(super) loads: Event,
     pub(super) refreshes: Event,
     pub(super) load_failures: Event,
+    pub(super) abandoned: Event,
     pub(super) fenced: Event,
     pub(super) remote_hits: Event,
     pub(super) remote_unchanged: Event,
@@ -143,6 +147,7 @@ impl Events {
             loads: event("mcp_perf_cache_loads_total"),
             refreshes: event("mcp_perf_cache_refreshes_total"),
             load_failures: event("mcp_perf_cache_load_failures_total"),
+            abandoned: event("mcp_perf_cache_abandoned_total"),
             fenced: event("mcp_perf_cache_fenced_total"),
             remote_hits: event("mcp_perf_cache_remote_hits_total"),
             remote_unchanged: event("mcp_perf_cache_remote_unchanged_total"),

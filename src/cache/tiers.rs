@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind,
-    clock::{Clock, Instant},
+    clock::{Clock, Instant, nanos},
 };
 
 /// How often an insertion is begun anew because somebody else wrote the key in between.
@@ -400,6 +400,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             self.events.fenced.add();
             return None;
         }
+        if remote.is_spared() {
+            self.events.remote_failures.add();
+            return None;
+        }
         let (bytes, life) = match self.seal(remote, key, kept, loaded_at, captured).await {
             Ok(Some(sealed)) => sealed,
             Ok(None) => return None,
@@ -514,9 +518,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         from: Instant,
         captured: &Captured,
     ) -> Result<Option<(Bytes, Duration)>, Error> {
-        let (fresh, afterlife) = match &kept.content {
-            Ok(_) => (self.left(from, kept.fresh, remote), self.settings.policy.afterlife()),
-            Err(_) => (self.left(from, kept.fresh, remote), Duration::ZERO),
+        // In whole milliseconds, as it is written: of a part of one that is lost the entry would be stale, where none is to be.
+        let fresh = Duration::from_millis(nanos(self.left(from, kept.fresh, remote)) / 1_000_000);
+        let afterlife = match &kept.content {
+            Ok(_) => self.settings.policy.afterlife(),
+            Err(_) => Duration::ZERO,
         };
         if fresh.is_zero() {
             return Ok(None);

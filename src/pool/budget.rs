@@ -1,7 +1,7 @@
 //! One server's connections, shared by many processes: the arithmetic, pure.
 //!
-//! Who wants PostgreSQL's shared takes [`PostgresBudget`](crate::postgres::PostgresBudget), which leases blocks in a way of
-//! its own, or [`ObservedShare`](crate::postgres::ObservedShare) (feature `postgres`), and gives it to
+//! Who wants PostgreSQL's shared takes [`PostgresBudget`](crate::postgres::PostgresBudget), by which processes lease
+//! blocks of a few connections, or [`ObservedShare`](crate::postgres::ObservedShare) (feature `postgres`), and gives it to
 //! [`PoolBuilder::allowance`](super::PoolBuilder::allowance). This is for an [`Allowance`](super::Allowance) of one's own.
 //!
 //! A server allows so many connections in all, and every process that has a pool takes some. That each pool stays below
@@ -11,7 +11,6 @@
 //! |---|---|---|
 //! | [static](Budget::static_share) | the budget divided by the processes that may run at once | configuration |
 //! | [observed](Budget::observed_share) | what is fair among those that are there, and some of what nobody uses | who is connected to the server |
-//! | [leased](Budget::leased_share) | blocks of a few connections, each held by one process | where leases are kept |
 //!
 //! The static share needs nothing that could fail, so it is what is left when something has. A share is for
 //! [`Sample::ceiling`](super::sizing::Sample::ceiling).
@@ -21,15 +20,10 @@
 //! anybody knowing of anybody (Chiu and Jain, 1989). That is, every process that asks for a connection meanwhile: one
 //! that has what it needs hears of no refusal, and keeps it.
 
-use std::time::Duration;
-
 use crate::Error;
 
 /// Of the budget, what borrowers leave for those that have less than is fair: one in so many.
 const RESERVE: u32 = 10;
-/// By when every process has noticed that the leases are lost, and has given back what is above its static share.
-const NOTICED: Duration = Duration::from_secs(60);
-
 /// How many connections a server's clients may have in all, and among how many processes they are divided.
 ///
 /// ```
@@ -46,16 +40,6 @@ const NOTICED: Duration = Duration::from_secs(60);
 pub struct Budget {
     connections: u32,
     processes: u32,
-}
-
-/// Whether the leases of a process can be relied on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Leases {
-    /// They are held.
-    Held,
-    /// They could not be confirmed for so long.
-    Lost(Duration),
 }
 
 impl Budget {
@@ -110,33 +94,6 @@ impl Budget {
         };
         share.clamp(1, self.connections)
     }
-
-    /// How many blocks of so many connections there are to be leased. What is left over is nobody's.
-    #[must_use]
-    pub fn blocks(self, block: u32) -> u32 {
-        self.connections.checked_div(block).unwrap_or(0)
-    }
-
-    /// How many blocks a process wants for a pool of this size: not more than there are.
-    #[must_use]
-    pub fn blocks_for(self, size: u32, block: u32) -> u32 {
-        size.div_ceil(block.max(1)).min(self.blocks(block))
-    }
-
-    /// What a process may have that holds so many blocks of so many connections. With no block it is 0, and the pool's
-    /// floor is all there is.
-    ///
-    /// When leases are lost it is what was leased and no more than the static share, for the minute in which the others
-    /// notice it too; and then the static share, which is everybody's.
-    #[must_use]
-    pub fn leased_share(self, held: u32, block: u32, leases: Leases) -> u32 {
-        let leased = held.min(self.blocks(block)).saturating_mul(block);
-        match leases {
-            Leases::Held => leased,
-            Leases::Lost(lost) if lost < NOTICED => leased.min(self.static_share()),
-            Leases::Lost(_) => self.static_share(),
-        }
-    }
 }
 
 /// How equal shares are: 1 if all are the same, 1 ÷ n if one of n has everything (R. Jain, 1984). Of nothing it is 1.
@@ -189,16 +146,6 @@ mod tests {
         assert!((30..=33).contains(&own), "{own}");
     }
 
-    #[test]
-    fn lost_leases_are_never_more_than_the_static_share() {
-        let budget = Budget::new(40, 4).unwrap();
-        assert_eq!((budget.blocks(4), budget.blocks_for(9, 4), budget.blocks_for(99, 4)), (10, 3, 10));
-        let share = |held, lost| budget.leased_share(held, 4, Leases::Lost(Duration::from_secs(lost)));
-        assert_eq!(budget.leased_share(7, 4, Leases::Held), 28);
-        assert_eq!((share(7, 0), share(7, 3600)), (10, 10));
-        assert_eq!((share(1, 0), share(1, 3600)), (4, 10), "others may still hold what was theirs");
-    }
-
     proptest! {
         #[test]
         fn budget_holds_if_all_see_the_same_and_take_all_they_may(
@@ -224,20 +171,12 @@ mod tests {
         #[test]
         fn every_share_is_within_the_budget(
             (connections, processes) in (1..=u32::MAX, 1..=u32::MAX),
-            (seen, open, own, block, held) in any::<(u32, u32, u32, u32, u32)>(),
-            lost in any::<u64>(),
+            (seen, open, own) in any::<(u32, u32, u32)>(),
         ) {
             prop_assume!(processes <= connections);
             let budget = Budget::new(connections, processes).unwrap();
-            let shares = [
-                budget.static_share(),
-                budget.observed_share(seen, open, own),
-                budget.leased_share(held, block, Leases::Held),
-            ];
+            let shares = [budget.static_share(), budget.observed_share(seen, open, own)];
             prop_assert!(shares.iter().all(|share| *share <= connections), "{shares:?}");
-            let lost = Leases::Lost(Duration::from_millis(lost));
-            prop_assert!(budget.leased_share(held, block, lost) <= budget.static_share());
-            prop_assert!(budget.blocks_for(own, block).saturating_mul(block) <= connections);
             prop_assert!((0.0..=1.000_001).contains(&jain_index(&shares)));
         }
     }

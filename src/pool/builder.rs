@@ -46,7 +46,7 @@ pub struct PoolBuilder<M: ManageConnection> {
     ceiling: u32,
     initial: Option<u32>,
     sizing: Option<Box<dyn Sizing>>,
-    gain: Gain,
+    gain: Option<Gain>,
     allowed: Option<Arc<Allowed>>,
     classes: Vec<(String, Share)>,
     system_reserve: u32,
@@ -83,7 +83,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
             ceiling: 10,
             initial: None,
             sizing: None,
-            gain: Gain::THROUGHPUT,
+            gain: None,
             allowed: None,
             classes: Vec::new(),
             system_reserve: 0,
@@ -134,7 +134,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
     /// and [`observe`](Self::observe): [`Gain::THROUGHPUT`] unless set. With [`Gain::LATENCY`] the pool stays smaller,
     /// and queries are quicker.
     pub fn gain(mut self, gain: Gain) -> Self {
-        self.gain = gain;
+        self.gain = Some(gain);
         self
     }
 
@@ -405,6 +405,15 @@ impl<M: ManageConnection> PoolBuilder<M> {
         if self.allowed.is_some() && self.mode != Mode::Adaptive {
             return Err(Error::configuration("allowance", "only an adaptive pool can give way"));
         }
+        let is_fixed = self.mode == Mode::Fixed;
+        for (field, is_set) in [("gain", self.gain.is_some()), ("sizing", self.sizing.is_some())] {
+            if is_fixed && is_set {
+                return Err(Error::configuration(field, "a pool of a fixed size has none"));
+            }
+        }
+        if self.gain.is_some() && self.sizing.is_some() {
+            return Err(Error::configuration("gain", "the `sizing` that is given decides by itself"));
+        }
         if self.keep_open.is_some_and(|kept| kept > self.ceiling) {
             return Err(Error::configuration("keep_open", format_args!("is above {}", self.ceiling)));
         }
@@ -454,8 +463,13 @@ impl<M: ManageConnection> PoolBuilder<M> {
             }
             sure += u64::from(share.guarantee);
         }
-        if sure > 0 && sure >= u64::from(self.ceiling) {
-            let problem = format_args!("{sure} of {} connections leave none to share", self.ceiling);
+        // One that observes keeps the size that it begins with.
+        let size = match self.mode {
+            Mode::Observe => self.initial.unwrap_or(self.ceiling),
+            Mode::Fixed | Mode::Adaptive => self.ceiling,
+        };
+        if sure > 0 && sure >= u64::from(size) {
+            let problem = format_args!("{sure} of {size} connections leave none to share");
             return Err(Error::configuration("guarantee", problem));
         }
         Ok(())
@@ -472,7 +486,11 @@ impl<M: ManageConnection> PoolBuilder<M> {
             Mode::Adaptive => Follow::Do,
         };
         // Each process with a seed of its own, so that those that share a server do not try in step.
-        let verified = || ThroughputVerified::new(bounds, initial).gain(self.gain).seed(fastrand::u64(..));
+        let verified = || {
+            ThroughputVerified::new(bounds, initial)
+                .gain(self.gain.unwrap_or_default())
+                .seed(fastrand::u64(..))
+        };
         let sizing = self.sizing.take().unwrap_or_else(|| Box::new(verified()));
         Some(Followed { sizing, follow })
     }

@@ -47,7 +47,7 @@ use super::{
     wire::{self, Commands, LARGE, Token, unsigned},
 };
 use crate::{
-    Error,
+    Error, ErrorKind,
     cache::{Fence, Found, Invalidation, Put, Restamp, Slot, Stamp, Store, Stored, Written},
     sync::{Mutex, lock},
 };
@@ -59,6 +59,8 @@ const ENTRY: u8 = b'E';
 const ABSENT: u8 = b'A';
 /// How long a load may take and still be stored. A shorter one errs to the safe side.
 const ABSENT_LIFE: Duration = Duration::from_secs(2 * 60);
+/// The fence of an absence that could not be noted, which the server was not asked for: it was full, say.
+const UNNOTED: [u8; FENCE] = *b"unnoted absence.";
 /// What the string of a removed entry begins with.
 const REMOVED: u8 = b'X';
 const FENCE: usize = 16;
@@ -297,7 +299,10 @@ impl RedisStore {
             if is_large || size == Size::Large {
                 self.pool.note_size(name, if is_large { Size::Large } else { Size::Small });
             }
-            slot(value, time, history)
+            match value {
+                None => Slot { entry: None, fence: Fence::from_bytes(UNNOTED) },
+                value => slot(value, time, history),
+            }
         });
         let entries = slots.collect();
         // What is no stamp was not written by us, and equals nothing.
@@ -375,6 +380,13 @@ impl Store for RedisStore {
     }
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
+        if put.fence.is_some_and(|fence| fence.to_bytes() == UNNOTED) {
+            // That somebody else wrote is not known, and not what it means.
+            return Err(Error::new(
+                ErrorKind::Refused,
+                "redis refused (write): it noted no absence to be filled",
+            ));
+        }
         let size = if put.bytes.len() >= LARGE { Size::Large } else { Size::Small };
         let life = milliseconds(put.time_to_live);
         let written = Mutex::new([0; FENCE]);

@@ -4,9 +4,10 @@
 //! queued: the reads as one question ([`Batch`]), the other commands before it. While they are no more than a [`FEW`]
 //! they are sent at once. Under load a batch grows by itself. What is queued while little is under way leaves in up to
 //! [`WAVES`] parts, a turn apart, so that client and server work at the same time. Stopping at one or two of them halves
-//! what a few callers get; but once all are under way the server has enough to do, and what comes one by one leaves with
-//! the next answer, or when there are as many as one of those parts has. Sent as it comes, it takes a call of the system
-//! for every few, which on two threads is a third of all that a read costs.
+//! what a few callers get; but once all are under way a server that is [near](NEAR) has enough to do, and what comes one by
+//! one leaves when fewer are, or when there is as much as one of those parts has. Sent as it comes, it takes a call of the
+//! system for every few, which on two threads is a third of all that a read costs. Where the way takes longer than the
+//! server does, the parts are on the way, and nothing waits for them.
 //!
 //! Answers are handed out a batch at a time, though more may have come: those whom the first answers have their turn, and
 //! what they ask leaves, before the next is looked at. The server answers at once all that it found at once, and if all
@@ -57,6 +58,8 @@ const WAVES: usize = 6;
 /// So many calls, under way and waiting, are sent as they come: there is nobody to wait for, and a turn of the others
 /// wakes another thread of the runtime, which takes a core from a server on the same machine.
 const FEW: usize = 3;
+/// A server that answers within so long is near: nobody waits for longer than this because others are under way.
+const NEAR: Duration = Duration::from_millis(3);
 /// So many ticks may a connection owe an answer without a byte of it: a second.
 const SILENCE: u32 = 20;
 /// And one more for so many bytes that were sent and are not answered, of which the server says nothing before it has the
@@ -86,6 +89,8 @@ pub(super) struct Driver {
     parts: VecDeque<(u64, usize)>,
     /// How many calls they have together.
     under_way: usize,
+    /// How long the last answer took.
+    trip: Duration,
     /// Whether everybody else had a turn since the driver saw that there is something to send.
     has_yielded: bool,
     tick: Option<Pin<Box<Sleep>>>,
@@ -145,6 +150,7 @@ impl Driver {
             owed: VecDeque::new(),
             parts: VecDeque::new(),
             under_way: 0,
+            trip: Duration::ZERO,
             has_yielded: false,
             tick: None,
             runtime: runtime::Handle::current(),
@@ -173,7 +179,7 @@ impl Driver {
                 return Err(fault.clone());
             }
             queue.enough = enough;
-            if queue.calls.len() < enough {
+            if !queue.has_enough() {
                 if !queue.driver.as_ref().is_some_and(|driver| driver.will_wake(context.waker())) {
                     queue.driver = Some(context.waker().clone());
                 }
@@ -202,7 +208,8 @@ impl Driver {
         // together they would take turns, and half of the time one side would wait for the other.
         let enough = self.enough();
         let mut queue = lock(&self.shared.queue);
-        if queue.calls.len() < enough {
+        queue.enough = enough;
+        if !queue.has_enough() {
             return;
         }
         let waves = waves.saturating_sub(self.parts.len()).max(1);
@@ -220,14 +227,10 @@ impl Driver {
             self.counts.clone_from(&queue.counts);
         }
         drop(queue);
-        if calls.is_empty() {
-            return;
-        }
         if self.written >= MOST_UNSENT {
             // Where the other end never takes all of it at one time.
             self.outgoing.drain(..mem::take(&mut self.written));
         }
-        let count = calls.len();
         self.was_used = true;
         if self.owed.is_empty() {
             self.silent_ticks = 0;
@@ -235,7 +238,9 @@ impl Driver {
         let asked_at = self.clock.now();
         self.ask_again(asked_at);
         let mut reads = Vec::with_capacity(calls.len());
+        let mut count = 0;
         for call in calls.into_iter().filter(Call::is_awaited) {
+            count += 1;
             match call {
                 Call::Read(read) => {
                     if read.before.count > 0 {
@@ -260,11 +265,14 @@ impl Driver {
             let batch = Batch::ask(reads, history, &mut self.outgoing);
             self.owe(Owed::Batch(batch, asked_at));
         }
-        self.parts.push_back((self.ready(), count));
-        self.under_way += count;
+        if count > 0 {
+            self.parts.push_back((self.ready(), count));
+            self.under_way += count;
+        }
     }
 
-    /// So many calls are worth a part: any, until all parts are under way, and then as many as one of those has.
+    /// So many calls are worth a part: any, until all parts are under way to a server that is near, and then as many as one
+    /// of those has.
     fn enough(&mut self) -> usize {
         while let Some((end, count)) = self.parts.front()
             && *end <= self.answered
@@ -272,7 +280,10 @@ impl Driver {
             self.under_way -= count;
             self.parts.pop_front();
         }
-        if self.parts.len() < WAVES { 1 } else { (self.under_way / self.parts.len()).max(1) }
+        if self.parts.len() < WAVES || self.trip > NEAR {
+            return 1;
+        }
+        (self.under_way / self.parts.len()).max(1)
     }
 
     /// Takes note of an answer that what is ready by now will have.
@@ -390,10 +401,11 @@ impl Driver {
             }
             let Some((settled, end)) = self.owed.pop_front() else { continue };
             self.answered = end;
-            if let Owed::Batch(_, asked_at) | Owed::Run { asked_at, .. } = &settled
-                && let Some(counts) = &self.counts
-            {
-                counts.trips.record(self.clock.now().since(*asked_at));
+            if let Owed::Batch(_, asked_at) | Owed::Run { asked_at, .. } = &settled {
+                self.trip = self.clock.now().since(*asked_at);
+                if let Some(counts) = &self.counts {
+                    counts.trips.record(self.trip);
+                }
             }
             match settled {
                 Owed::Run { answers, waiter, .. } => {
@@ -578,57 +590,109 @@ mod tests {
         assert!(driver.sent > 50 * 1024 * 1024, "{}", driver.sent);
     }
 
-    /// With all parts under way, what comes one by one leaves with the next answer, or when it is as much as a part.
-    #[tokio::test]
-    async fn few_calls_wait_for_an_answer_or_for_more_when_much_is_under_way() {
-        let other_end = Open::default();
-        let says = Arc::clone(&other_end.0);
-        let mut driver = Driver::new(Box::new(other_end), Arc::new(Shared::new(None)));
-        let woken = Arc::new(Woken::default());
-        let waker = Waker::from(Arc::clone(&woken));
-        let mut context = Context::from_waker(&waker);
-        let mut waiting = Vec::new();
-        let mut push = |driver: &Driver, count: usize| {
+    /// A driver with all parts under way, ten calls each, and what it takes to go on from there.
+    struct Busy {
+        driver: Driver,
+        says: Arc<std::sync::Mutex<Vec<u8>>>,
+        woken: Arc<Woken>,
+        waiting: Vec<oneshot::Receiver<Result<crate::redis::batch::Values, Fault>>>,
+    }
+
+    impl Busy {
+        fn new() -> Self {
+            let other_end = Open::default();
+            let says = Arc::clone(&other_end.0);
+            let driver = Driver::new(Box::new(other_end), Arc::new(Shared::new(None)));
+            let mut busy = Self { driver, says, woken: Arc::default(), waiting: Vec::new() };
+            busy.ask(10 * WAVES);
+            busy.drive(WAVES + 1);
+            assert_eq!(busy.state(), (WAVES, 10 * WAVES, 0));
+            busy.times_woken();
+            busy
+        }
+
+        fn ask(&mut self, count: usize) {
             for _ in 0..count {
                 let (waiter, answer) = oneshot::channel();
                 let mut names = Names::default();
                 names.add(&["name"]);
                 let read = Read { names, before: Commands::default(), waiter };
-                driver.shared.push(Call::Read(read)).unwrap();
-                waiting.push(answer);
+                self.driver.shared.push(Call::Read(read)).unwrap();
+                self.waiting.push(answer);
             }
-        };
-        let queued = |driver: &Driver| lock(&driver.shared.queue).calls.len();
-        let times = || woken.0.swap(0, std::sync::atomic::Ordering::Relaxed);
-        push(&driver, 10 * WAVES);
-        for _ in 0..=WAVES {
-            driver.drive(&mut context).unwrap();
         }
-        assert_eq!((driver.parts.len(), driver.under_way, queued(&driver)), (WAVES, 10 * WAVES, 0));
-        times();
-        push(&driver, 9);
-        assert_eq!(times(), 0, "it need not be told");
-        driver.has_yielded = true;
-        driver.drive(&mut context).unwrap();
-        assert_eq!(
-            (driver.parts.len(), queued(&driver), times()),
-            (WAVES, 9, 0),
-            "nor does it turn in circles"
-        );
-        push(&driver, 1);
-        assert_eq!(times(), 1);
-        for _ in 0..2 {
-            driver.drive(&mut context).unwrap();
+
+        fn drive(&mut self, turns: usize) {
+            let waker = Waker::from(Arc::clone(&self.woken));
+            for _ in 0..turns {
+                self.driver.has_yielded = true;
+                self.driver.drive(&mut Context::from_waker(&waker)).unwrap();
+            }
         }
-        assert_eq!((driver.parts.len(), queued(&driver)), (WAVES + 1, 0));
-        push(&driver, 9);
-        times();
-        let answer = b"*2\r\n$1\r\n1\r\n$1\r\n1\r\n*1\r\n$-1\r\n".repeat(2);
-        says.lock().unwrap().extend(answer);
-        for _ in 0..4 {
-            driver.drive(&mut context).unwrap();
+
+        fn answers(&self, parts: usize) {
+            let answer = b"*2\r\n$1\r\n1\r\n$1\r\n1\r\n*1\r\n$-1\r\n".repeat(parts);
+            self.says.lock().unwrap().extend(answer);
         }
-        assert_eq!((driver.parts.len(), driver.under_way, queued(&driver)), (WAVES, 10 * (WAVES - 1) + 9, 0));
+
+        /// Parts, the calls that they have, and those that wait.
+        fn state(&mut self) -> (usize, usize, usize) {
+            self.driver.enough();
+            let queued = lock(&self.driver.shared.queue).calls.len();
+            (self.driver.parts.len(), self.driver.under_way, queued)
+        }
+
+        fn times_woken(&self) -> usize {
+            self.woken.0.swap(0, std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test]
+    async fn few_calls_wait_for_an_answer_or_for_more_when_much_is_under_way() {
+        let mut busy = Busy::new();
+        busy.ask(9);
+        assert_eq!(busy.times_woken(), 0, "it need not be told");
+        busy.drive(1);
+        assert_eq!((busy.state(), busy.times_woken()), ((WAVES, 10 * WAVES, 9), 0), "nor turn in circles");
+        busy.ask(1);
+        assert_eq!(busy.times_woken(), 1);
+        busy.drive(1);
+        assert_eq!(busy.state(), (WAVES + 1, 10 * (WAVES + 1), 0));
+        busy.ask(9);
+        busy.answers(2);
+        busy.drive(4);
+        assert_eq!(busy.state(), (WAVES, 10 * (WAVES - 1) + 9, 0));
+    }
+
+    #[tokio::test]
+    async fn nothing_waits_for_an_answer_that_has_a_long_way() {
+        let mut busy = Busy::new();
+        busy.driver.trip = 2 * NEAR;
+        busy.drive(1);
+        busy.ask(1);
+        assert_eq!(busy.times_woken(), 1);
+        busy.drive(1);
+        assert_eq!(busy.state(), (WAVES + 1, 10 * WAVES + 1, 0));
+    }
+
+    #[tokio::test]
+    async fn large_call_does_not_wait_for_others() {
+        let mut busy = Busy::new();
+        let (waiter, _answer) = oneshot::channel();
+        let commands = Commands { bytes: vec![b'x'; 64 * 1024], count: 1 };
+        busy.driver.shared.push(Call::Run(commands, waiter)).unwrap();
+        assert_eq!(busy.times_woken(), 1);
+        busy.drive(1);
+        assert_eq!(busy.state(), (WAVES + 1, 10 * WAVES + 1, 0));
+    }
+
+    #[tokio::test]
+    async fn calls_that_nobody_waits_for_are_no_part() {
+        let mut busy = Busy::new();
+        busy.ask(10);
+        busy.waiting.truncate(10 * WAVES);
+        busy.drive(1);
+        assert_eq!(busy.state(), (WAVES, 10 * WAVES, 0));
     }
 
     #[tokio::test]

@@ -21,6 +21,8 @@ use crate::sync::{Mutex, lock};
 
 pub(super) const MOST_CALLS: usize = 16 * 1024;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// So many bytes of calls are always enough to be sent.
+const MUCH: usize = 64 * 1024;
 
 /// What a connection and its driver share.
 pub(super) struct Shared {
@@ -46,6 +48,13 @@ pub(super) struct Queue {
 pub(super) enum Call {
     Read(Read),
     Run(Commands, Waiter<Vec<Token>>),
+}
+
+impl Queue {
+    /// Whether what waits is worth a call of the system.
+    pub(super) fn has_enough(&self) -> bool {
+        !self.calls.is_empty() && (self.calls.len() >= self.enough || self.bytes >= MUCH)
+    }
 }
 
 impl Call {
@@ -90,7 +99,7 @@ impl Shared {
         }
         queue.bytes += size;
         queue.calls.push(call);
-        let is_enough = queue.calls.len() >= queue.enough;
+        let is_enough = queue.has_enough();
         let driver = queue.driver.take_if(|_| is_enough);
         drop(queue);
         if let Some(driver) = driver {

@@ -202,16 +202,16 @@ pub enum Reason {
     TryingForTime,
     /// More connections made calls quicker, and stay until all is asked for that can be done.
     Quicker {
-        /// How long 99 of 100 calls took at most, before the trial.
+        /// How long 99 of 100 calls took at most, with as many as there were.
         before: Duration,
-        /// The same during it.
+        /// The same with more.
         after: Duration,
     },
     /// More connections made calls no quicker, and the size is what it was before.
     NotQuicker {
-        /// How long 99 of 100 calls took at most, before the trial.
+        /// How long 99 of 100 calls took at most, with as many as there were.
         before: Duration,
-        /// The same during it.
+        /// The same with more.
         after: Duration,
     },
     /// All is asked for that can be done: the size is what is proven to do most.

@@ -34,7 +34,7 @@ const PAIRS: usize = 10;
 /// The slowest calls have to take less than this share of the time for more connections to stay. Those that stayed before
 /// go if it is as much the other way.
 const QUICKER: f64 = 0.8;
-/// And these are clear: of chance alone neither is seen once in twenty times.
+/// And these are clear, if it is so without the worst window of either size as well.
 const CLEARLY_QUICKER: f64 = 0.6;
 const CLEARLY_SLOWER: f64 = 1.2;
 /// Calls in a window, of which the slowest in a hundred say something.
@@ -78,10 +78,8 @@ struct Trial {
     /// The windows with more, and those without.
     with: Tails,
     without: Tails,
-    /// In how many of its windows callers waited all the time.
-    full: usize,
-    /// The most that was done in one of those, in returns per second.
-    most: f64,
+    /// Of those with more: what was done per second where callers waited all the time.
+    full: Vec<Option<f64>>,
 }
 
 /// What is to be done.
@@ -91,6 +89,8 @@ pub(super) enum Advice {
     None,
     /// More made calls quicker, and no other rule should touch them.
     Stay,
+    /// More are proven, and would be of use.
+    Grow,
     /// More are tried.
     Try(u32),
     /// This size in the next window: a trial is on.
@@ -169,11 +169,15 @@ impl Relief {
             // The load has gone, and may come back.
             self.long = 0;
             return match self.trial.take_if(|trial| now.saturating_sub(trial.began) >= LONGEST) {
-                Some(trial) => Advice::Return(trial.from),
+                Some(trial) => self.give_up(&trial, now),
                 None => self.wait(),
             };
         }
         if let Some(trial) = self.trial.take() {
+            if sample.typical_hold() >= sample.window / 4 {
+                // What was begun at one size comes back at the other.
+                return self.give_up(&trial, now);
+            }
             return self.go_on_with(trial, sample, now);
         }
         let is_long = sample.wait_p99.as_secs_f64() > LONG * sample.typical_hold().as_secs_f64();
@@ -182,6 +186,10 @@ impl Relief {
             return self.wait();
         }
         self.long = self.long.saturating_add(1);
+        if target < proven && self.long >= WINDOWS {
+            self.long = 0;
+            return Advice::Grow;
+        }
         let is_known = self.of_use > target;
         let size = bounds.clamp(if is_known { self.of_use } else { target.saturating_mul(2) });
         if self.long < WINDOWS || (now < self.not_before && !is_known) || size <= target {
@@ -196,10 +204,20 @@ impl Relief {
             is_open: false,
             with: Tails::default(),
             without: Tails::default(),
-            full: 0,
-            most: 0.0,
+            full: Vec::new(),
         });
         Advice::Try(size)
+    }
+
+    /// Goes back, and does not try again for a while.
+    fn give_up(&mut self, trial: &Trial, now: Duration) -> Advice {
+        self.rest(now);
+        Advice::Return(trial.from)
+    }
+
+    fn rest(&mut self, now: Duration) {
+        self.not_before = now.saturating_add(self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
 
     fn wait(&mut self) -> Advice {
@@ -242,12 +260,12 @@ impl Relief {
         if trial.is_known {
             self.of_use = 0;
         }
-        if trial.full > 1 {
+        let (full, most) = trial.when_full();
+        if full > 1 && 2 * full > trial.with.len() {
             // It is the server that does less than it did, and no pause of it.
-            self.limit = trial.most.min(self.limit);
+            self.limit = most.min(self.limit);
         }
-        self.not_before = now.saturating_add(self.pause);
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.rest(now);
         Advice::TakeBack { to: trial.from, before, after }
     }
 }
@@ -272,7 +290,14 @@ impl Trial {
     fn forget_half(&mut self) {
         let pairs = self.with.len().min(self.without.len());
         self.with.keep_first(pairs);
+        self.full.truncate(pairs);
         self.without.keep_first(pairs);
+    }
+
+    /// In how many of the windows with more callers waited all the time, and the most that was done in one of those.
+    fn when_full(&self) -> (usize, f64) {
+        let full = self.full.iter().flatten();
+        (full.clone().count(), full.copied().fold(0.0, f64::max))
     }
 
     fn push(&mut self, sample: &Sample) {
@@ -281,10 +306,8 @@ impl Trial {
             return;
         }
         self.with.push(sample);
-        if sample.backlog() >= FULL {
-            self.full += 1;
-            self.most = self.most.max(sample.throughput().unwrap_or_default());
-        }
+        let is_full = sample.backlog() >= FULL;
+        self.full.push(is_full.then(|| sample.throughput().unwrap_or_default()));
     }
 
     /// Whether more are of use, as soon as that can be told: after both windows of a pair.
@@ -293,21 +316,23 @@ impl Trial {
         if pairs != self.without.len() {
             return None;
         }
-        if pairs >= WINDOWS && self.full == pairs {
+        if pairs >= WINDOWS && self.full.iter().rev().take(WINDOWS).all(Option::is_some) {
             // Where all wait all the time, what is done decides and not how long it takes.
             return Some(false);
         }
         if pairs < EARLY {
             return None;
         }
-        let share = self.with.slowest() / self.without.slowest();
+        let of_all = self.with.slowest() / self.without.slowest();
+        let of_most = self.with.but_the_worst().slowest() / self.without.but_the_worst().slowest();
+        let (least, most) = (of_all.min(of_most), of_all.max(of_most));
         if self.is_known {
-            return Some(share * QUICKER < 1.0);
+            return Some(least * QUICKER < 1.0);
         }
         match pairs >= PAIRS {
-            true => Some(share < QUICKER),
-            false if share < CLEARLY_QUICKER => Some(true),
-            false => (share > CLEARLY_SLOWER).then_some(false),
+            true => Some(of_most < QUICKER),
+            false if most < CLEARLY_QUICKER => Some(true),
+            false => (least > CLEARLY_SLOWER).then_some(false),
         }
     }
 }
@@ -356,7 +381,7 @@ mod tests {
                 | Advice::Return(size)
                 | Advice::TakeBack { to: size, .. } => self.target = size,
                 Advice::Leave => self.target = 4,
-                Advice::None | Advice::Stay => {}
+                Advice::None | Advice::Stay | Advice::Grow => {}
             }
             advice
         }
@@ -414,7 +439,7 @@ mod tests {
 
     /// What the trial comes to, and after how many pairs of windows, in which the slowest calls with more and without took
     /// so many milliseconds.
-    fn outcome(pair: impl Fn(u32) -> [u32; 2]) -> (u32, u32) {
+    fn outcome(pair: impl Fn(usize) -> [u32; 2]) -> (u32, usize) {
         let mut course = Course::new();
         assert_eq!(course.waits(30), Advice::Try(8));
         assert_eq!(course.step(700, 0.5, MILLI), Advice::Measure(8), "until they are open");
@@ -434,14 +459,15 @@ mod tests {
 
     #[test]
     fn what_is_clear_is_decided_early_and_what_is_not_later() {
-        let (early, late) = (EARLY as u32, PAIRS as u32);
+        let (early, late) = (EARLY, PAIRS);
         assert_eq!(outcome(|_| [18, 32]), (8, early));
         assert_eq!(outcome(|_| [22, 32]), (8, late));
         assert_eq!(outcome(|_| [28, 32]), (4, late));
         assert_eq!(outcome(|_| [40, 32]), (4, early));
-        assert_eq!(outcome(|number| if number == 1 { [900, 32] } else { [18, 32] }), (4, early), "a pause");
-        let one_in_four = |number| if number % 4 == 3 { 900 } else { 10 };
-        assert_eq!(outcome(|number| [32, one_in_four(number)]), (8, early), "the slowest of all windows");
+        assert_eq!(outcome(|number| if number == 1 { [900, 32] } else { [18, 32] }), (8, late), "a pause");
+        assert_eq!(outcome(|number| if number == 1 { [32, 900] } else { [32, 32] }), (4, late), "another");
+        let now_and_then = |number| if number % 2 == 1 { 900 } else { 10 };
+        assert_eq!(outcome(|number| [32, now_and_then(number)]), (8, early), "the slowest of all windows");
     }
 
     /// A machine that becomes slower by a tenth every second, or quicker.
@@ -495,7 +521,8 @@ mod tests {
         assert_eq!(course.target, 4, "its turn");
         (3..60).for_each(|_| assert_eq!(course.step(0, 0.0, Duration::ZERO), Advice::Measure(8)));
         assert_eq!(course.step(0, 0.0, Duration::ZERO), Advice::Return(4), "the load does not come back");
-        assert_eq!(course.waits(30), Advice::Try(8));
+        assert_eq!(course.waits(30), Advice::None, "if it does, for a moment, it is not tried again at once");
+        assert_eq!(course.until(60, |_| 30), Advice::Try(8));
         course.target = 6;
         assert_eq!(course.step(700, 0.5, 30 * MILLI), Advice::None);
         course.relief.overruled(course.now);

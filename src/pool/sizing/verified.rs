@@ -100,7 +100,7 @@ const MEMORY: Duration = Duration::from_secs(600);
 ///
 /// It wants a window of about a second, in which a connection that was out when the size changed can come back; where
 /// queries take longer, it takes windows together and its trials take longer: with queries of 20 s a good size is
-/// found in half an hour. Where they take a minute or more, begin with one. All of its state is a few hundred bytes.
+/// found in half an hour. Where they take a minute or more, begin with one. All of its state is one or two kilobytes.
 #[derive(Clone, Debug)]
 pub struct ThroughputVerified {
     bounds: Bounds,
@@ -189,7 +189,9 @@ impl ThroughputVerified {
         let cut = self.ceiling.heed(sample, self.bounds, now);
         let bounds = self.ceiling.within(sample, self.bounds);
         if cut || self.target > bounds.ceiling() {
-            let size = self.trial.take().map_or(self.target, |trial| trial.from.min(self.target));
+            let tried = self.relief.break_off(self.target, now);
+            let before = self.trial.take().map(|trial| trial.from).or(tried);
+            let size = before.map_or(self.target, |before| before.min(self.target));
             self.resize(bounds.clamp(size));
             self.relief.overruled(now);
             self.search.rest(now);
@@ -317,13 +319,23 @@ impl ThroughputVerified {
             Advice::None => return None,
             Advice::Stay if sample.backlog() < BACKLOG => return None,
             Advice::Stay => Reason::Steady,
+            Advice::Measure(size) if size != bounds.clamp(size) => {
+                // Not so many are allowed any more.
+                let before = self.relief.break_off(self.target, now).unwrap_or(self.target);
+                self.resize(bounds.clamp(before));
+                Reason::Void
+            }
             Advice::Measure(size) => {
-                // Windows are seconds, and calls in which more is decided are quick: the next one is of this size alone.
+                // Calls are quick, and nearly all of the next window are of this size alone.
                 self.target = size;
                 Reason::Measuring
             }
+            Advice::Grow => {
+                self.resize(bounds.clamp(self.proven.size));
+                Reason::Demand
+            }
             Advice::Keep { size, before, after } => {
-                self.resize(size);
+                self.resize(bounds.clamp(size));
                 Reason::Quicker { before, after }
             }
             Advice::Try(size) => {
@@ -544,6 +556,58 @@ mod tests {
         assert!(trials.windows(2).all(|pair| pair[0].0 != pair[1].0), "{trials:?}");
         let (first, last) = (trials[1].1 - trials[0].1, trials[7].1 - trials[6].1);
         assert!(first < 25 * SECOND && last > 150 * SECOND, "{trials:?}");
+    }
+
+    /// Callers wait though less is asked for than can be done, so that more are tried for a while: 8 in the place of 4.
+    fn trying_for_time() -> (Closed, Sample) {
+        let mut pool = Closed::new(1, 20, 4);
+        let busy = pool.busy(1_000);
+        pool.step(&busy);
+        let mut waits = pool.busy(700);
+        (waits.full_fraction, waits.wait_p99) = (0.3, SECOND / 30);
+        (waits.hold_typical, waits.hold_p99) = (SECOND / 1000, SECOND / 500);
+        let began = (0..10).any(|_| pool.step(&waits) == Reason::TryingForTime);
+        assert!(began);
+        (pool, waits)
+    }
+
+    #[test]
+    fn trial_of_more_ends_where_it_began_when_less_is_allowed() {
+        for windows in 1..9 {
+            for is_refused in [false, true] {
+                let (mut pool, mut waits) = trying_for_time();
+                for _ in 0..windows {
+                    (waits.target, waits.open) = (pool.sizing.target(), 8);
+                    assert!(matches!(pool.step(&waits), Reason::Steady | Reason::Measuring));
+                }
+                (waits.target, waits.ceiling) = (pool.sizing.target(), (!is_refused).then_some(6));
+                waits.too_many_connections = u64::from(is_refused);
+                for _ in 0..3 {
+                    pool.step(&waits);
+                    (waits.target, waits.too_many_connections) = (pool.sizing.target(), 0);
+                    assert!(waits.target <= 6, "{}", waits.target);
+                }
+                assert_eq!(pool.sizing.target(), 4, "after {windows} windows, {is_refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn size_that_is_proven_needs_no_trial_to_make_calls_quick() {
+        let (mut pool, mut waits) = trying_for_time();
+        pool.sizing = ThroughputVerified::new(pool.sizing.bounds, 4);
+        pool.sizing.proven = Proven { size: 8, at: pool.now };
+        (waits.full_fraction, waits.in_use_max) = (0.05, 8);
+        let reasons: Vec<Reason> = (0..5).map(|_| pool.step(&waits)).collect();
+        assert_eq!(reasons[2], Reason::Steady, "the limit is not known");
+        pool.sizing.relief = trying_for_time().0.sizing.relief;
+        pool.sizing.relief.overruled(pool.now);
+        for _ in 0..5 {
+            let reason = pool.step(&waits);
+            waits.target = pool.sizing.target();
+            assert!(matches!(reason, Reason::Steady | Reason::Demand), "{reason:?}");
+        }
+        assert_eq!(pool.sizing.target(), 8);
     }
 
     /// At three quarters of what the server can do: a pause of two seconds is made up for in six.
