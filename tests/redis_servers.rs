@@ -478,7 +478,8 @@ async fn full_server_refuses_writes_and_answers_reads() {
     assert!(absent.entries[0].entry.is_none());
     let () = ask(&mut redis, "CONFIG SET maxmemory 0").await;
     let put = Put::new("absent", "late".into(), MINUTE).only_if(absent.entries[0].fence);
-    assert_eq!(store.put_if(put).await.unwrap(), Written::Refused, "nothing was there to compare with");
+    let refused = store.put_if(put).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Refused, "nothing is there to compare with, and nobody else wrote");
 }
 
 #[tokio::test]

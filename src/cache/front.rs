@@ -156,10 +156,12 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        match self.at_hand(key, &[], |_| loader()) {
-            Ok(answer) => answer,
-            Err(loader) => Box::pin(self.0.need(key, &[], Purpose::Need, loader)).await,
-        }
+        // Nothing of a hit is kept for after the wait.
+        let loader = match self.at_hand(key, &[], |_| loader()) {
+            Ok(answer) => return answer,
+            Err(loader) => loader,
+        };
+        Box::pin(self.0.need(key, &[], Purpose::Need, loader)).await
     }
 
     /// As [`get_or_load`](Self::get_or_load), and an entry that is loaded carries `tags`.
@@ -187,10 +189,11 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        match self.at_hand(key, tags, |_| loader()) {
-            Ok(answer) => answer,
-            Err(loader) => Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await,
-        }
+        let loader = match self.at_hand(key, tags, |_| loader()) {
+            Ok(answer) => return answer,
+            Err(loader) => loader,
+        };
+        Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await
     }
 
     /// As [`get_or_load_tagged`](Self::get_or_load_tagged), with a loader that is told of the value before: it may
@@ -245,11 +248,12 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        match self.at_hand(key, tags, loader) {
-            Ok(answer) => answer,
-            // Boxed, so that a hit carries no room for the miss.
-            Err(loader) => Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await,
-        }
+        let loader = match self.at_hand(key, tags, loader) {
+            Ok(answer) => return answer,
+            Err(loader) => loader,
+        };
+        // Boxed, so that a hit carries no room for the miss.
+        Box::pin(self.0.need(key, tags, Purpose::Need, loader)).await
     }
 
     /// What memory has to say, else the loader again. No future, so that a hit is not a stack of them.

@@ -23,7 +23,7 @@ use super::{
     address::{Address, CONNECT_TIMEOUT},
     connection::{Connection, Stream},
     fault::{Fault, Lost},
-    pool::{Pool, Size},
+    pool::{Naming, Pool, Size},
     wire::{self, Commands, Token},
 };
 use crate::{
@@ -83,7 +83,7 @@ impl RedisBus {
         let mut address = Address::parse(url)?;
         // One command less that the user would have to be allowed.
         address.database = 0;
-        Ok(Self { publishing: Pool::new(address, None, None), prefix: "mcp-perf".to_owned() })
+        Ok(Self { publishing: Pool::new(address, None, Naming::default()), prefix: "mcp-perf".to_owned() })
     }
 
     /// What every channel begins with: `mcp-perf` unless set, as for [`RedisStore`](super::RedisStore), whose prefix
@@ -110,7 +110,8 @@ impl RedisBus {
     /// [`Configuration`](ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
     #[cfg(feature = "redis-tls")]
     pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
-        self.publishing = Pool::new(self.publishing.address().clone().trusting(pem.as_ref())?, None, None);
+        self.publishing =
+            Pool::new(self.publishing.address().clone().trusting(pem.as_ref())?, None, Naming::default());
         Ok(self)
     }
 

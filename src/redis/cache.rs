@@ -42,9 +42,9 @@ use super::{
     connection::Connection,
     fault::Fault,
     history::History,
-    pool::{Pool, Script, Size},
+    pool::{Naming, Pool, Script, Size},
     stats::Stats,
-    wire::{self, Commands, LARGE, Token, unsigned},
+    wire::{self, Commands, LARGE, Token},
 };
 use crate::{
     Error, ErrorKind,
@@ -135,10 +135,8 @@ struct Text {
 /// travels together.
 #[derive(Clone)]
 pub struct RedisStore {
+    /// And nothing else: a clone is one count more.
     pool: Pool,
-    prefix: Box<str>,
-    /// What every name begins with: the prefix as a hash tag.
-    tag: Box<str>,
 }
 
 impl RedisStore {
@@ -151,8 +149,7 @@ impl RedisStore {
     /// [`Configuration`](crate::ErrorKind::Configuration) if the URL is not of that form. Whether there is a
     /// server shows when the cache is built.
     pub fn new(url: &str) -> Result<Self, Error> {
-        let pool = Pool::new(Address::parse(url)?, None, None);
-        Self { pool, prefix: "".into(), tag: "".into() }.prefix("mcp-perf")
+        Self { pool: Pool::new(Address::parse(url)?, None, Naming::default()) }.prefix("mcp-perf")
     }
 
     /// What every name in Redis begins with, in braces, which are its hash tag: `mcp-perf` unless set. Programs that share a Redis and not their
@@ -164,14 +161,13 @@ impl RedisStore {
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration) unless it is 1 to 64 letters, digits, `-`, `_`, `.` or
     /// `:`.
-    pub fn prefix(mut self, prefix: impl Into<String>) -> Result<Self, Error> {
+    pub fn prefix(self, prefix: impl Into<String>) -> Result<Self, Error> {
         let prefix = prefix.into();
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
         if (1..=64).contains(&prefix.len()) && prefix.bytes().all(fits) {
-            self.tag = format!("{{{prefix}}}:").into();
-            self.prefix = prefix.into();
-            let address = self.pool.address().clone();
-            Ok(self.at(address))
+            let names =
+                Naming { tag: format!("{{{prefix}}}:").into(), prefix: Some(prefix.into_boxed_str()) };
+            Ok(Self::at(self.pool.address().clone(), names))
         } else {
             Err(Error::configuration("prefix", "1 to 64 letters, digits, `-`, `_`, `.` or `:`"))
         }
@@ -195,7 +191,7 @@ impl RedisStore {
         }
         let mut address = self.pool.address().clone();
         address.client_name = Some(name.into());
-        Ok(self.at(address))
+        Ok(Self::at(address, self.pool.names().clone()))
     }
 
     /// Whom to trust with `rediss://`: the certificates in this PEM, and no others. Unless set, the authorities that
@@ -207,7 +203,7 @@ impl RedisStore {
     #[cfg(feature = "redis-tls")]
     pub fn certificate_authority(self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
         let address = self.pool.address().clone().trusting(pem.as_ref())?;
-        Ok(self.at(address))
+        Ok(Self::at(address, self.pool.names().clone()))
     }
 
     /// What the connections are doing, and did so far: those of all clones.
@@ -216,9 +212,13 @@ impl RedisStore {
         self.pool.stats()
     }
 
-    fn at(mut self, address: Address) -> Self {
-        self.pool = Pool::new(address, Some(History::question(&self.tag)), Some(self.prefix.clone()));
-        self
+    fn at(address: Address, names: Naming) -> Self {
+        Self { pool: Pool::new(address, Some(History::question(&names.tag)), names) }
+    }
+
+    /// What every name begins with.
+    fn tag(&self) -> &str {
+        &self.pool.names().tag
     }
 
     /// Reads everything in one trip, after running other commands, which are made for every attempt.
@@ -232,7 +232,7 @@ impl RedisStore {
         let send = |connection: &Connection, _| {
             let mut names = Names::with_capacity(entries.len() + stamps.len());
             for name in entries.iter().chain(stamps) {
-                names.add(&[&self.tag, name]);
+                names.add(&[self.tag(), name]);
             }
             connection.read(names, before())
         };
@@ -254,7 +254,7 @@ impl RedisStore {
         wire::bulk(&mut bytes, script);
         wire::bulk(&mut bytes, names.len().to_string().as_bytes());
         for name in names {
-            wire::joined(&mut bytes, &[&self.tag, name]);
+            wire::joined(&mut bytes, &[self.tag(), name]);
         }
         for argument in arguments {
             wire::bulk(&mut bytes, argument);
@@ -282,7 +282,7 @@ impl RedisStore {
         let prolong = || {
             let mut before = Commands::default();
             for name in prolonged {
-                before.add_named(b"PEXPIRE", &[&self.tag, name], &[&milliseconds(STAMP_LIFE)]);
+                before.add_named(b"PEXPIRE", &[self.tag(), name], &[&milliseconds(STAMP_LIFE)]);
             }
             before
         };
@@ -321,7 +321,7 @@ impl RedisStore {
             *lock(&history) = of;
             let mut commands = Commands::default();
             for name in entries {
-                commands.add_named(b"GETRANGE", &[&self.tag, name], &[b"0", end.as_bytes()]);
+                commands.add_named(b"GETRANGE", &[self.tag(), name], &[b"0", end.as_bytes()]);
             }
             commands
         });
@@ -342,12 +342,12 @@ impl RedisStore {
         let life = milliseconds(ABSENT_LIFE);
         for (_, name) in entries.iter().enumerate().filter(|(place, _)| is_absent(*place)) {
             let nonce = header(ABSENT);
-            notes.add_named(b"SET", &[&self.tag, name], &[&nonce, b"NX", b"PX", &life]);
+            notes.add_named(b"SET", &[self.tag(), name], &[&nonce, b"NX", b"PX", &life]);
         }
         let life = milliseconds(STAMP_LIFE);
         for (_, name) in stamps.iter().enumerate().filter(|(place, _)| is_absent(entries.len() + place)) {
             let stamp = Stamp::random().to_bytes();
-            notes.add_named(b"SET", &[&self.tag, name], &[&stamp, b"NX", b"PX", &life]);
+            notes.add_named(b"SET", &[self.tag(), name], &[&stamp, b"NX", b"PX", &life]);
         }
         notes
     }
@@ -410,7 +410,7 @@ impl Store for RedisStore {
         let remove = |_, _| {
             let mut commands = Commands::default();
             for name in entries {
-                commands.add_named(b"PSETEX", &[&self.tag, name], &[&life, &header(REMOVED)]);
+                commands.add_named(b"PSETEX", &[self.tag(), name], &[&life, &header(REMOVED)]);
             }
             commands
         };
@@ -454,7 +454,7 @@ impl Store for RedisStore {
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
-            .field("prefix", &self.prefix)
+            .field("prefix", &self.pool.names().prefix.as_deref().unwrap_or_default())
             .field("pool", &self.pool)
             .finish_non_exhaustive()
     }
@@ -502,8 +502,27 @@ fn remaining(content: &[u8], now: u64) -> Option<Duration> {
     let header = content.first_chunk::<HEADER>().filter(|header| header[0] == ENTRY)?;
     let (dies, life) = header[FENCE..].split_at(DIGITS);
     // No more than was asked for, even if the server's clock was set back since.
-    let left = unsigned(dies)?.saturating_sub(now).min(unsigned(life)?);
+    let left = sixteen_digits(dies)?.saturating_sub(now).min(sixteen_digits(life)?);
     Some(Duration::from_millis(left))
+}
+
+/// The number that sixteen digits are.
+fn sixteen_digits(digits: &[u8]) -> Option<u64> {
+    let (high, low) = digits.split_first_chunk::<8>()?;
+    Some(eight_digits(*high)? * 100_000_000 + eight_digits(low.try_into().ok()?)?)
+}
+
+/// All eight at once: pairs of digits, pairs of those, and pairs of those.
+fn eight_digits(digits: [u8; 8]) -> Option<u64> {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let bytes = u64::from_le_bytes(digits);
+    let are_digits = bytes & (0xF0 * EACH) == b'0' as u64 * EACH
+        && bytes.wrapping_add(6 * EACH) & (0xF0 * EACH) == b'0' as u64 * EACH;
+    let ones = bytes & (0x0F * EACH);
+    let tens = ones.wrapping_mul(10).wrapping_add(ones >> 8) & 0x00FF_00FF_00FF_00FF;
+    let hundreds = tens.wrapping_mul(100).wrapping_add(tens >> 16) & 0x0000_FFFF_0000_FFFF;
+    let all = hundreds.wrapping_mul(10_000).wrapping_add(hundreds >> 32) & 0xFFFF_FFFF;
+    are_digits.then_some(all)
 }
 
 fn stamp(bytes: Option<&[u8]>, history: History) -> Option<Stamp> {
@@ -533,6 +552,22 @@ mod tests {
     fn left(dies: &str, life: &str, now: u64) -> Option<u64> {
         let slot = slot(Some(entry(dies, life).into()), now);
         slot.entry.map(|entry| u64::try_from(entry.remaining.as_millis()).unwrap())
+    }
+
+    #[test]
+    fn sixteen_digits_are_a_number_and_nothing_else_is() {
+        for number in [0, 7, 99_999_999, 100_000_000, 1_763_000_000_123, 9_999_999_999_999_999] {
+            assert_eq!(sixteen_digits(format!("{number:016}").as_bytes()), Some(number));
+        }
+        let good = *b"1234567890123456";
+        for place in 0..16 {
+            for byte in (0..=255).filter(|byte: &u8| !byte.is_ascii_digit()) {
+                let mut bad = good;
+                bad[place] = byte;
+                assert_eq!(sixteen_digits(&bad), None, "{byte:#x} at {place}");
+            }
+        }
+        assert_eq!((sixteen_digits(&good[1..]), sixteen_digits(&[])), (None, None));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bb8::ManageConnection;
-use tokio::{sync::oneshot, time::sleep};
+use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
@@ -51,7 +51,7 @@ struct Inner {
     site: Arc<Site>,
     small: Lane,
     large: Lane,
-    large_names: Box<[AtomicU64]>,
+    large_names: Box<[AtomicU64; LARGE_NAMES]>,
 }
 
 /// Where the server is.
@@ -63,10 +63,18 @@ struct Site {
     has_told: AtomicBool,
     /// The node of a cluster that has our names, once another one said so.
     moved: Mutex<Option<Address>>,
-    /// What the store is called for an exporter, if it is to be told.
-    prefix: Option<Box<str>>,
+    names: Naming,
     /// Since it was first used.
     counts: OnceLock<Arc<Counts>>,
+}
+
+/// What is said before the names of a store.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Naming {
+    /// What the store is called for an exporter, if it is to be told.
+    pub(super) prefix: Option<Box<str>>,
+    /// What every name begins with: the prefix as a hash tag.
+    pub(super) tag: Box<str>,
 }
 
 /// Which connection a call goes over.
@@ -100,11 +108,15 @@ pub(super) enum Script {
 impl Pool {
     /// Connections to this address, which ask this question. What they count is exported with the prefix, if there is
     /// one.
-    pub(super) fn new(address: Address, question: Option<Commands>, prefix: Option<Box<str>>) -> Self {
+    pub(super) fn new(address: Address, question: Option<Commands>, names: Naming) -> Self {
         let (has_told, moved, counts) = (AtomicBool::new(false), Mutex::default(), OnceLock::new());
-        let site = Arc::new(Site { configured: address, question, has_told, moved, prefix, counts });
-        let large_names = (0..LARGE_NAMES).map(|_| AtomicU64::new(0)).collect();
+        let site = Arc::new(Site { configured: address, question, has_told, moved, names, counts });
+        let large_names = Box::new([const { AtomicU64::new(0) }; LARGE_NAMES]);
         Self(Arc::new(Inner { small: Lane::new(&site), large: Lane::new(&site), site, large_names }))
+    }
+
+    pub(super) fn names(&self) -> &Naming {
+        &self.0.site.names
     }
 
     /// The address that it was made with.
@@ -204,7 +216,7 @@ impl Pool {
     fn large_name(&self, name: &str) -> (&AtomicU64, u64) {
         let hash = xxh3_64(name.as_bytes()).max(1);
         #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
-        let place = hash as usize % self.0.large_names.len();
+        let place = hash as usize % LARGE_NAMES;
         (&self.0.large_names[place], hash)
     }
 
@@ -219,10 +231,15 @@ impl Pool {
         if let Some(connection) = self.lane(size).open() {
             return Ok(connection);
         }
-        // In a task of its own, so that callers less patient than the network do not each start over.
+        self.connecting(size).await.unwrap_or(Err(Fault::Lost(Lost::Closed)))
+    }
+
+    /// In a task of its own, so that callers less patient than the network do not each start over.
+    #[cold]
+    #[inline(never)]
+    fn connecting(&self, size: Size) -> JoinHandle<Result<Arc<Connection>, Fault>> {
         let pool = self.clone();
-        let connecting = tokio::spawn(async move { pool.lane(size).connect(&pool.0.site).await });
-        connecting.await.unwrap_or(Err(Fault::Lost(Lost::Closed)))
+        tokio::spawn(async move { pool.lane(size).connect(&pool.0.site).await })
     }
 
     /// Has a connection that leads to the wrong place replaced, and its twin with it.
@@ -319,7 +336,7 @@ impl Lane {
 
 impl Site {
     fn counts(&self) -> &Arc<Counts> {
-        self.counts.get_or_init(|| Arc::new(Counts::new(self.prefix.as_deref())))
+        self.counts.get_or_init(|| Arc::new(Counts::new(self.names.prefix.as_deref())))
     }
 
     async fn connect(&self) -> Result<Connection, Fault> {
