@@ -395,6 +395,29 @@ async fn store_that_is_full_is_read_and_said_to_be_full_once_and_told_later_what
     assert_eq!(log.at_least(Level::INFO), ["remote tier refuses writes", "remote tier takes writes again"]);
 }
 
+/// A server that lost its data, and was filled by others: without the stamp of the cache, which nobody can write.
+#[tokio::test]
+async fn store_that_is_full_of_what_is_not_ours_leaves_the_values_in_memory() {
+    let server = RedisServer::start();
+    let clock = Clock::manual();
+    let one = of_redis(&clock, &server).await;
+    ask(&server, &["FLUSHALL"]).await;
+    ask(&server, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
+    ask(&server, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    let key = |index: u32| Key::public("new").part(&index.to_le_bytes());
+    for index in 0..20 {
+        assert_eq!(load(&one, &key(index), &[], "loaded").await.unwrap(), "loaded");
+    }
+    for index in 0..20 {
+        assert_eq!(one.get(&key(index)).await.as_deref(), Some("loaded"), "from memory");
+    }
+    assert_eq!(one.stats().loads, 20);
+    ask(&server, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    let two = of_redis(&clock, &server).await;
+    load(&one, &key(20), &[], "shared").await.unwrap();
+    until("it is shared again", async || two.get(&key(20)).await).await;
+}
+
 // ===== keys and tags =====
 
 #[tokio::test]

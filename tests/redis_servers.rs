@@ -474,8 +474,13 @@ async fn full_server_refuses_writes_and_answers_reads() {
         assert!(error.to_string().contains("OOM"), "{error}");
     }
     assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"value"[..]));
-    let absent = store.get_many(&["absent"], &["absent"]).await.unwrap();
+    let refused = store.get_many(&["name"], &["absent"]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Refused, "no stamp, and nothing that could hold by it");
+    let absent = store.get_many(&["absent"], &[]).await.unwrap();
     assert!(absent.entries[0].entry.is_none());
+    let put = Put::new("absent", "late".into(), MINUTE).only_if(absent.entries[0].fence);
+    let refused = store.put_if(put).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Refused && refused.to_string().contains("OOM"), "{refused}");
     let () = ask(&mut redis, "CONFIG SET maxmemory 0").await;
     let put = Put::new("absent", "late".into(), MINUTE).only_if(absent.entries[0].fence);
     let refused = store.put_if(put).await.unwrap_err();
@@ -610,6 +615,7 @@ async fn server_that_cannot_save_is_read_over_new_connections_too() {
     let mut redis = server.connection().await;
     let store = RedisStore::new(&server.url()).unwrap();
     put(&store, "name", b"value").await.unwrap();
+    read(&store, "name").await.unwrap(); // which notes the stamp
     drop(folder);
     let () = ask(&mut redis, "BGSAVE").await;
     let other = RedisStore::new(&server.url()).unwrap();

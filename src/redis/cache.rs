@@ -293,6 +293,10 @@ impl RedisStore {
             found = self.read(size, entries, stamps, note).await?;
         }
         let (time, history) = (found.time, found.history);
+        if found.values.iter().skip(entries.len()).any(Option::is_none) {
+            // Another one each time would say that all of it was removed, each time.
+            return Err(Error::new(ErrorKind::Refused, "redis refused (read): it noted no stamp"));
+        }
         let mut values = found.values.into_iter();
         let slots = entries.iter().zip(&mut values).map(|(name, value)| {
             let is_large = value.as_ref().is_some_and(|value| value.len() >= LARGE);
@@ -381,11 +385,17 @@ impl Store for RedisStore {
 
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
         if put.fence.is_some_and(|fence| fence.to_bytes() == UNNOTED) {
-            // That somebody else wrote is not known, and not what it means.
-            return Err(Error::new(
-                ErrorKind::Refused,
-                "redis refused (write): it noted no absence to be filled",
-            ));
+            // That somebody else wrote is not known, and not what it means. Why it was not noted the server says now: it is
+            // full, or the primary no longer, and then there is another connection.
+            let life = milliseconds(ABSENT_LIFE);
+            let note = |_, _| {
+                let mut note = Commands::default();
+                note.add_named(b"SET", &[self.tag(), put.name], &[&header(ABSENT), b"NX", b"PX", &life]);
+                note
+            };
+            self.run("write", Size::Small, note).await?;
+            let problem = "redis refused (write): it had noted no absence to be filled";
+            return Err(Error::new(ErrorKind::Refused, problem));
         }
         let size = if put.bytes.len() >= LARGE { Size::Large } else { Size::Small };
         let life = milliseconds(put.time_to_live);

@@ -22,10 +22,11 @@
 //!    remembered for 10 minutes, and then fades by a quarter every 10 minutes: a smaller knee can only have come in
 //!    hours, and a spike after a quiet hour should not start from nothing.
 //! 4. *Relief.* The slowest callers (99 of 100) wait for more than twice what a typical query takes, although less is done
-//!    than 0.85 of what was done when all was asked for that can be: twice as many, in turn with as many as there were. They stay
-//!    if the slowest calls of ten windows took less than 0.8 of the time, with the wait, that those of as many windows
-//!    without them took; or 0.6 after four. A trial is in vain where that is not so, where they took 1.2 of the time after
-//!    four, or where callers waited all the time, and is followed by a pause, 30 s doubling to 10 min. After five windows in
+//!    than 0.85 of what was done when all was asked for that can be: twice as many, in turn with as many as there were;
+//!    where more are proven, those, without a trial. They stay if the slowest calls of ten windows, but for the worst of
+//!    them, took less than 0.8 of the time, with the wait, that those of as many windows without them took; or from four on
+//!    0.6, with the worst and without. A trial is in vain where that is not so, where they took 1.2 of the time after four,
+//!    or where callers waited all the time, and is followed by a pause, 30 s doubling to 10 min. After five windows in
 //!    which callers waited nine tenths of the time the size is what is proven again, since what does most and what is
 //!    quickest below that are two things; and when that is over, what was of use before is tried again at once. So it is
 //!    after five minutes in which they waited half of the time.
