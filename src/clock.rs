@@ -199,14 +199,8 @@ impl Watched {
         let reading = read_coarse();
         match coarse.now_at_most(reading) {
             Some(now) => now < deadline,
-            None => self.is_before_by_synchronizing(coarse, reading, deadline),
+            None => coarse.synchronize(reading, || self.now()) < deadline,
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn is_before_by_synchronizing(&self, coarse: &Coarse, reading: u64, deadline: u64) -> bool {
-        coarse.synchronize(reading, || self.now()) < deadline
     }
 
     #[inline]

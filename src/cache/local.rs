@@ -224,14 +224,12 @@ pub(crate) trait Local<V>: Send + Sync + 'static {
 
 type Hasher = foldhash::fast::RandomState;
 
-pub(crate) type Moka<V> = moka::sync::Cache<StoredKey, Entry<V>, Hasher>;
-
 /// The engine that was chosen.
 pub(crate) enum AnyLocal<V>
 where
     V: Clone + Send + Sync + 'static,
 {
-    Moka(Moka<V>),
+    Moka(moka::sync::Cache<StoredKey, Entry<V>, Hasher>),
     #[cfg(feature = "quick-cache")]
     Quick(quick_cache::sync::Cache<StoredKey, Entry<V>, Weight, Hasher>),
 }

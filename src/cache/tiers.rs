@@ -30,7 +30,7 @@ use super::{
     freshness::{Standing, Times},
     key::Key,
     load_limit::LoadLimit,
-    local::{AnyLocal, Entry, Local, Moka},
+    local::{AnyLocal, Entry, Local},
     message::Item,
     remote::{Read, Remote, Stamps},
     stats::{Events, queued_loads},
@@ -146,22 +146,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// The value if there is nothing to think about, which is what nearly every hit comes to; or else what memory says.
     #[inline(always)]
     pub(super) fn at_hand(&self, key: &Key<'_>) -> Result<V, Option<Remembered<V>>> {
-        match &self.local {
-            AnyLocal::Moka(moka) => self.at_hand_in_moka(moka, key),
-            #[cfg(feature = "quick-cache")]
-            AnyLocal::Quick(quick) => self.serve(quick.get(key)),
-        }
-    }
-
-    /// Apart, so that the code of one engine is not in the way of the other.
-    #[inline(never)]
-    fn at_hand_in_moka(&self, moka: &Moka<V>, key: &Key<'_>) -> Result<V, Option<Remembered<V>>> {
-        self.serve(moka.get(key))
-    }
-
-    #[inline(always)]
-    fn serve(&self, entry: Option<Entry<V>>) -> Result<V, Option<Remembered<V>>> {
-        let Some(entry) = entry else { return Err(None) };
+        let Some(entry) = self.local.get(key) else { return Err(None) };
         if !self.clock.is_surely_before(entry.calm_until) || !entry.still_holds(&self.epoch) {
             return Err(self.reconsider(entry));
         }
