@@ -302,7 +302,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     ///
     /// For loaders that are dear, and whose values are seldom asked for twice. The loader's future is dropped where it
     /// waits, or never begun if it still has to [wait for a place](Self::max_loads); what it had its source do by then
-    /// may be done. A load of many keys is dropped when nobody waits for any of them. A load that nobody waited for to
+    /// may be done. A load of many keys is dropped when nobody waits for any of them; one that a
+    /// [`BatchLoader`](super::BatchLoader) gathered goes on. A load that nobody waited for to
     /// begin with is not dropped (ahead of the end of a value, or behind a stale one), and neither is one whose callers
     /// were given a stale value: the next will want the new one.
     ///
