@@ -44,7 +44,7 @@ use super::{
     history::History,
     pool::{Naming, Pool, Script, Size},
     stats::Stats,
-    wire::{self, Commands, LARGE, Token},
+    wire::{self, Commands, LARGE, Token, unsigned},
 };
 use crate::{
     Error, ErrorKind,
@@ -512,27 +512,8 @@ fn remaining(content: &[u8], now: u64) -> Option<Duration> {
     let header = content.first_chunk::<HEADER>().filter(|header| header[0] == ENTRY)?;
     let (dies, life) = header[FENCE..].split_at(DIGITS);
     // No more than was asked for, even if the server's clock was set back since.
-    let left = sixteen_digits(dies)?.saturating_sub(now).min(sixteen_digits(life)?);
+    let left = unsigned(dies)?.saturating_sub(now).min(unsigned(life)?);
     Some(Duration::from_millis(left))
-}
-
-/// The number that sixteen digits are.
-fn sixteen_digits(digits: &[u8]) -> Option<u64> {
-    let (high, low) = digits.split_first_chunk::<8>()?;
-    Some(eight_digits(*high)? * 100_000_000 + eight_digits(low.try_into().ok()?)?)
-}
-
-/// All eight at once: pairs of digits, pairs of those, and pairs of those.
-fn eight_digits(digits: [u8; 8]) -> Option<u64> {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    let bytes = u64::from_le_bytes(digits);
-    let are_digits = bytes & (0xF0 * EACH) == b'0' as u64 * EACH
-        && bytes.wrapping_add(6 * EACH) & (0xF0 * EACH) == b'0' as u64 * EACH;
-    let ones = bytes & (0x0F * EACH);
-    let tens = ones.wrapping_mul(10).wrapping_add(ones >> 8) & 0x00FF_00FF_00FF_00FF;
-    let hundreds = tens.wrapping_mul(100).wrapping_add(tens >> 16) & 0x0000_FFFF_0000_FFFF;
-    let all = hundreds.wrapping_mul(10_000).wrapping_add(hundreds >> 32) & 0xFFFF_FFFF;
-    are_digits.then_some(all)
 }
 
 fn stamp(bytes: Option<&[u8]>, history: History) -> Option<Stamp> {
@@ -562,22 +543,6 @@ mod tests {
     fn left(dies: &str, life: &str, now: u64) -> Option<u64> {
         let slot = slot(Some(entry(dies, life).into()), now);
         slot.entry.map(|entry| u64::try_from(entry.remaining.as_millis()).unwrap())
-    }
-
-    #[test]
-    fn sixteen_digits_are_a_number_and_nothing_else_is() {
-        for number in [0, 7, 99_999_999, 100_000_000, 1_763_000_000_123, 9_999_999_999_999_999] {
-            assert_eq!(sixteen_digits(format!("{number:016}").as_bytes()), Some(number));
-        }
-        let good = *b"1234567890123456";
-        for place in 0..16 {
-            for byte in (0..=255).filter(|byte: &u8| !byte.is_ascii_digit()) {
-                let mut bad = good;
-                bad[place] = byte;
-                assert_eq!(sixteen_digits(&bad), None, "{byte:#x} at {place}");
-            }
-        }
-        assert_eq!((sixteen_digits(&good[1..]), sixteen_digits(&[])), (None, None));
     }
 
     #[test]

@@ -173,12 +173,10 @@ impl Relief {
                 None => self.wait(),
             };
         }
+        // Else what was begun at one size comes back at the other.
+        let is_quick = sample.typical_hold() < sample.window / 4;
         if let Some(trial) = self.trial.take() {
-            if sample.typical_hold() >= sample.window / 4 {
-                // What was begun at one size comes back at the other.
-                return self.give_up(&trial, now);
-            }
-            return self.go_on_with(trial, sample, now);
+            return if is_quick { self.go_on_with(trial, sample, now) } else { self.give_up(&trial, now) };
         }
         let is_long = sample.wait_p99.as_secs_f64() > LONG * sample.typical_hold().as_secs_f64();
         if is_at_limit || sample.completed < CALLS || !is_long {
@@ -192,7 +190,8 @@ impl Relief {
         }
         let is_known = self.of_use > target;
         let size = bounds.clamp(if is_known { self.of_use } else { target.saturating_mul(2) });
-        if self.long < WINDOWS || (now < self.not_before && !is_known) || size <= target {
+        let may_try = is_quick && (is_known || now >= self.not_before);
+        if self.long < WINDOWS || !may_try || size <= target {
             return self.wait();
         }
         self.long = 0;
@@ -608,6 +607,29 @@ mod tests {
             let advice = course.step(700, 1.0, 30 * MILLI);
             assert_eq!(advice, Advice::None, "the server does no more now");
         }
+    }
+
+    #[test]
+    fn nothing_is_tried_where_calls_outlast_the_turns() {
+        let mut course = Course::new();
+        let slow = |target| Sample {
+            window: SECOND,
+            completed: 700,
+            hold_typical: SECOND / 4,
+            wait_p99: SECOND,
+            max_waiting: 9,
+            full_fraction: 0.5,
+            open: target,
+            in_use_max: target,
+            ..Sample::default()
+        };
+        let bounds = Bounds::new(1, 20).unwrap();
+        for _ in 0..10 {
+            course.now += SECOND;
+            assert_eq!(course.relief.step(&slow(4), [4, 4], bounds, course.now), Advice::None);
+        }
+        assert_eq!(course.waits(30), Advice::Try(8));
+        assert_eq!(course.relief.step(&slow(8), [8, 4], bounds, course.now), Advice::Return(4));
     }
 
     #[test]

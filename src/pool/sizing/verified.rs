@@ -315,7 +315,8 @@ impl ThroughputVerified {
             self.resize(bounds.clamp(before));
             return Some(Reason::Void);
         }
-        let advice = self.relief.step(sample, [self.target, self.proven.size], bounds, now);
+        let safe = bounds.clamp(self.proven.size);
+        let advice = self.relief.step(sample, [self.target, safe], bounds, now);
         let reason = match advice {
             Advice::None => return None,
             Advice::Stay if sample.backlog() < BACKLOG => return None,
@@ -332,7 +333,7 @@ impl ThroughputVerified {
                 Reason::Measuring
             }
             Advice::Grow => {
-                self.resize(bounds.clamp(self.proven.size));
+                self.resize(safe);
                 Reason::Demand
             }
             Advice::Keep { size, before, after } => {
@@ -609,6 +610,16 @@ mod tests {
             assert!(matches!(reason, Reason::Steady | Reason::Demand), "{reason:?}");
         }
         assert_eq!(pool.sizing.target(), 8);
+        // What is proven and not allowed is no reason to begin anew all the time.
+        waits.ceiling = Some(6);
+        let reasons: Vec<Reason> = (0..9)
+            .map(|_| {
+                waits.target = pool.sizing.target();
+                pool.step(&waits)
+            })
+            .collect();
+        assert_eq!(pool.sizing.target(), 6);
+        assert!(!reasons.contains(&Reason::Demand), "{reasons:?}");
     }
 
     /// At three quarters of what the server can do: a pause of two seconds is made up for in six.
