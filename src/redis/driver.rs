@@ -35,6 +35,7 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite},
     runtime,
+    task::yield_now,
     time::{Sleep, sleep},
 };
 
@@ -58,6 +59,10 @@ const WAVES: usize = 6;
 /// So many calls, under way and waiting, are sent as they come: there is nobody to wait for, and a turn of the others
 /// wakes another thread of the runtime, which takes a core from a server on the same machine.
 const FEW: usize = 3;
+/// While no more calls than this are under way, the turn of the others is waited for on this thread alone. Woken at once
+/// the driver goes to where other threads find it, and one of them is woken to look; where that is a core of a server on the
+/// same machine, four callers get a third less. With more of them there is enough to do for both.
+const SOME: usize = 8;
 /// A server that answers within so long is near: nobody waits for longer than this because others are under way.
 const NEAR: Duration = Duration::from_millis(3);
 /// So many ticks may a connection owe an answer without a byte of it: a second.
@@ -190,7 +195,12 @@ impl Driver {
         }
         if again {
             self.has_yielded = true;
-            context.waker().wake_by_ref();
+            if self.under_way <= SOME {
+                // Puts the waker where the runtime finds it when it has nothing else to do.
+                let _ = pin!(yield_now()).poll(context);
+            } else {
+                context.waker().wake_by_ref();
+            }
         }
         self.be_patient(context)
     }
@@ -599,11 +609,15 @@ mod tests {
     }
 
     impl Busy {
-        fn new() -> Self {
+        fn idle() -> Self {
             let other_end = Open::default();
             let says = Arc::clone(&other_end.0);
             let driver = Driver::new(Box::new(other_end), Arc::new(Shared::new(None)));
-            let mut busy = Self { driver, says, woken: Arc::default(), waiting: Vec::new() };
+            Self { driver, says, woken: Arc::default(), waiting: Vec::new() }
+        }
+
+        fn new() -> Self {
+            let mut busy = Self::idle();
             busy.ask(10 * WAVES);
             busy.drive(WAVES + 1);
             assert_eq!(busy.state(), (WAVES, 10 * WAVES, 0));
@@ -662,6 +676,21 @@ mod tests {
         busy.answers(2);
         busy.drive(4);
         assert_eq!(busy.state(), (WAVES, 10 * (WAVES - 1) + 9, 0));
+    }
+
+    #[tokio::test]
+    async fn turn_of_the_others_is_waited_for_without_waking_a_thread_where_there_are_few() {
+        let (mut few, mut many) = (Busy::idle(), Busy::new());
+        for (busy, is_at_once) in [(&mut few, false), (&mut many, true)] {
+            busy.ask(10);
+            busy.times_woken();
+            let waker = Waker::from(Arc::clone(&busy.woken));
+            busy.driver.drive(&mut Context::from_waker(&waker)).unwrap();
+            assert_eq!(busy.state().2, 10, "not yet");
+            assert_eq!(busy.times_woken(), usize::from(is_at_once));
+            yield_now().await;
+            assert_eq!(busy.times_woken(), usize::from(!is_at_once));
+        }
     }
 
     #[tokio::test]
