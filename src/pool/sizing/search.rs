@@ -30,16 +30,26 @@ pub(super) struct Search {
     halves: bool,
     /// The last step brought at least half of what it could.
     was_steep: bool,
+    /// More would have been next, and are not allowed.
+    bounded: Option<Bounded>,
     pause: Duration,
     not_before: Duration,
     random: fastrand::Rng,
+}
+
+/// Where the way up ended at the upper bound, and not at a knee.
+#[derive(Clone, Copy, Debug)]
+struct Bounded {
+    at: u32,
+    doubles: bool,
 }
 
 impl Search {
     pub(super) fn new(seed: u64) -> Self {
         let random = fastrand::Rng::with_seed(seed);
         let (next, not_before) = (Direction::Up, Duration::ZERO);
-        Self { next, doubles: true, halves: false, was_steep: false, pause: PAUSE, not_before, random }
+        let (doubles, halves, was_steep, bounded) = (true, false, false, None);
+        Self { next, doubles, halves, was_steep, bounded, pause: PAUSE, not_before, random }
     }
 
     /// Whether it is time for a trial, after so many windows with a backlog. In so many of them all was asked for that could
@@ -70,6 +80,9 @@ impl Search {
             Direction::Down => size.saturating_sub(step),
         });
         if next == size {
+            if self.next == Direction::Up {
+                self.bounded = Some(Bounded { at: size, doubles: self.doubles });
+            }
             self.turn();
             if std::mem::take(&mut self.was_steep) {
                 self.not_before = now.saturating_add(self.varied(KNOWN));
@@ -79,9 +92,17 @@ impl Search {
         Some(next)
     }
 
+    /// So many are allowed by now. Where that is more than what the way up ended at, it goes on.
+    pub(super) fn allow(&mut self, ceiling: u32, now: Duration) {
+        if let Some(bounded) = self.bounded.take_if(|bounded| ceiling > bounded.at) {
+            (self.next, self.doubles, self.not_before) = (Direction::Up, bounded.doubles, now);
+        }
+    }
+
     pub(super) fn kept(&mut self, steep: bool, now: Duration) {
         self.doubles |= steep;
         self.was_steep = steep;
+        self.bounded = None;
         self.forget_pauses(now);
     }
 
@@ -222,6 +243,23 @@ mod tests {
         assert!(search.is_due(5, 10, 10, SECOND) && !search.is_due(4, 10, 10, SECOND));
         search.taken_back(SECOND);
         assert!(search.is_due(5, 10, 10, 17 * SECOND));
+    }
+
+    #[test]
+    fn what_ended_at_a_bound_goes_on_beyond_it_and_what_ended_at_a_knee_does_not() {
+        let bounds = |ceiling| Bounds::new(1, ceiling).unwrap();
+        let mut search = Search::new(0);
+        assert_eq!(search.next(4, bounds(4), SECOND), None);
+        search.allow(4, SECOND);
+        assert_eq!(search.next(4, bounds(4), SECOND), Some(3), "the other way");
+        search.taken_back(SECOND);
+        search.allow(5, 2 * SECOND);
+        assert!(search.is_due(3, 3, 3, 2 * SECOND), "at once");
+        assert_eq!(search.next(4, bounds(5), 2 * SECOND), Some(5));
+        search.taken_back(2 * SECOND);
+        search.allow(64, 3 * SECOND);
+        assert!(!search.is_due(99, 99, 99, 3 * SECOND));
+        assert_eq!(search.next(4, bounds(64), 60 * SECOND), Some(3));
     }
 
     #[test]

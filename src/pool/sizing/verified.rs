@@ -7,7 +7,8 @@
 //! 1. *Demand.* Callers wait more than a tenth of the time, and the size is below what is proven: straight to what is
 //!    in use and waiting, at most to what is proven. The counterpart of TCP's slow-start threshold.
 //! 2. *Trial.* Callers wait at least half of the time, at what is proven: another size for some seconds, in turn a
-//!    larger and a smaller one. A smaller one only if they did all the time in ten windows in a row, or in thirty without a
+//!    larger and a smaller one; where larger ones came to an end only because no more is allowed, a larger one as soon as
+//!    more is. A smaller one only if they did all the time in ten windows in a row, or in thirty without a
 //!    quiet one between: where the load is less than what can be done, fewer do as much until they are too few, and a pause
 //!    of the machine leaves a backlog that is gone by then. If none lasts for so long within a minute, a larger one is next again. A quarter more or
 //!    fewer; twice as many at first, until one was taken back, and again where the last trial brought at least half of
@@ -22,7 +23,7 @@
 //!    remembered for 10 minutes, and then fades by a quarter every 10 minutes: a smaller knee can only have come in
 //!    hours, and a spike after a quiet hour should not start from nothing.
 //! 4. *Relief.* The slowest callers (99 of 100) wait for more than twice what a typical query takes, although less is done
-//!    than 0.85 of what was done when all was asked for that can be: twice as many, in turn with as many as there were;
+//!    than 0.85 of what was done when all was asked for that can be, and not all of them wait all the time: twice as many, in turn with as many as there were;
 //!    where more are proven, those, without a trial. They stay if the slowest calls of ten windows, but for the worst of
 //!    them, took less than 0.8 of the time, with the wait, that those of as many windows without them took; or from four on
 //!    0.6, with the worst and without. A trial is in vain where that is not so, where they took 1.2 of the time after four,
@@ -361,6 +362,7 @@ impl ThroughputVerified {
     }
 
     fn try_another(&mut self, sample: &Sample, bounds: Bounds, now: Duration) -> Reason {
+        self.search.allow(bounds.ceiling(), now);
         let is_due = self.search.is_due(self.baseline.len(), self.full, self.in_a_row, now)
             && self.baseline.time() >= self.baseline_takes();
         if self.failed_lately(now) || !is_due {
@@ -543,6 +545,48 @@ mod tests {
         assert_eq!(pool.sizing.target(), 6);
         assert!(pool.now - taken_back <= 6 * SECOND, "{:?}", pool.now - taken_back);
         assert_eq!(pool.until_decided(knee_at_6), Reason::Kept { before: 400.0, after: 424.0 });
+    }
+
+    /// A share of a budget that others have the rest of, until it grows.
+    #[test]
+    fn way_up_that_ended_at_what_is_allowed_goes_on_when_more_is() {
+        let mut pool = Closed::new(1, 64, 4);
+        let step = |pool: &mut Closed, ceiling| {
+            let sample = Sample { ceiling: Some(ceiling), ..pool.busy(knee_at_8(pool.sizing.target())) };
+            pool.step(&sample)
+        };
+        for _ in 0..8 {
+            assert_eq!(step(&mut pool, 4), Reason::Steady);
+        }
+        assert_eq!(step(&mut pool, 8), Reason::TryingMore);
+        assert_eq!(pool.sizing.target(), 8, "twice as many, as if nothing had been in the way");
+        let kept = (0..8).map(|_| step(&mut pool, 8)).find(|reason| *reason != Reason::Measuring);
+        assert_eq!(kept, Some(Reason::Kept { before: 400.0, after: 800.0 }));
+        let mut tried = Vec::new();
+        for _ in 0..200 {
+            if step(&mut pool, 8) == Reason::TryingMore {
+                tried.push(pool.sizing.target());
+            }
+        }
+        assert!(tried.is_empty(), "nothing more is allowed: {tried:?}");
+        for _ in 0..200 {
+            if step(&mut pool, 10) == Reason::TryingMore {
+                tried.push(pool.sizing.target());
+            }
+        }
+        assert_eq!(tried.first(), Some(&10));
+        assert_eq!((pool.sizing.target(), pool.sizing.proven()), (8, 8));
+    }
+
+    /// One query in a hundred takes so long that most windows have a third less than some.
+    #[test]
+    fn trials_for_time_do_not_come_between_those_for_throughput() {
+        let mut pool = Closed::new(1, 64, 8);
+        for number in 0..1_000_u32 {
+            let mut sample = pool.busy(if number % 5 == 0 { 800 } else { 550 });
+            (sample.wait_p99, sample.hold_typical) = (SECOND / 10, SECOND / 1000);
+            assert_ne!(pool.step(&sample), Reason::TryingForTime);
+        }
     }
 
     #[test]
