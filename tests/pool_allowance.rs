@@ -178,6 +178,23 @@ async fn more_is_asked_for_while_callers_wait_and_less_when_it_is_not_in_use() {
     assert_eq!(last(), 1, "the floor");
 }
 
+#[tokio::test(start_paused = true)]
+async fn more_is_asked_for_within_moments_of_when_callers_come_to_wait() {
+    let (server, told) = (server(), Told::of(8));
+    let pool = builder(&server).allowance(told.clone()).build().unwrap();
+    let asked = || told.wanted.lock().unwrap().clone();
+    let _held = fill(&pool).await;
+    sleep(20 * SECOND + 100 * MILLI).await;
+    let before = asked();
+    assert!(before.len() <= 5 && before.iter().all(|wanted| *wanted <= 8), "seldom, and no more: {before:?}");
+    let _waiter = tokio::spawn({
+        let pool = pool.clone();
+        async move { drop(pool.get().await) }
+    });
+    sleep(2 * SECOND + 100 * MILLI).await;
+    assert_eq!(asked().last(), Some(&10));
+}
+
 /// Allows ten, and looks at what the pool keeps to while it is asked for something.
 #[derive(Clone, Default)]
 struct Watching {

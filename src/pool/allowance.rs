@@ -25,7 +25,7 @@ use crate::sync::lock;
 
 /// How often it is asked for what is wanted.
 const ASK: Duration = Duration::from_secs(5);
-/// And while that is more than is allowed, or the pool has more than that.
+/// And while that is more than is allowed, or the pool has more than that; how often is looked whether it is.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What says how many connections a pool may have, where several processes share a server.
@@ -207,8 +207,14 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, allowed: Arc
             tracing::error!(pool = &*shared.name, "the allowance panicked when it was asked for connections");
         }
         drop(shared);
-        let is_content = allowed.ceiling() >= demand.wanted;
-        tokio::time::sleep(if is_content { ASK } else { ASK_AGAIN }).await;
+        for _ in 0..ASK.as_secs() / ASK_AGAIN.as_secs() {
+            tokio::time::sleep(ASK_AGAIN).await;
+            let Some(shared) = pool.upgrade() else { return };
+            let ceiling = allowed.ceiling();
+            if ceiling < demand.wanted || ceiling < shared.wanted() {
+                break;
+            }
+        }
     }
 }
 

@@ -13,7 +13,10 @@
 //! while the rest of the answer still arrives. The time is asked for first. What is left of a life is counted from
 //! before the question, so that the time between the two commands shortens it, and never lengthens it.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Deref,
+};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -62,6 +65,43 @@ impl Names {
     }
 }
 
+/// A value. What is as short as a stamp is copied: many reads want the same, and two threads that count who has it
+/// take longer.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Short([u8; SHORT]),
+    Other(Bytes),
+}
+
+/// How long that is.
+const SHORT: usize = 16;
+
+impl From<Bytes> for Value {
+    fn from(bytes: Bytes) -> Self {
+        <[u8; SHORT]>::try_from(&*bytes).map_or(Self::Other(bytes), Self::Short)
+    }
+}
+
+impl From<Value> for Bytes {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Short(bytes) => Self::copy_from_slice(&bytes),
+            Value::Other(bytes) => bytes,
+        }
+    }
+}
+
+impl Deref for Value {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(bytes) => bytes,
+            Self::Other(bytes) => bytes,
+        }
+    }
+}
+
 /// What a read found.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Values {
@@ -70,7 +110,7 @@ pub(super) struct Values {
     /// What the values are of.
     pub(super) history: History,
     /// In the order of the names.
-    pub(super) values: SmallVec<[Option<Bytes>; USUAL]>,
+    pub(super) values: SmallVec<[Option<Value>; USUAL]>,
 }
 
 pub(super) type Waiter<T> = oneshot::Sender<Result<T, Fault>>;
@@ -93,11 +133,12 @@ pub(super) struct Batch {
     time: u64,
     /// How many names were asked for.
     names: usize,
-    values: Vec<Option<Bytes>>,
+    values: Vec<Option<Value>>,
     /// How many reads still want the value.
     wanted: Vec<u32>,
-    /// Where each name of each read is among the values.
-    places: VecDeque<usize>,
+    /// Where each name of each read is among the values, and how many of those were handed out.
+    places: Vec<usize>,
+    handed_out: usize,
     waiting: VecDeque<Waiting>,
     /// Why nobody will be answered.
     fault: Option<Fault>,
@@ -129,19 +170,27 @@ impl Batch {
             HashMap::with_capacity_and_hasher(names, foldhash::fast::RandomState::default());
         let mut distinct: Vec<&[u8]> = Vec::with_capacity(names);
         let mut wanted = Vec::with_capacity(names);
-        let mut places = VecDeque::with_capacity(names);
+        let mut places = Vec::with_capacity(names);
         let mut needs = Vec::with_capacity(reads.len());
+        // The last name of the read before, which is the stamp of a cache, and mostly of the same one.
+        let (mut stamp, mut stamp_is_at) = (&[][..], 0);
         for read in &reads {
             let mut last = 0;
+            let before = (stamp, stamp_is_at);
             for name in read.names.iter() {
-                let place = *known.entry(name).or_insert_with(|| {
-                    distinct.push(name);
-                    wanted.push(0);
-                    distinct.len() - 1
-                });
+                let place = if name == before.0 {
+                    before.1
+                } else {
+                    *known.entry(name).or_insert_with(|| {
+                        distinct.push(name);
+                        wanted.push(0);
+                        distinct.len() - 1
+                    })
+                };
                 wanted[place] += 1;
-                places.push_back(place);
+                places.push(place);
                 last = last.max(place + 1);
+                (stamp, stamp_is_at) = (name, place);
             }
             needs.push(last);
         }
@@ -160,7 +209,8 @@ impl Batch {
             .collect();
         let values = Vec::with_capacity(names);
         let stage = Stage::Time;
-        Self { history, stage, time: 0, names, values, wanted, places, waiting, fault: None }
+        let handed_out = 0;
+        Self { history, stage, time: 0, names, values, wanted, places, handed_out, waiting, fault: None }
     }
 
     /// Takes a token of the answer, and tells whether it was the last one.
@@ -192,7 +242,7 @@ impl Batch {
             (Stage::Values { missing }, token) => {
                 self.stage = if *missing == 1 { Stage::Head } else { Stage::Values { missing: missing - 1 } };
                 self.values.push(match token {
-                    Token::Bytes(bytes) => Some(bytes),
+                    Token::Bytes(bytes) => Some(bytes.into()),
                     // A type that is not ours is nothing as well.
                     Token::Nothing => None,
                     _ => return Err(Malformed),
@@ -227,7 +277,9 @@ impl Batch {
         while self.waiting.front().is_some_and(|waiting| waiting.needs <= self.values.len()) {
             let Some(waiting) = self.waiting.pop_front() else { return };
             let (values, wanted) = (&mut self.values, &mut self.wanted);
-            let found = self.places.drain(..waiting.names).map(|place| {
+            let from = self.handed_out;
+            self.handed_out += waiting.names;
+            let found = self.places[from..self.handed_out].iter().map(|&place| {
                 wanted[place] -= 1;
                 if wanted[place] == 0 { values[place].take() } else { values[place].clone() }
             });
@@ -262,13 +314,17 @@ mod tests {
         Token::Bytes(Bytes::from_static(text.as_bytes()))
     }
 
+    fn value(bytes: &'static [u8]) -> Value {
+        Bytes::from_static(bytes).into()
+    }
+
     fn begin(batch: &mut Batch, names: usize) {
         for token in [Token::Array(2), bytes("1700000000"), bytes("000001"), Token::Array(names)] {
             assert_eq!(batch.take(token), Ok(false));
         }
     }
 
-    fn values(answer: &mut Answer) -> Option<Vec<Option<Bytes>>> {
+    fn values(answer: &mut Answer) -> Option<Vec<Option<Value>>> {
         let values = answer.try_recv().ok()?.unwrap();
         assert_eq!(values.time, 1_700_000_000_001, "rounded up");
         Some(values.values.into_vec())
@@ -287,12 +343,32 @@ mod tests {
         assert_eq!(batch.take(bytes("one")), Ok(false));
         assert_eq!(values(&mut answers[0]), None);
         assert_eq!(batch.take(bytes("stamp")), Ok(false));
-        let (one, stamp) = (Some(Bytes::from_static(b"one")), Some(Bytes::from_static(b"stamp")));
+        let (one, stamp) = (Some(value(b"one")), Some(value(b"stamp")));
         assert_eq!(values(&mut answers[0]), Some(vec![one.clone(), stamp.clone()]));
         assert_eq!(values(&mut answers[1]), None);
         assert_eq!(batch.take(Token::Nothing), Ok(true));
         assert_eq!(values(&mut answers[1]), Some(vec![None, stamp.clone()]));
         assert_eq!(values(&mut answers[2]), Some(vec![stamp, one]));
+    }
+
+    /// As reads of two caches are, some of which end with what the one before ended with.
+    #[test]
+    fn value_is_that_of_the_name_whatever_was_asked_for_before() {
+        let asked: [&[&str]; 7] =
+            [&["a", "s"], &["b", "s"], &["s"], &[], &["s", "a"], &["a", "t", "a"], &["t", "a", "s"]];
+        let (mut batch, question, mut answers) = ask(&asked);
+        assert_eq!(question, "*1 $4 TIME *5 $4 MGET $1 a $1 s $1 b $1 t ");
+        begin(&mut batch, 4);
+        let content = |name: &str| format!("{name:0<16}");
+        for name in ["a", "s", "b", "t"] {
+            batch.take(Token::Bytes(content(name).into())).unwrap();
+        }
+        for (names, answer) in asked.iter().zip(&mut answers) {
+            let found: Vec<_> = values(answer).unwrap().into_iter().flatten().collect();
+            let found: Vec<&[u8]> = found.iter().map(|value| &**value).collect();
+            let expected: Vec<String> = names.iter().map(|name| content(name)).collect();
+            assert_eq!(found, expected.iter().map(String::as_bytes).collect::<Vec<_>>());
+        }
     }
 
     #[test]
@@ -307,7 +383,7 @@ mod tests {
         }
         assert_eq!(batch.take(Token::Array(1)), Ok(false));
         assert_eq!(batch.take(bytes("last")), Ok(true));
-        let expected = [&vec![None; AT_ONCE][..], &[Some(Bytes::from_static(b"last"))]].concat();
+        let expected = [&vec![None; AT_ONCE][..], &[Some(value(b"last"))]].concat();
         assert_eq!(values(&mut answers[0]), Some(expected));
         assert_eq!(values(&mut answers[1]), Some(vec![None]));
     }
@@ -320,7 +396,7 @@ mod tests {
         for text in ["one", "stamp", "two"] {
             batch.take(bytes(text)).unwrap();
         }
-        let expected = [b"two".as_slice(), b"stamp"].map(|bytes| Some(Bytes::from_static(bytes)));
+        let expected = [b"two".as_slice(), b"stamp"].map(|bytes| Some(value(bytes)));
         assert_eq!(values(&mut answers[0]), Some(expected.to_vec()));
     }
 

@@ -38,7 +38,7 @@ use bytes::{Buf, Bytes};
 
 use super::{
     address::Address,
-    batch::{Names, Values},
+    batch::{Names, Value, Values},
     connection::Connection,
     fault::Fault,
     history::History,
@@ -305,12 +305,12 @@ impl RedisStore {
             }
             match value {
                 None => Slot { entry: None, fence: Fence::from_bytes(UNNOTED) },
-                value => slot(value, time, history),
+                value => slot(value.map(Bytes::from), time, history),
             }
         });
         let entries = slots.collect();
         // What is no stamp was not written by us, and equals nothing.
-        let stamp = |value: Option<Bytes>| stamp(value.as_deref(), history).unwrap_or_else(Stamp::random);
+        let stamp = |value: Option<Value>| stamp(value.as_deref(), history).unwrap_or_else(Stamp::random);
         let stamps = values.map(stamp).collect();
         Ok((Found { entries, stamps }, time))
     }

@@ -40,12 +40,8 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 
-/// A connection. Its clones share it, and it ends with the last of them.
-#[derive(Clone)]
-pub(super) struct Connection(Arc<Handle>);
-
-/// Ends the driver when it is dropped.
-struct Handle {
+/// A connection, which ends when it is dropped.
+pub(super) struct Connection {
     shared: Arc<Shared>,
     wheel: Wheel<Driver>,
     /// How many callers wait.
@@ -62,13 +58,13 @@ impl Connection {
         let (wheel, task) = Wheel::new(Driver::new(stream, Arc::clone(&shared)));
         tokio::spawn(task);
         let (waiting, alone) = (AtomicU32::new(0), AtomicU32::new(0));
-        Self(Arc::new(Handle { shared, wheel, waiting, alone }))
+        Self { shared, wheel, waiting, alone }
     }
 
     /// Makes calls, and waits for what they come to. Whoever is alone takes the wheel, unless there was company of
     /// late: it would soon have to be left again.
     pub(super) async fn carry<F: Future>(&self, calls: F) -> F::Output {
-        let Handle { wheel, waiting, alone, .. } = &*self.0;
+        let Self { wheel, waiting, alone, .. } = self;
         let others = waiting.fetch_add(1, Ordering::SeqCst);
         let _gone = Gone(waiting);
         if others > 0 {
@@ -90,35 +86,35 @@ impl Connection {
 
     /// Has what becomes of it counted.
     pub(super) fn count_for(&self, counts: &Arc<Counts>) {
-        self.0.shared.count_for(Some(counts));
+        self.shared.count_for(Some(counts));
     }
 
     /// How many calls wait for an answer, and how many of those for being sent.
     pub(super) fn calls(&self) -> (u32, u32) {
-        let queued = lock(&self.0.shared.queue).calls.len();
-        (self.0.waiting.load(Ordering::Relaxed), u32::try_from(queued).unwrap_or(u32::MAX))
+        let queued = lock(&self.shared.queue).calls.len();
+        (self.waiting.load(Ordering::Relaxed), u32::try_from(queued).unwrap_or(u32::MAX))
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.0.shared.is_open.load(Ordering::Acquire)
+        self.shared.is_open.load(Ordering::Acquire)
     }
 
     /// Ends it for everybody who uses it.
     pub(super) fn close(&self, lost: Lost) {
-        self.0.shared.close(&Fault::Lost(lost));
+        self.shared.close(&Fault::Lost(lost));
     }
 
     /// The history that the data are of, as last heard.
     pub(super) fn history(&self) -> History {
-        *lock(&self.0.shared.history)
+        *lock(&self.shared.history)
     }
 
     /// Asks for the history, and tells whether there was an answer, if a question was given.
     pub(super) async fn ask(&self) -> Result<bool, Fault> {
-        let Some(question) = &self.0.shared.question else { return Ok(true) };
+        let Some(question) = &self.shared.question else { return Ok(true) };
         let answer = self.run(question.clone())?.await.unwrap_or(Err(Fault::Lost(Lost::Closed)))?;
         let history = answer.first().map_or(Ok(None), History::of)?;
-        *lock(&self.0.shared.history) = history.unwrap_or_default();
+        *lock(&self.shared.history) = history.unwrap_or_default();
         Ok(history.is_some())
     }
 
@@ -129,7 +125,7 @@ impl Connection {
         before: Commands,
     ) -> Result<oneshot::Receiver<Result<Values, Fault>>, Fault> {
         let (waiter, answer) = oneshot::channel();
-        self.0.shared.push(Call::Read(Read { names, before, waiter }))?;
+        self.shared.push(Call::Read(Read { names, before, waiter }))?;
         Ok(answer)
     }
 
@@ -139,7 +135,7 @@ impl Connection {
         commands: Commands,
     ) -> Result<oneshot::Receiver<Result<Vec<Token>, Fault>>, Fault> {
         let (waiter, answer) = oneshot::channel();
-        self.0.shared.push(Call::Run(commands, waiter))?;
+        self.shared.push(Call::Run(commands, waiter))?;
         Ok(answer)
     }
 }
@@ -159,7 +155,7 @@ impl Drop for Gone<'_> {
     }
 }
 
-impl Drop for Handle {
+impl Drop for Connection {
     fn drop(&mut self) {
         // Nobody wants it any more.
         self.shared.count_for(None);

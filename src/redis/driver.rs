@@ -79,6 +79,8 @@ const PIECE: usize = 64 * 1024;
 const MOST_ROOM: usize = 1024 * 1024;
 /// While so much is not taken by the other end, nothing more is made ready.
 const MOST_UNSENT: usize = 1024 * 1024;
+/// For so many calls room is kept, of about a hundred bytes each.
+const MOST_SPARE: usize = 1024;
 
 /// What the task has, or the caller in its place.
 pub(super) struct Driver {
@@ -88,6 +90,8 @@ pub(super) struct Driver {
     outgoing: Vec<u8>,
     written: usize,
     flushed: bool,
+    /// Room for calls, empty, for the queue to grow in next.
+    spare: Vec<Call>,
     /// In the order in which the answers will come, each with how many bytes of all were sent by its end.
     owed: VecDeque<(Owed, u64)>,
     /// The parts that are under way: their ends, in the same measure, and how many calls each has.
@@ -152,6 +156,7 @@ impl Driver {
             outgoing: Vec::new(),
             written: 0,
             flushed: true,
+            spare: Vec::new(),
             owed: VecDeque::new(),
             parts: VecDeque::new(),
             under_way: 0,
@@ -224,15 +229,15 @@ impl Driver {
         }
         let waves = waves.saturating_sub(self.parts.len()).max(1);
         let some = queue.calls.len().div_ceil(waves);
-        let calls = if some < queue.calls.len() {
-            let calls: Vec<Call> = queue.calls.drain(..some).collect();
+        let mut calls = mem::take(&mut self.spare);
+        if some < queue.calls.len() {
+            calls.extend(queue.calls.drain(..some));
             let taken: usize = calls.iter().map(Call::size).sum();
             queue.bytes = queue.bytes.saturating_sub(taken);
-            calls
         } else {
             queue.bytes = 0;
-            mem::take(&mut queue.calls)
-        };
+            mem::swap(&mut queue.calls, &mut calls);
+        }
         if self.counts.is_none() {
             self.counts.clone_from(&queue.counts);
         }
@@ -249,7 +254,7 @@ impl Driver {
         self.ask_again(asked_at);
         let mut reads = Vec::with_capacity(calls.len());
         let mut count = 0;
-        for call in calls.into_iter().filter(Call::is_awaited) {
+        for call in calls.drain(..).filter(Call::is_awaited) {
             count += 1;
             match call {
                 Call::Read(read) => {
@@ -270,6 +275,8 @@ impl Driver {
                 }
             }
         }
+        calls.shrink_to(MOST_SPARE);
+        self.spare = calls;
         if !reads.is_empty() {
             let history = *lock(&self.shared.history);
             let batch = Batch::ask(reads, history, &mut self.outgoing);

@@ -326,11 +326,10 @@ impl Lane {
                 return Err(fault);
             }
         };
-        let connection = Arc::new(made.clone());
         // Without room for it, it is ours alone, which is as good.
-        let _ = self.connections.add(made);
-        self.current.store(Some(Arc::clone(&connection)));
-        Ok(connection)
+        let _ = self.connections.add(Arc::clone(&made));
+        self.current.store(Some(Arc::clone(&made)));
+        Ok(made)
     }
 }
 
@@ -364,23 +363,24 @@ impl Site {
 }
 
 impl ManageConnection for Manager {
-    type Connection = Connection;
+    type Connection = Arc<Connection>;
     type Error = Fault;
 
-    async fn connect(&self) -> Result<Connection, Fault> {
+    async fn connect(&self) -> Result<Arc<Connection>, Fault> {
         match self.0.connect().await {
             Err(Fault::Refused(refusal)) if refusal.code() == "MOVED" && self.0.follow(&refusal) => {
                 self.0.connect().await
             }
             made => made,
         }
+        .map(Arc::new)
     }
 
-    async fn is_valid(&self, connection: &mut Connection) -> Result<(), Fault> {
+    async fn is_valid(&self, connection: &mut Arc<Connection>) -> Result<(), Fault> {
         if connection.is_open() { Ok(()) } else { Err(Fault::Lost(Lost::Closed)) }
     }
 
-    fn has_broken(&self, connection: &mut Connection) -> bool {
+    fn has_broken(&self, connection: &mut Arc<Connection>) -> bool {
         !connection.is_open()
     }
 }
