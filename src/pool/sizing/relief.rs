@@ -8,7 +8,8 @@
 //! ([`Tails`]). That says nothing of what the server can do: as soon as all it can is asked for, the size is what is proven
 //! again. And it is left alone near that, where lines come and go by chance: the server has to have been seen at its
 //! limits, and be well below them. Where callers wait all the time nothing is tried for them here: more are asked for than
-//! this size can do, and whether another one does more is for the [search](super::search) to find, at once.
+//! this size can do, and whether another one does more is for the [search](super::search) to find; at once, if that lasts
+//! and less is done than was before.
 
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use super::{Bounds, FULL, Sample, tails::Tails};
 const BUSY: f64 = 0.5;
 /// For so many windows in a row, which a pause of the machine does not leave behind.
 const LASTS: u32 = 5;
+/// For so many windows in a row callers wait all the time and less is done than can be: it cannot be any more. Where one
+/// query in a hundred takes long, half as many are chance.
+const SHORT: u32 = 10;
 /// So many windows in a row in which they wait for half of the time, and what was of use is tried anew: the server may
 /// do less by now, and less with more connections.
 const DOUBTED: u32 = 300;
@@ -64,6 +68,9 @@ pub(super) struct Relief {
     crowded: u32,
     /// Returns per second when all was asked for that can be done.
     limit: f64,
+    /// Windows in a row in which callers waited all the time and less than that was done, and the most of it.
+    short: u32,
+    most: f64,
     pause: Duration,
     not_before: Duration,
 }
@@ -88,6 +95,8 @@ struct Trial {
 pub(super) enum Advice {
     /// Nothing: the size is another rule's matter.
     None,
+    /// The server does less than it did, and callers wait for it: what is known of sizes may be another's.
+    Doubt,
     /// More made calls quicker, and no other rule should touch them.
     Stay,
     /// More are proven, and would be of use.
@@ -116,6 +125,8 @@ impl Relief {
             full: 0,
             crowded: 0,
             limit: 0.0,
+            short: 0,
+            most: 0.0,
             pause: PAUSE,
             not_before: Duration::ZERO,
         }
@@ -180,8 +191,14 @@ impl Relief {
             return if is_quick { self.go_on_with(trial, sample, now) } else { self.give_up(&trial, now) };
         }
         let is_long = sample.wait_p99.as_secs_f64() > LONG * sample.typical_hold().as_secs_f64();
-        // What waits all the time is the search's matter: a trial here would come between its own.
-        if is_full || is_at_limit || sample.completed < CALLS || !is_long {
+        if is_full {
+            // A trial here would come between those of the search.
+            // Of few calls it is chance how many come back in one window.
+            let is_short = sample.completed >= CALLS && !is_at_limit;
+            return if self.falls_short(done, is_short) { Advice::Doubt } else { self.wait() };
+        }
+        self.short = 0;
+        if is_at_limit || sample.completed < CALLS || !is_long {
             self.long = 0;
             return self.wait();
         }
@@ -208,6 +225,23 @@ impl Relief {
             full: Vec::new(),
         });
         Advice::Try(size)
+    }
+
+    /// Whether callers waited all the time in so many windows in a row, and less was done in each than can be by what is known
+    /// of that. It is known anew then.
+    fn falls_short(&mut self, done: f64, is_short: bool) -> bool {
+        if !is_short || self.is_in_force {
+            self.short = 0;
+            return false;
+        }
+        self.most = if self.short == 0 { done } else { self.most.max(done) };
+        self.short = self.short.saturating_add(1);
+        if self.short < SHORT {
+            return false;
+        }
+        self.short = 0;
+        self.limit = self.most;
+        true
     }
 
     /// Goes back, and does not try again for a while.
@@ -382,7 +416,7 @@ mod tests {
                 | Advice::Return(size)
                 | Advice::TakeBack { to: size, .. } => self.target = size,
                 Advice::Leave => self.target = 4,
-                Advice::None | Advice::Stay | Advice::Grow => {}
+                Advice::None | Advice::Doubt | Advice::Stay | Advice::Grow => {}
             }
             advice
         }
@@ -593,13 +627,10 @@ mod tests {
     #[test]
     fn what_is_done_decides_where_callers_wait_all_the_time() {
         let mut course = Course::new();
-        for _ in 0..100 {
-            assert_eq!(course.step(700, 1.0, 30 * MILLI), Advice::None, "the search has its turn");
-        }
         let mut advice = course.waits(30);
         assert_eq!(advice, Advice::Try(8));
         while !matches!(advice, Advice::TakeBack { .. }) {
-            assert!(course.now < 160 * SECOND);
+            assert!(course.now < 60 * SECOND);
             let wait = if course.target == 8 { 10 } else { 30 };
             advice = course.step(700, 1.0, wait * MILLI);
         }
@@ -609,6 +640,34 @@ mod tests {
             let advice = course.step(700, 0.8, 30 * MILLI);
             assert_eq!(advice, Advice::None, "the server does no more now");
         }
+    }
+
+    #[test]
+    fn what_waits_all_the_time_is_left_to_the_search_which_is_told_when_less_is_done_for_long() {
+        let mut course = Course::new();
+        let mut told = Vec::new();
+        for window in 1..=100 {
+            match course.step(600 + window, 1.0, 30 * MILLI) {
+                Advice::None => {}
+                Advice::Doubt => told.push(window),
+                advice => panic!("{advice:?}"),
+            }
+        }
+        assert_eq!(told, [u64::from(SHORT)], "once");
+        assert!(course.relief.limit > 610.0 && course.relief.limit < 700.0, "{}", course.relief.limit);
+        for (window, done) in (0..100).map(|window| (window, if window % 8 == 0 { 700 } else { 400 })) {
+            assert_eq!(course.step(done, 1.0, 30 * MILLI), Advice::None, "not in a row: {window}");
+        }
+    }
+
+    #[test]
+    fn window_in_which_all_wait_neither_begins_a_trial_nor_puts_one_off() {
+        let mut course = Course::new();
+        for _ in 0..2 {
+            assert_eq!(course.step(700, 0.7, 30 * MILLI), Advice::None);
+            assert_eq!(course.step(700, 1.0, 30 * MILLI), Advice::None);
+        }
+        assert_eq!(course.step(700, 0.7, 30 * MILLI), Advice::Try(8));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) struct Search {
     random: fastrand::Rng,
 }
 
-/// Where the way up ended at the upper bound, and not at a knee.
+/// Where more would have been tried, and the upper bound was in the way.
 #[derive(Clone, Copy, Debug)]
 struct Bounded {
     at: u32,
@@ -81,7 +81,8 @@ impl Search {
         });
         if next == size {
             if self.next == Direction::Up {
-                self.bounded = Some(Bounded { at: size, doubles: self.doubles });
+                let doubles = self.doubles || self.bounded.is_some_and(|bounded| bounded.doubles);
+                self.bounded = Some(Bounded { at: size, doubles });
             }
             self.turn();
             if std::mem::take(&mut self.was_steep) {
@@ -89,12 +90,15 @@ impl Search {
             }
             return None;
         }
+        if self.next == Direction::Up {
+            self.bounded = None;
+        }
         Some(next)
     }
 
-    /// So many are allowed by now. Where that is more than what the way up ended at, it goes on.
-    pub(super) fn allow(&mut self, ceiling: u32, now: Duration) {
-        if let Some(bounded) = self.bounded.take_if(|bounded| ceiling > bounded.at) {
+    /// In place of this size, so many are allowed by now. Where the way up ended at fewer, it goes on.
+    pub(super) fn allow(&mut self, size: u32, ceiling: u32, now: Duration) {
+        if let Some(bounded) = self.bounded.take_if(|bounded| ceiling > bounded.at.min(size)) {
             (self.next, self.doubles, self.not_before) = (Direction::Up, bounded.doubles, now);
         }
     }
@@ -249,17 +253,33 @@ mod tests {
     fn what_ended_at_a_bound_goes_on_beyond_it_and_what_ended_at_a_knee_does_not() {
         let bounds = |ceiling| Bounds::new(1, ceiling).unwrap();
         let mut search = Search::new(0);
-        assert_eq!(search.next(4, bounds(4), SECOND), None);
-        search.allow(4, SECOND);
-        assert_eq!(search.next(4, bounds(4), SECOND), Some(3), "the other way");
-        search.taken_back(SECOND);
-        search.allow(5, 2 * SECOND);
-        assert!(search.is_due(3, 3, 3, 2 * SECOND), "at once");
-        assert_eq!(search.next(4, bounds(5), 2 * SECOND), Some(5));
-        search.taken_back(2 * SECOND);
-        search.allow(64, 3 * SECOND);
-        assert!(!search.is_due(99, 99, 99, 3 * SECOND));
-        assert_eq!(search.next(4, bounds(64), 60 * SECOND), Some(3));
+        let mut now = SECOND;
+        // Every round of fewer and more ends the same way, and nothing is forgotten by that.
+        for _ in 0..2 {
+            assert_eq!(search.next(4, bounds(4), now), None);
+            search.allow(4, 4, now);
+            assert_eq!(search.next(4, bounds(4), now), Some(3), "the other way");
+            search.taken_back(now);
+            now += 60 * SECOND;
+        }
+        assert_eq!(search.next(4, bounds(4), now), None);
+        search.allow(4, 10, now);
+        assert!(search.is_due(3, 3, 3, now), "at once");
+        assert_eq!(search.next(4, bounds(10), now), Some(8), "twice as many, as at first");
+        search.taken_back(now);
+        search.allow(4, 64, now + SECOND);
+        assert!(!search.is_due(99, 99, 99, now + SECOND));
+        assert_eq!(search.next(4, bounds(64), now + 60 * SECOND), Some(3));
+    }
+
+    #[test]
+    fn bound_that_was_below_for_a_while_is_no_bound_any_more() {
+        let bounds = |ceiling| Bounds::new(1, ceiling).unwrap();
+        let mut search = Search::new(0);
+        assert_eq!(search.next(16, bounds(16), SECOND), None);
+        // It fell, and the size with it, and rises.
+        search.allow(8, 16, 2 * SECOND);
+        assert_eq!(search.next(8, bounds(16), 2 * SECOND), Some(16));
     }
 
     #[test]
