@@ -339,6 +339,23 @@ fn knee_is_found_with_slow_queries_too() {
     }
 }
 
+/// What is done in a second differs by a third from one second to the next then, which says nothing of a size.
+#[test]
+fn one_query_in_a_hundred_that_takes_two_thousand_times_longer_does_not_keep_a_pool_small() {
+    for seed in 0..100 {
+        let mut work = noisy(Work::new(SECOND / 10_000));
+        (work.rarely, work.rare) = (0.01, SECOND / 5);
+        let mut simulation = Simulation::new(Usl::new(0.0, 0.0), work, seed);
+        simulation.load(Load::Closed(128));
+        let mut sizing = ThroughputVerified::new(Bounds::new(2, 64).unwrap(), 2).seed(seed);
+        let takes = (0..60).find(|_| {
+            simulation.run(&mut sizing, SECOND);
+            sizing.proven() >= 16
+        });
+        assert!(takes.is_some_and(|seconds| seconds <= 30), "seed {seed}: {takes:?}");
+    }
+}
+
 #[test]
 fn low_load_never_grows() {
     let case = large();

@@ -15,7 +15,7 @@
 //! The static share needs nothing that could fail, so it is what is left when something has. A share is for
 //! [`Sample::ceiling`](super::sizing::Sample::ceiling).
 //!
-//! If the server refuses a connection all the same (SQLSTATE 53300), the sizing gives way: every process cuts by the
+//! If the server refuses a connection all the same (SQLSTATE 53300), the default sizing gives way: every process cuts by the
 //! same factor, gives back what it has above that, and comes back by the same steps, which leads to equal shares without
 //! anybody knowing of anybody (Chiu and Jain, 1989). That is, every process that asks for a connection meanwhile: one
 //! that has what it needs hears of no refusal, and keeps it.

@@ -132,14 +132,14 @@ impl<M: ManageConnection> PoolBuilder<M> {
 
     /// How much throughput a further connection has to bring to be kept, in the modes [`adaptive`](Self::adaptive)
     /// and [`observe`](Self::observe): [`Gain::THROUGHPUT`] unless set. With [`Gain::LATENCY`] the pool stays smaller,
-    /// and queries are quicker.
+    /// and queries are quicker. An error with a fixed size, or with a [`sizing`](Self::sizing) of one's own.
     pub fn gain(mut self, gain: Gain) -> Self {
         self.gain = Some(gain);
         self
     }
 
     /// What decides the size in the modes [`adaptive`](Self::adaptive) and [`observe`](Self::observe):
-    /// [`ThroughputVerified`] unless set.
+    /// [`ThroughputVerified`] unless set. An error with a fixed size.
     pub fn sizing(mut self, sizing: impl Sizing) -> Self {
         self.sizing = Some(Box::new(sizing));
         self
@@ -155,7 +155,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// Adds a class of callers, to be had from [`Pool::class`]. Callers of no class share what is left, as
-    /// [`Class::DEFAULT`](super::Class::DEFAULT).
+    /// [`Class::DEFAULT`](super::Class::DEFAULT). Names are unique, and neither `system` nor `default`; what all classes are
+    /// sure of, with the [`system_reserve`](Self::system_reserve), is less than the upper bound, so that some are shared.
     pub fn class(mut self, name: impl Into<String>, share: Share) -> Self {
         self.classes.push((name.into(), share));
         self
@@ -169,7 +170,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// How many callers may wait at once: 4,096 unless set, at least 1. Whoever comes then is turned away at once. As
+    /// How many callers may wait at once: 4,096 unless set, from 1 to 1,048,576. Whoever comes then is turned away at once. As
     /// many more of [`Class::SYSTEM`](super::Class::SYSTEM) may.
     #[doc(alias = "queue_size")]
     pub fn max_waiting(mut self, callers: u32) -> Self {
@@ -177,14 +178,14 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// How long a caller waits for a connection, all told: 30 s unless set, at most a year.
+    /// How long a caller waits for a connection, all told: 30 s unless set, more than zero and at most a year.
     #[doc(alias = "acquire_timeout")]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How long an attempt to connect may take: 5 s unless set, at most a year. It goes on when its caller has gone.
+    /// How long an attempt to connect may take: 5 s unless set, more than zero and at most a year. It goes on when its caller has gone.
     /// Where the manager has one of its own, the shorter one decides.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -192,7 +193,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// How many attempts to connect are made `at_once`, and how many `per_second` after a first burst of as many: 2
-    /// and 10 unless set; at least one, and a rate above zero. A server that comes back is not met by everybody together.
+    /// and 10 unless set; from 1 to 1,048,576, and a rate above zero. A server that comes back is not met by everybody together.
     pub fn connects(mut self, at_once: u32, per_second: f64) -> Self {
         (self.connects_at_once, self.connects_per_second) = (at_once, per_second);
         self
@@ -266,7 +267,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// How long a test may take ([`test_after`](Self::test_after), [`test_if`](Self::test_if)) before the connection is
-    /// taken for broken: 2 s unless set, at most a year. It takes no longer than its caller may wait, but for 50 ms; one
+    /// taken for broken: 2 s unless set, more than zero and at most a year. It takes no longer than its caller may wait, but for 50 ms; one
     /// that was left undecided in this way for as long as a test may take is taken for broken, too.
     pub fn test_timeout(mut self, timeout: Duration) -> Self {
         self.test_timeout = timeout;
@@ -274,13 +275,13 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// After how long without use a connection is closed, unless it is [kept open](Self::keep_open): 10 min unless
-    /// set, never if `None`, at most a year. It may take 10 s longer.
+    /// set, never if `None`, more than zero and at most a year. It may take 10 s longer.
     pub fn idle_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.idle_timeout = timeout.into();
         self
     }
 
-    /// How old a connection may become: 30 min unless set, any age if `None`, at most a year. Each lives up to a tenth
+    /// How old a connection may become: 30 min unless set, any age if `None`, more than zero and at most a year. Each lives up to a tenth
     /// less, by chance, so that those that were opened together are not closed together.
     #[doc(alias = "max_lifetime")]
     pub fn max_life(mut self, life: impl Into<Option<Duration>>) -> Self {
@@ -289,7 +290,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// From when on a connection that is held is told of in the log, with the place where it was asked for: never
-    /// unless set; at most a year.
+    /// unless set; more than zero and at most a year.
     #[doc(alias = "leak_detection_threshold")]
     pub fn leak_threshold(mut self, held: impl Into<Option<Duration>>) -> Self {
         self.leak_threshold = held.into();

@@ -63,7 +63,7 @@ impl Bounds {
 pub struct Gain(f64);
 
 impl Gain {
-    /// 0.1, the default: 98 to 99 % of the peak.
+    /// 0.1, the default: 97 to 99 % of the peak.
     pub const THROUGHPUT: Self = Self(0.1);
     /// 0.25: 90 to 96 % of the peak, with queries that take four fifths of the time.
     pub const LATENCY: Self = Self(0.25);

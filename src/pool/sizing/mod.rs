@@ -46,10 +46,10 @@
 //! | [`ThroughputVerified`] | on trial, and keeps what raised the throughput, or made calls quicker where less is asked for than can be done | when a smaller size does as much, and when the load has gone | how much throughput a connection has to bring ([`Gain`]) |
 //! | [`Fixed`] | never | never | the size |
 //! | [`Gradient2`] | while the time per query is near its long-term mean | when it is above | nothing |
-//! | [`Aimd`] | by one while the limit is in use | by a tenth on a failure or a time above a limit | the limit |
+//! | [`Aimd`] | by one while at least half of the limit is in use | by a tenth on a failure or a time above a limit | the limit |
 //!
-//! A fourth is everybody's first idea: one more when callers wait. It is not here, because beyond the knee waiting
-//! comes from there being too many already. It ends at the ceiling and stays there when the load has gone.
+//! Everybody's first idea, one or two more when callers wait, is not here, because beyond the knee waiting
+//! comes from there being too many already. Such a rule ends at the ceiling and stays there when the load has gone.
 //!
 //! # How good they are
 //!
@@ -72,7 +72,7 @@
 //!
 //! `cargo test --release --test sizing -- --ignored --nocapture` prints it. The simulated server knows no locks, no
 //! caches and no other clients: a ranking, rather than a promise for yours. [`Aimd`] gives way to callers who find the
-//! queue full, as it is meant to, and ends at 1.
+//! queue full, as it is meant to, and mostly ends at 1.
 
 mod bounds;
 mod ceiling;

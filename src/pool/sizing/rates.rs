@@ -9,7 +9,7 @@ const FEWEST: f64 = 20.0;
 const LONGEST: f64 = 5.0;
 /// Pairs that agree by chance are no more exact than this.
 const AGREED: f64 = 0.002;
-/// By what share two neighbouring windows differ on a machine that others share, as a standard error.
+/// By what share two neighbouring windows differ at least on a machine that others share, as a standard error.
 const USUAL: f64 = 0.07;
 
 /// What was done in the last windows at one size.
@@ -133,16 +133,16 @@ impl Pairs {
         }
     }
 
-    /// What they come to. Of one or two, by what such windows differ by otherwise, if all was asked for that could be done:
-    /// what is asked for may differ by anything.
-    pub(super) fn change(&self, is_all_asked_for: bool) -> Option<Change> {
+    /// What they come to. Of one or two, by what such windows `differ` by otherwise, if all was asked for that could be
+    /// done: what is asked for may differ by anything.
+    pub(super) fn change(&self, is_all_asked_for: bool, differ: f64) -> Option<Change> {
         let count = self.0.len() as f64;
         if count < if is_all_asked_for { 1.0 } else { 3.0 } {
             return None;
         }
         let mean = self.0.iter().sum::<f64>() / count;
         let error = if count < 3.0 {
-            USUAL / count.sqrt()
+            differ.max(USUAL) / count.sqrt()
         } else {
             let squares: f64 = self.0.iter().map(|logarithm| (logarithm - mean).powi(2)).sum();
             // Widened as that of two rows.
@@ -185,6 +185,12 @@ fn estimate<'a>(
 }
 
 impl Estimate {
+    /// By what share two of its windows differ, as a standard error. Where one query in a hundred takes a thousand times
+    /// longer, that is a third.
+    pub(super) fn differ(self) -> f64 {
+        (2.0 * self.variance * self.windows).sqrt() / self.mean
+    }
+
     /// The change from `before` to here.
     ///
     /// The error is widened where few windows were seen, as Student's distribution is wider than the normal one: 2.5

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{
     FULL, Reason, Retreat, Sample,
-    rates::{Change, Estimates, Pairs, Rates},
+    rates::{Change, Estimate, Estimates, Pairs, Rates},
 };
 
 /// How long the connections of a trial may take to be open, or the callers to give back what is too many: the latter
@@ -253,14 +253,16 @@ impl Trial {
         let (Some(change), pace) = self.changes() else {
             return if measured < longest { Verdict::Measuring } else { Verdict::Void };
         };
-        let (sharper, certain) = match pace {
-            Some(pace) if pace.error < change.error / SHARPER => (pace, measured >= PATIENCE),
-            _ => (change, true),
+        let (sharper, other, certain) = match pace {
+            Some(pace) if pace.error < change.error / SHARPER => (pace, Some(change), measured >= PATIENCE),
+            pace => (change, pace, true),
         };
         let over = measured >= longest;
         let better = self.is_better(sharper, if over { LIKELY } else { CERTAIN });
-        // What a typical query says is believed only as far as the count of returns leaves it possible.
-        let contradicted = self.is_better(change, CERTAIN).is_some_and(|count| better == Some(!count));
+        // What the one says is believed only as far as the other leaves it possible.
+        let contradicts =
+            |better: bool| other.and_then(|other| self.is_better(other, CERTAIN)) == Some(!better);
+        let contradicted = better.is_some_and(contradicts);
         if !over && (better.is_none() || contradicted || !certain) {
             return Verdict::Measuring;
         }
@@ -279,18 +281,20 @@ impl Trial {
     /// What changed, by the count of returns and by how long a typical query takes.
     fn changes(&self) -> (Option<Change>, Option<Change>) {
         let after = self.rates.estimates();
-        let change = after.map(|after| after.throughput.relative_to(self.before.throughput));
-        let pace = after.and_then(|after| Some(after.pace?.relative_to(self.before.pace?)));
+        let before = self.before;
+        let change = after.map(|after| after.throughput.relative_to(before.throughput));
+        let pace = after.and_then(|after| Some(after.pace?.relative_to(before.pace?)));
         let Some(turns) = &self.turns else { return (change, pace) };
         let is_full = !turns.was_slack;
-        let sharper = |before: Option<Change>, turns: &Pairs| {
-            let before = before.map(|change| change.or_drift(DRIFT));
-            before
+        let sharper = |change: Option<Change>, before: Option<Estimate>, turns: &Pairs| {
+            let differ = before.map_or(0.0, Estimate::differ);
+            let change = change.map(|change| change.or_drift(DRIFT));
+            change
                 .into_iter()
-                .chain(turns.change(is_full))
+                .chain(turns.change(is_full, differ))
                 .min_by(|one, other| one.error.total_cmp(&other.error))
         };
-        (sharper(change, &turns.throughput), sharper(pace, &turns.pace))
+        (sharper(change, Some(before.throughput), &turns.throughput), sharper(pace, before.pace, &turns.pace))
     }
 
     /// Whether as much is done as has to be for the size to stay, if that is so by so many standard errors.

@@ -55,8 +55,8 @@
 //!
 //! Where one query in a hundred takes a hundred times longer, the count of returns varies by a tenth even over half a
 //! minute, and a quarter more connections bring a fortieth near the knee. [`Sample::hold_typical`] varies by a tenth of
-//! that. If it is the sharper of the two it is asked instead, as mean in use ÷ typical hold, unless the count says
-//! surely otherwise. That takes for granted that what slows down a typical query slows down all of them.
+//! that. If it is the sharper of the two it is asked instead, as mean in use ÷ typical hold. Where the two surely say
+//! opposite things a trial goes on, and is in vain if they still do at its end. That takes for granted that what slows down a typical query slows down all of them.
 //!
 //! What it does not see: other processes at the same server. Each finds that more connections get it a larger share.
 //! A budget bounds them, not this.
