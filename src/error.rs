@@ -40,15 +40,15 @@ pub enum ErrorKind {
     Credentials,
     /// The connection broke during a call. Whether the call was carried out is not known.
     Disconnected,
-    /// No address is known by the name of the host.
+    /// No address is known by the name of the host. Of Redis it is [`Unavailable`](Self::Unavailable).
     HostNotFound,
-    /// The loader answered with an error, which is the source.
+    /// The loader answered with an error, which is the source, or with what it may not answer.
     Load,
     /// There is no such value, said its loader: an answer rather than a failure.
     NotFound,
     /// As many wait already as may. Nothing was begun.
     Overloaded,
-    /// The loader panicked, or the runtime went down under it.
+    /// The loader panicked, or other code that was given to this crate and is awaited; or the runtime went down under it.
     Panicked,
     /// A loader asked, directly or by way of others, for the value that it was loading.
     Recursion,
@@ -56,7 +56,8 @@ pub enum ErrorKind {
     Refused,
     /// Something took longer than its deadline.
     TimedOut,
-    /// No encrypted connection could be agreed on: the other side speaks no TLS, or is not trusted.
+    /// No encrypted connection could be agreed on: the other side speaks no TLS, or is not trusted. Of Redis it is
+    /// [`Unavailable`](Self::Unavailable).
     Tls,
     /// The other side has as many connections as it takes.
     TooManyConnections,
@@ -106,6 +107,16 @@ impl Error {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         Self::with_source(ErrorKind::Refused, what, source)
+    }
+
+    /// For implementers of a store: it was not asked, since as many calls wait for it already as may. That is no sign of a
+    /// store that is away.
+    #[must_use]
+    pub fn overloaded(
+        what: impl Into<Cow<'static, str>>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::with_source(ErrorKind::Overloaded, what, source)
     }
 
     /// What a program can do about it.

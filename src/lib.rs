@@ -63,7 +63,8 @@
 //! | [`clock`] | where all of them read the time | |
 //!
 //! [`guide`] has the pages that go across: how a request flows, which of a cache's settings is for what, what happens
-//! when something fails, how to tune a pool, and how to test with all this.
+//! when something fails, how to tune a pool (with the features `pool` and `postgres`), how to write a backend, and how to
+//! test with all this. Begin with [`caching`](guide::caching).
 //!
 //! # Features
 //!
@@ -71,7 +72,7 @@
 //! |---|---|---|
 //! | `tower` (default) | [`limit`] and [`timing`] as tower layers | `http`, `tower-layer`, `tower-service`: types and traits |
 //! | `rmcp` | the wrapper, and `serve` with `TCP_NODELAY` | `rmcp` with its server, `hyper` |
-//! | `redis` | Redis behind the cache, and its invalidation bus | `redis`, `bb8` |
+//! | `redis` | Redis behind the cache, its invalidation bus, and connections for commands that wait | `redis`, `bb8` |
 //! | `redis-tls` | the same over TLS | `tokio-rustls` with `ring` |
 //! | `postgres` | PostgreSQL behind the cache, as its bus, and connections to it for a pool | `tokio-postgres`, `bb8`, `base64` |
 //! | `postgres-tls` | the same over TLS | `tokio-postgres-rustls`, `tokio-rustls` with `ring` |
@@ -98,6 +99,8 @@
 //! Minimum Rust: 1.88. It rises in minor releases, to versions at least six months old.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Pages lead to what other features bring; without those the names are text.
+#![cfg_attr(not(all(feature = "full", feature = "test-util")), allow(rustdoc::broken_intra_doc_links))]
 
 pub mod cache;
 pub mod clock;

@@ -195,6 +195,23 @@ async fn write_that_failed_leaves_nothing_behind() {
     assert_eq!(cache.get(&key).await, None);
     let error = cache.write_through(&key, &[], Loaded::not_found(), fails).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
+
+    // So it may if the writer panics, at once or in the middle.
+    for is_at_once in [true, false] {
+        cache.insert(&key, "old".to_owned()).await.unwrap();
+        let panics = move |_| {
+            assert!(!is_at_once, "as the test wants it");
+            async {
+                tokio::task::yield_now().await;
+                panic!("as the test wants it");
+                #[expect(unreachable_code, reason = "the type of what it would answer")]
+                Ok::<_, io::Error>(())
+            }
+        };
+        let error = cache.write_through(&key, &[], "new".to_owned(), panics).await.unwrap_err();
+        assert_eq!((error.kind(), &*error.to_string()), (ErrorKind::Panicked, "the write panicked"));
+        assert_eq!(cache.get(&key).await, None);
+    }
 }
 
 #[tokio::test]
@@ -335,7 +352,7 @@ async fn writes_behind_are_gathered_and_the_last_of_a_key_is_written() {
     assert_eq!(behind.shutdown(SECOND).await, 0);
     assert_eq!(source.get("a"), Some(100));
     let error = behind.insert(&Key::public("a"), &[], 101).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -406,7 +423,7 @@ async fn queue_that_is_full_says_so_and_stores_nothing() {
     behind.insert(&Key::public("b"), &[], 1).await.unwrap();
     behind.insert(&Key::public("a"), &[], 2).await.unwrap();
     let error = behind.insert(&Key::public("c"), &[], 1).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
     assert_eq!(behind.cache().get_local(&Key::public("c")), None);
     assert_eq!(behind.shutdown(SECOND).await, 2);
 }

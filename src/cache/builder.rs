@@ -113,7 +113,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// How many bytes of entries fit in memory, instead of how many entries; at least 64 KiB.
     ///
     /// `weigher` tells what a value takes up, on the heap and besides its own size (for a `String` its capacity);
-    /// its loader may say [otherwise](super::Loaded::cost). The key and about 300 bytes of the cache's are added. The
+    /// its loader may say [otherwise](super::Loaded::cost). The key and about 300 bytes of the cache's are added, and
+    /// some 200 and their text for tags or a validator. The
     /// engine's tables grow with the number of entries, so the process takes up somewhat more.
     ///
     /// ```
@@ -151,7 +152,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     }
 
     /// For how long nobody may have asked for an entry before this process forgets it; not at all unless set, more
-    /// than zero if set.
+    /// than zero if set, and at most [`MAX_TIME_TO_LIVE`].
     ///
     /// It never lengthens a life: the time to live counts from the load all the same. Otherwise what is asked for
     /// all the time would never be loaded again. The remote tier knows nothing of it.
@@ -275,8 +276,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// For a source that bears no more, when the cache is empty or the remote tier away. Beyond the limit loads wait
     /// for their turn, in the order in which they came, and their wait counts for the
     /// [`load_timeout`](Self::load_timeout) and the [`soft_timeout`](Self::soft_timeout). Loads that nobody waits for,
-    /// ahead of time or behind a stale answer, have half of the places at most, so that they do not keep those waiting
-    /// who ask for what is missing.
+    /// ahead of time or behind a stale answer, have half of the places at most (and of one place that one), so that
+    /// they do not keep those waiting who ask for what is missing.
     ///
     /// A loader that asks this cache for another key and waits for it does so on its own place, be that key in the queue
     /// already or not. One that does so in a task of its own (`tokio::spawn`, or through a
@@ -481,8 +482,8 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
     }
 
     /// How long callers wait for the store where there is a stale value to serve instead: for the
-    /// [`remote_timeout`](Self::remote_timeout) unless set, more than zero; ten times what the store usually takes is
-    /// a good choice. The look into the store goes on, and the load after it if there is one.
+    /// [`remote_timeout`](Self::remote_timeout) unless set, more than zero and at most a minute; ten times what
+    /// the store usually takes is a good choice. The look into the store goes on, and the load after it if there is one.
     ///
     /// It means nothing without [`stale_if_error`](CacheBuilder::stale_if_error) or
     /// [`stale_while_revalidate`](CacheBuilder::stale_while_revalidate). Served is only what could be served from
@@ -496,7 +497,7 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
     }
 
     /// How long this process may serve an entry from memory without looking whether another process
-    /// invalidated it: 5 seconds unless set, more than zero.
+    /// invalidated it: 5 seconds unless set, more than zero and at most [`MAX_TIME_TO_LIVE`].
     ///
     /// This is the bound on what may be stale here after an invalidation *there*; an invalidation in the
     /// same process takes effect at once. A longer one saves trips, a shorter one saves surprises. It counts from

@@ -377,7 +377,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     ) -> (Result<L, Error>, Duration) {
         self.events.loads.add();
         let began = self.clock.now();
-        let load = unharmed(load);
+        let load = unharmed(load, "the loader panicked");
         let load = self.unless_abandoned(flights, timeout_at(patience.end, load));
         let loaded = self.attend(flights, patience, load).await;
         let cost = self.clock.now().since(began);
@@ -498,12 +498,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 }
 
-/// The load, to the end of which there is an error, and no panic.
-async fn unharmed<L>(load: impl Future<Output = Result<L, Error>>) -> Result<L, Error> {
+/// What code of others comes to, or that it panicked.
+pub(super) async fn unharmed<L>(
+    load: impl Future<Output = Result<L, Error>>,
+    panicked: &'static str,
+) -> Result<L, Error> {
     let mut load = pin!(load);
     poll_fn(|context| {
         catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(context)))
-            .unwrap_or_else(|_| Poll::Ready(Err(Error::new(ErrorKind::Panicked, "the loader panicked"))))
+            .unwrap_or_else(|_| Poll::Ready(Err(Error::new(ErrorKind::Panicked, panicked))))
     })
     .await
 }

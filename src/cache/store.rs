@@ -21,8 +21,8 @@ use crate::Error;
 /// in between is back.
 ///
 /// Errors: [`Error::unavailable`] when the store cannot be reached, [`Error::refused`] when it answered
-/// and would not, [`Overloaded`](crate::ErrorKind::Overloaded) when it was not asked since too many others were. Never an empty answer instead of an error: an absence that is not one would let a
-/// value be stored that an invalidation forbids.
+/// and would not, [`Error::overloaded`] when it was not asked since too many others were. Never an empty answer instead of
+/// an error: an absence that is not one would let a value be stored that an invalidation forbids.
 ///
 /// `mcp_perf::testing::store` (feature `test-util`) holds the tests that every implementation must
 /// pass, and a reference implementation in memory.

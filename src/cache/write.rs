@@ -6,6 +6,7 @@ use super::{
     Cache, Key, Loaded,
     flight::Watch,
     front::detached,
+    load::unharmed,
     loaded::What,
     local::Local,
     message::Item,
@@ -26,9 +27,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// # Errors
     ///
     /// [`Load`](ErrorKind::Load) if `write` failed, with its error as the source; [`TimedOut`](ErrorKind::TimedOut)
-    /// if it took longer than the [`load_timeout`](super::CacheBuilder::load_timeout). It may have been carried out
-    /// then, so the key is removed. That the remote tier did not take the value is no error: the removal is owed to
-    /// it.
+    /// if it took longer than the [`load_timeout`](super::CacheBuilder::load_timeout); [`Panicked`](ErrorKind::Panicked) if
+    /// it panicked. It may have been carried out then, so the key is removed. [`Refused`](ErrorKind::Refused), without a call
+    /// of `write`, for a [`Loaded`] that holds no value. That the remote tier did not take the value is no error: the
+    /// removal is owed to it.
     ///
     /// # Cancel safety
     ///
@@ -73,6 +75,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let kept = Kept { content: Ok(value.clone()), fresh, load_cost: Duration::ZERO, validator, cost };
         let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
         let write = async move { write(value).await.map_err(|error| failed(error.into())) };
+        let write = unharmed(write, "the write panicked");
         detached(async move { tiers.write_source(&key, &kept, captured, write).await }).await
     }
 }

@@ -199,7 +199,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable) if the queue is full, [`Refused`](ErrorKind::Refused) after a
+    /// [`Overloaded`](ErrorKind::Overloaded) if the queue is full, [`Closed`](ErrorKind::Closed) after a
     /// [`shutdown`](Self::shutdown); nothing is stored then. That the remote tier did not take the value is no error.
     ///
     /// # Cancel safety
@@ -210,10 +210,10 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
         {
             let mut queue = lock(&self.0.queue);
             if queue.is_closed {
-                return Err(Error::new(ErrorKind::Refused, "the queue of writes was shut down"));
+                return Err(Error::new(ErrorKind::Closed, "the queue of writes was shut down"));
             }
             if !queue.push(key, value, tags, self.0.capacity) {
-                return Err(Error::new(ErrorKind::Unavailable, "the queue of writes is full"));
+                return Err(Error::new(ErrorKind::Overloaded, "the queue of writes is full"));
             }
         }
         self.0.show();

@@ -20,7 +20,8 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// `count` per `period`.
+    /// `count` per `period`, neither of them zero: from one in four years to 64 million a second. Anything else is an error
+    /// when the limiter is built.
     #[must_use]
     pub const fn per(count: u64, period: Duration) -> Self {
         Self { count, period, burst: count }
@@ -44,7 +45,7 @@ impl Quota {
         Self::per(count, Duration::from_secs(60 * 60))
     }
 
-    /// At most this many at once.
+    /// At most this many at once: at least one, and no more than are back within four years.
     #[must_use]
     pub const fn burst(mut self, burst: u64) -> Self {
         self.burst = burst;
