@@ -99,8 +99,10 @@
 //! Minimum Rust: 1.88. It rises in minor releases, to versions at least six months old.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// Pages lead to what other features bring; without those the names are text.
-#![cfg_attr(not(all(feature = "full", feature = "test-util")), allow(rustdoc::broken_intra_doc_links))]
+#![cfg_attr(
+    not(all(feature = "full", feature = "test-util")),
+    allow(rustdoc::broken_intra_doc_links, reason = "pages lead to what other features bring")
+)]
 
 pub mod cache;
 pub mod clock;
