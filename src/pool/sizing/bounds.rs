@@ -63,9 +63,9 @@ impl Bounds {
 pub struct Gain(f64);
 
 impl Gain {
-    /// 0.1, the default: 97 to 99 % of the peak.
+    /// 0.1, the default: 97 to 100 % of the peak.
     pub const THROUGHPUT: Self = Self(0.1);
-    /// 0.25: 90 to 96 % of the peak, with queries that take four fifths of the time.
+    /// 0.25: 91 to 97 % of the peak, with queries that take four fifths of the time.
     pub const LATENCY: Self = Self(0.25);
 
     /// A gain above 0 and below 1.
