@@ -170,8 +170,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// How many callers may wait at once: 4,096 unless set, from 1 to 1,048,576. Whoever comes then is turned away at once. As
-    /// many more of [`Class::SYSTEM`](super::Class::SYSTEM) may.
+    /// How many callers may wait at once: 4,096 unless set, from 1 to 1,048,576. Whoever comes then is turned away at
+    /// once. As many more of [`Class::SYSTEM`](super::Class::SYSTEM) may.
     #[doc(alias = "queue_size")]
     pub fn max_waiting(mut self, callers: u32) -> Self {
         self.max_waiting = callers;
@@ -185,15 +185,16 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// How long an attempt to connect may take: 5 s unless set, more than zero and at most a year. It goes on when its caller has gone.
-    /// Where the manager has one of its own, the shorter one decides.
+    /// How long an attempt to connect may take: 5 s unless set, more than zero and at most a year. It goes on
+    /// when its caller has gone. Where the manager has one of its own, the shorter one decides.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
     /// How many attempts to connect are made `at_once`, and how many `per_second` after a first burst of as many: 2
-    /// and 10 unless set; from 1 to 1,048,576, and a rate above zero. A server that comes back is not met by everybody together.
+    /// and 10 unless set; from 1 to 1,048,576, and a rate above zero. A server that comes back is not met by
+    /// everybody together.
     pub fn connects(mut self, at_once: u32, per_second: f64) -> Self {
         (self.connects_at_once, self.connects_per_second) = (at_once, per_second);
         self
@@ -267,8 +268,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// How long a test may take ([`test_after`](Self::test_after), [`test_if`](Self::test_if)) before the connection is
-    /// taken for broken: 2 s unless set, more than zero and at most a year. It takes no longer than its caller may wait, but for 50 ms; one
-    /// that was left undecided in this way for as long as a test may take is taken for broken, too.
+    /// taken for broken: 2 s unless set, more than zero and at most a year. It takes no longer than its caller may wait,
+    /// but for 50 ms; one that was left undecided in this way for as long as a test may take is taken for broken, too.
     pub fn test_timeout(mut self, timeout: Duration) -> Self {
         self.test_timeout = timeout;
         self
@@ -281,8 +282,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// How old a connection may become: 30 min unless set, any age if `None`, more than zero and at most a year. Each lives up to a tenth
-    /// less, by chance, so that those that were opened together are not closed together.
+    /// How old a connection may become: 30 min unless set, any age if `None`, more than zero and at most a year. Each
+    /// lives up to a tenth less, by chance, so that those that were opened together are not closed together.
     #[doc(alias = "max_lifetime")]
     pub fn max_life(mut self, life: impl Into<Option<Duration>>) -> Self {
         self.max_life = life.into();

@@ -172,11 +172,11 @@ impl Batch {
         let mut wanted = Vec::with_capacity(names);
         let mut places = Vec::with_capacity(names);
         let mut needs = Vec::with_capacity(reads.len());
-        // The last name of the read before, which is the stamp of a cache, and mostly of the same one.
-        let (mut stamp, mut stamp_is_at) = (&[][..], 0);
+        // The last name of the read before and its place: the stamp of a cache, and mostly of the same one.
+        let mut stamp = (&[][..], 0);
         for read in &reads {
             let mut last = 0;
-            let before = (stamp, stamp_is_at);
+            let before = stamp;
             for name in read.names.iter() {
                 let place = if name == before.0 {
                     before.1
@@ -190,7 +190,7 @@ impl Batch {
                 wanted[place] += 1;
                 places.push(place);
                 last = last.max(place + 1);
-                (stamp, stamp_is_at) = (name, place);
+                stamp = (name, place);
             }
             needs.push(last);
         }

@@ -1,8 +1,8 @@
 //! The task at the socket of a [connection](super::connection).
 //!
-//! It is woken by the first call; it lets every other task that is ready have its turn once, and then sends what is
-//! queued: the reads as one question ([`Batch`]), the other commands before it. While they are no more than a [`FEW`]
-//! they are sent at once. Under load a batch grows by itself. What is queued while little is under way leaves in up to
+//! It is woken by the first call; it lets every other task that is ready have its turn, once or until this thread has nothing
+//! else to do ([`SOME`]), and then sends what is queued: the reads as one question ([`Batch`]), the other commands before it.
+//! While they are no more than a [`FEW`] they are sent at once. Under load a batch grows by itself. What is queued while little is under way leaves in up to
 //! [`WAVES`] parts, a turn apart, so that client and server work at the same time. Stopping at one or two of them halves
 //! what a few callers get; but once all are under way a server that is [near](NEAR) has enough to do, and what comes one by
 //! one leaves when fewer are, or when there is as much as one of those parts has. Sent as it comes, it takes a call of the
