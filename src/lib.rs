@@ -63,8 +63,8 @@
 //! | [`clock`] | where all of them read the time | |
 //!
 //! [`guide`] has the pages that go across: how a request flows, which of a cache's settings is for what, what happens
-//! when something fails, how to tune a pool (with the features `pool` and `postgres`), how to write a backend, and how to
-//! test with all this. Begin with [`caching`](guide::caching).
+//! when something fails, what an exporter gets and what to be woken for, how to tune a pool (with the features `pool` and
+//! `postgres`), how to write a backend, and how to test with all this. Begin with [`caching`](guide::caching).
 //!
 //! # Features
 //!
@@ -124,6 +124,8 @@ pub mod redis;
 pub mod rmcp;
 mod stripe;
 mod sync;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod tcp;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 pub mod timing;

@@ -24,7 +24,11 @@ use super::{
     dial::{Securing, Way},
     fault::Fault,
 };
-use crate::{Error, ErrorKind, wheel::Drive};
+use crate::{
+    Error, ErrorKind,
+    tcp::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, USER_TIMEOUT},
+    wheel::Drive,
+};
 
 /// How long an attempt to connect may take for the store of a cache, which can do without.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,12 +38,8 @@ pub(super) const STORE_OPTIONS: &str = "-c statement_timeout=2000 -c jit=off \
     -c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off \
     -c default_transaction_isolation=read\\ committed";
 const APPLICATION_NAME: &str = "mcp-perf";
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 /// What the driver says if the URL says nothing.
 const DRIVERS_KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 3;
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How to connect: where to, as whom, over which TLS.
 #[derive(Clone)]

@@ -14,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -31,7 +30,7 @@ use super::{
     connector::Connection,
     fault::Fault,
 };
-use crate::{ErrorKind, wheel::Drive};
+use crate::{ErrorKind, tcp, wheel::Drive};
 
 /// How long the server may take to hang up, after which it is not waited for. It may be silent for good.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -150,29 +149,12 @@ impl UntilClosed {
     async fn connect(config: &Config, address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        #[cfg(target_os = "linux")]
         if let Some(timeout) = config.get_tcp_user_timeout() {
-            socket.set_tcp_user_timeout(Some(*timeout))?;
+            tcp::give_up_after(&stream, *timeout)?;
         }
         if config.get_keepalives() {
-            let keepalive = TcpKeepalive::new().with_time(config.get_keepalives_idle());
-            #[cfg(not(any(target_os = "openbsd", target_os = "redox", target_os = "solaris")))]
-            let keepalive = match config.get_keepalives_interval() {
-                Some(interval) => keepalive.with_interval(interval),
-                None => keepalive,
-            };
-            #[cfg(not(any(
-                target_os = "openbsd",
-                target_os = "redox",
-                target_os = "solaris",
-                target_os = "windows"
-            )))]
-            let keepalive = match config.get_keepalives_retries() {
-                Some(retries) => keepalive.with_retries(retries),
-                None => keepalive,
-            };
-            socket.set_tcp_keepalive(&keepalive)?;
+            let (idle, interval) = (config.get_keepalives_idle(), config.get_keepalives_interval());
+            tcp::keep_alive(&stream, idle, interval, config.get_keepalives_retries())?;
         }
         Ok(Self { stream, patience: GOODBYE, goodbye: None })
     }

@@ -14,7 +14,10 @@ use super::{
     fault::{Fault, Lost},
     wire::{self, Commands, Token},
 };
-use crate::Error;
+use crate::{
+    Error,
+    tcp::{self, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, USER_TIMEOUT},
+};
 
 /// For a connection to be made, from the name of its host to its first answer.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -107,6 +110,9 @@ impl Address {
         };
         let stream = TcpStream::connect((&**host, port)).await?;
         stream.set_nodelay(true)?;
+        // A command may wait on the server for as long as it likes, and so may we: for one that is there.
+        tcp::keep_alive(&stream, KEEPALIVE_IDLE, Some(KEEPALIVE_INTERVAL), Some(KEEPALIVE_RETRIES))?;
+        tcp::give_up_after(&stream, USER_TIMEOUT)?;
         #[cfg(feature = "redis-tls")]
         if let Some(tls) = &self.tls {
             return tls.wrap(host, stream).await;

@@ -62,6 +62,8 @@ const UNCHANGING: [&str; 7] = ["GETNAME", "ID", "INFO", "KILL", "LIST", "TRACKIN
 ///   `SUBSCRIBE`, `CLIENT REPLY` and their like).
 /// - A server that answers `READONLY` is the primary no longer: every connection that was made before is closed instead
 ///   of lent again, at most once in ten seconds.
+/// - A command waits for its answer for as long as the server does. One that vanished without a word is noticed by TCP's
+///   keepalive, after a minute at most (30 s of silence, and three questions 10 s apart; over TCP).
 /// - On checkout `is_valid` asks the server by `PING`.
 ///
 /// # Examples
