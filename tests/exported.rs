@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use mcp_perf::{
     cache::{Put, Store},
@@ -15,22 +15,32 @@ use mcp_perf::{
     redis::RedisStore,
     testing::{FakeServer, Usl},
 };
-use support::{recorder::Recorder, redis::RedisServer, wait::until};
+use support::{documented, recorder::Recorder, redis::RedisServer, wait::until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The names in the section of a module's page that tells of an exporter. A name that begins with `_` has the prefix.
-fn documented(page: &str, prefix: &str) -> BTreeSet<String> {
-    let section = page.split("For an exporter").nth(1).unwrap();
-    let section = section.split("//!\n").next().unwrap();
-    let words = section.split('`').skip(1).step_by(2);
-    let names = words.filter(|word| word.starts_with('_') || word.starts_with(prefix));
-    names.map(|name| format!("{prefix}{}", name.trim_start_matches(prefix))).collect()
+/// The names of metrics in the sources.
+fn in_the_sources(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in folder.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            in_the_sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let source = fs::read_to_string(path).unwrap();
+            let names = source.split("\"mcp_perf_").skip(1).map(|rest| rest.split('"').next().unwrap());
+            found.extend(names.map(|name| format!("mcp_perf_{name}")));
+        }
+    }
 }
 
-/// The names without what tells them apart beyond their owner.
-fn names(recorder: &Recorder) -> BTreeSet<String> {
-    recorder.names().into_keys().map(|name| name.split(' ').next().unwrap().to_owned()).collect()
+#[test]
+fn every_metric_is_on_the_page_and_none_besides() {
+    let mut found = BTreeSet::new();
+    in_the_sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut found);
+    let documented: BTreeSet<String> =
+        documented::metrics("mcp_perf_").into_iter().map(|[name, ..]| name.to_owned()).collect();
+    assert!(found.len() > 40, "{found:?}");
+    assert_eq!(found, documented);
 }
 
 #[test]
@@ -41,7 +51,7 @@ fn pool_exports_what_is_documented_and_what_its_stats_say() {
         let server = FakeServer::new(Usl::new(0.15, 0.013));
         let pool =
             Pool::builder("test", server).clock(Clock::tokio()).size(2).timeout(SECOND).build().unwrap();
-        assert_eq!(names(&seen), documented(include_str!("../src/pool/mod.rs"), "mcp_perf_pool"));
+        assert_eq!(seen.names(), documented::kinds("mcp_perf_pool_"));
         let (one, _two) = (pool.get().await.unwrap(), pool.get().await.unwrap());
         pool.get().await.unwrap_err();
         tokio::time::sleep(2 * SECOND).await;
@@ -68,7 +78,7 @@ fn store_in_redis_exports_what_is_documented_and_what_its_stats_say() {
     recorder.run(async move {
         let store = RedisStore::new(&server.url()).unwrap().prefix("test").unwrap();
         store.put_if(Put::new("name", b"value"[..].into(), 60 * SECOND)).await.unwrap();
-        assert_eq!(names(&seen), documented(include_str!("../src/redis/mod.rs"), "mcp_perf_redis"));
+        assert_eq!(seen.names(), documented::kinds("mcp_perf_redis_"));
         store.get_many(&["name"], &["stamp"]).await.unwrap();
         let agrees = || {
             let stats = store.stats();

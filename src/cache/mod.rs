@@ -55,8 +55,8 @@
 //!
 //! | strategy | how | the caller waits for | lost in a crash |
 //! |---|---|---|---|
-//! | cache-aside | write the source, then [`Cache::remove`] | source and removal | nothing, but between the two others may be served the old value |
-//! | write-through | [`Cache::write_through`] | source and cache | nothing: a write that may or may not have arrived leaves the key empty |
+//! | cache-aside | write the source, then [`Cache::remove`] | source and removal | nothing; but the removal, if it comes between the two: the old value is served to the end of its life |
+//! | write-through | [`Cache::write_through`] | source and cache | nothing; but if it comes between the source and the store, that has the old value to the end of its life |
 //! | write-behind | [`WriteBehind`] | the cache | what is [queued](WriteBehind::queued): up to its `delay` of writes, more while the source is away |
 //!
 //! # How values travel
@@ -71,40 +71,8 @@
 //!
 //! # Metrics
 //!
-//! [`Cache::stats`] is a snapshot. For an exporter the same goes to the `metrics` recorder that is installed when the
-//! cache is built, with the label `cache`:
-//!
-//! | name | kind | is |
-//! |---|---|---|
-//! | `mcp_perf_cache_hits_total` | counter | [`Stats::hits`] |
-//! | `mcp_perf_cache_stale_hits_total` | counter | [`Stats::stale_hits`] |
-//! | `mcp_perf_cache_negative_hits_total` | counter | [`Stats::negative_hits`] |
-//! | `mcp_perf_cache_misses_total` | counter | [`Stats::misses`] |
-//! | `mcp_perf_cache_joined_total` | counter | [`Stats::joined`] |
-//! | `mcp_perf_cache_awaited_total` | counter | [`Stats::awaited`] |
-//! | `mcp_perf_cache_throttled_total` | counter | [`Stats::throttled`] |
-//! | `mcp_perf_cache_loads_total` | counter | [`Stats::loads`] |
-//! | `mcp_perf_cache_refreshes_total` | counter | [`Stats::refreshes`] |
-//! | `mcp_perf_cache_load_failures_total` | counter | [`Stats::load_failures`] |
-//! | `mcp_perf_cache_abandoned_total` | counter | [`Stats::abandoned`] |
-//! | `mcp_perf_cache_fenced_total` | counter | [`Stats::fenced`] |
-//! | `mcp_perf_cache_saved_load_microseconds_total` | counter | [`Stats::saved_load_time`] |
-//! | `mcp_perf_cache_remote_hits_total` | counter | [`Stats::remote_hits`] |
-//! | `mcp_perf_cache_remote_unchanged_total` | counter | [`Stats::remote_unchanged`] |
-//! | `mcp_perf_cache_remote_misses_total` | counter | [`Stats::remote_misses`] |
-//! | `mcp_perf_cache_remote_unreadable_total` | counter | [`Stats::remote_unreadable`] |
-//! | `mcp_perf_cache_remote_failures_total` | counter | [`Stats::remote_failures`] |
-//! | `mcp_perf_cache_queued` | gauge | [`Stats::queued`], with [`max_loads`](CacheBuilder::max_loads) |
-//! | `mcp_perf_cache_remote_outages_total` | counter | [`Stats::remote_outages`], with a remote tier |
-//! | `mcp_perf_cache_remote_up` | gauge | 0 while [`Stats::remote_status`] is `Away` or `Returning`, else 1, with a remote tier |
-//! | `mcp_perf_cache_owed` | gauge | [`Stats::owed`], with a remote tier |
-//! | `mcp_perf_cache_bus_sent_total` | counter | [`BusStats::sent`], with a bus |
-//! | `mcp_perf_cache_bus_unsent_total` | counter | [`BusStats::unsent`], with a bus |
-//! | `mcp_perf_cache_bus_received_total` | counter | [`BusStats::received`], with a bus |
-//! | `mcp_perf_cache_bus_gaps_total` | counter | [`BusStats::gaps`], with a bus |
-//! | `mcp_perf_cache_bus_doubts_total` | counter | [`BusStats::doubts`], with a bus |
-//! | `mcp_perf_cache_bus_connected` | gauge | [`BusStats::connected`], with a bus |
-//! | `mcp_perf_cache_write_behind_queued` | gauge | [`WriteBehind::queued`], of the last one of a cache |
+//! [`Cache::stats`] is a snapshot. The same goes to the `metrics` recorder that is installed when the cache is built, with
+//! the label `cache`: the names, and what to be woken for, are on a [page of the guide](crate::guide::metrics#a-cache).
 //!
 //! ```
 //! use mcp_perf::cache::{Cache, Key};

@@ -5,6 +5,7 @@
 //! | [`caching`] | what a cache's settings are for, with their defaults |
 //! | [`request_flow`] | what a call goes through, and what waits for what |
 //! | [`failure_modes`] | what happens when something fails, what is logged and counted, and how to end all of it |
+//! | [`metrics`] | every name that an exporter gets, and what to be woken for |
 //! | `tuning_a_pool` | how to check what a pool does, and how several processes share a server (features `pool`, `postgres`) |
 //! | [`testing`] | how to test with a clock of your own, stores that fail, and a server that is slow |
 //! | [`writing_a_backend`] | what a store has to promise |
@@ -14,6 +15,9 @@ pub mod caching {}
 
 #[doc = include_str!("failure_modes.md")]
 pub mod failure_modes {}
+
+#[doc = include_str!("metrics.md")]
+pub mod metrics {}
 
 #[doc = include_str!("request_flow.md")]
 pub mod request_flow {}

@@ -60,12 +60,8 @@
 //!
 //! # Metrics
 //!
-//! [`Pool::stats`] is a snapshot. For an exporter the `metrics` recorder that is installed when the pool is built gets,
-//! with the label `pool`: the histograms `mcp_perf_pool_wait_seconds`, `_hold_seconds` and `_connect_seconds`; the
-//! counters `_timeouts_total`, `_overloads_total`, `_connect_failures_total`, `_too_many_connections_total`,
-//! `_leaks_total`, and `_closed_total` with the label `reason`; and once a second the gauges `_in_use`, `_idle`,
-//! `_open`, `_target` and
-//! `_waiting` (for a turn or for a connection).
+//! [`Pool::stats`] is a snapshot. Times, failures and what the pool has go to the `metrics` recorder that is installed
+//! when it is built, with the label `pool`: the names are on a [page of the guide](crate::guide::metrics#a-pool).
 //!
 //! # Example
 //!

@@ -12,13 +12,12 @@
 //!
 //! Of a cluster it uses one node, and follows the names when they move to another. It asks for the commands `AUTH`,
 //! `CLIENT SETNAME`, `EVAL`, `EVALSHA`, `GETRANGE`, `INFO`, `MGET`, `PEXPIRE`, `PING`, `PSETEX`, `SELECT`, `SET` and `TIME`,
-//! on names that begin with the prefix in braces and a colon, and a bus for `PUBLISH` and `SUBSCRIBE` on channels that begin
+//! on names that begin with the prefix in braces and a colon, and a bus for `INFO`, `PUBLISH` and `SUBSCRIBE` on channels that begin
 //! without the braces: `ACL SETUSER app ~{mcp-perf}:* &mcp-perf:* …`.
 //!
-//! What the connections do is in [`RedisStore::stats`]. For an exporter the `metrics` recorder that is installed when the
-//! store is first used gets, with the label `prefix`: the histograms `mcp_perf_redis_trip_seconds` and
-//! `mcp_perf_redis_connect_seconds`, the counters `mcp_perf_redis_connect_failures_total` and
-//! `mcp_perf_redis_retries_total`, and `mcp_perf_redis_closed_total` with the label `reason`.
+//! What the connections do is in [`RedisStore::stats`], and goes to the `metrics` recorder that is installed when the
+//! store is first used, with the label `prefix`: the names are on a
+//! [page of the guide](crate::guide::metrics#the-connections-of-a-redis-store).
 //!
 //! ```no_run
 //! use mcp_perf::{cache::Cache, redis::RedisStore};

@@ -18,6 +18,7 @@
 )]
 
 pub mod certificate;
+pub mod documented;
 pub mod log;
 pub mod postgres;
 pub mod process;
