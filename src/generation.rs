@@ -19,26 +19,34 @@ pub(crate) struct Generation {
     /// What the server is called in the log.
     server: &'static str,
     current: AtomicU64,
-    /// The first generation after the last refusal to write.
-    written_by: AtomicU64,
+    /// The first generation after the server was last left for another one.
+    left_by: AtomicU64,
     read_only: Mutex<Option<Instant>>,
     clock: Clock,
 }
 
 impl Generation {
     pub(crate) fn new(server: &'static str, clock: Clock) -> Self {
-        let (current, written_by) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { server, current, written_by, read_only: Mutex::new(None), clock }
+        let (current, left_by) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { server, current, left_by, read_only: Mutex::new(None), clock }
     }
 
     pub(crate) fn current(&self) -> u64 {
         self.current.load(Ordering::Acquire)
     }
 
-    /// Whether connections of the generation `born` lead to a server that refused to write.
+    /// Whether connections of the generation `born` lead to a server that was left: it refused to write, or somebody
+    /// said so.
     #[cfg(any(test, feature = "postgres"))]
-    pub(crate) fn is_read_only(&self, born: u64) -> bool {
-        born < self.written_by.load(Ordering::Acquire)
+    pub(crate) fn was_left(&self, born: u64) -> bool {
+        born < self.left_by.load(Ordering::Acquire)
+    }
+
+    /// Gives up every connection that there is, for good: whatever they lead to, it is not to be counted on.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn leave(&self) {
+        let before = self.current.fetch_add(1, Ordering::AcqRel);
+        self.left_by.fetch_max(before + 1, Ordering::AcqRel);
     }
 
     /// Gives up every connection of the generation `born`, unless that was done.
@@ -63,7 +71,7 @@ impl Generation {
         let raised = self.current.compare_exchange(born, born + 1, Ordering::AcqRel, Ordering::Acquire);
         if raised.is_ok() {
             *last = Some(now);
-            self.written_by.store(born + 1, Ordering::Release);
+            self.left_by.fetch_max(born + 1, Ordering::AcqRel);
             let server = self.server;
             tracing::warn!("{server}: the server refuses to write; every connection is replaced");
         }
@@ -82,9 +90,9 @@ mod tests {
         assert_eq!(generation.current(), 1);
         generation.retire(1);
         assert_eq!(generation.current(), 2);
-        assert!(!generation.is_read_only(0));
+        assert!(!generation.was_left(0));
         generation.retire_read_only(2);
-        assert_eq!([1, 2, 3].map(|born| generation.is_read_only(born)), [true, true, false]);
+        assert_eq!([1, 2, 3].map(|born| generation.was_left(born)), [true, true, false]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use mcp_perf::{
     testing,
 };
 use support::postgres::PostgresServer;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_postgres::NoTls;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -677,6 +678,43 @@ async fn read_only_server_is_found_by_ping_and_refuses_writes_alone() {
     assert!(found.entries[0].entry.is_some());
 }
 
+/// A primary that turned into a standby goes on answering. Another one of the URL's hosts may have taken over.
+#[tokio::test]
+async fn server_that_refuses_to_write_is_left_for_another_one_by_readers_too() {
+    let (one, other) = (server(), server());
+    for server in [&one, &other] {
+        migrated(server).await;
+    }
+    let ports = format!("{},{}", one.port(), other.port());
+    let hosts = "host=127.0.0.1,127.0.0.1 user=postgres dbname=postgres target_session_attrs=read-write";
+    let store = PostgresStore::new(&format!("{hosts} port={ports}")).unwrap();
+    put(&store, "name", "old", None).await;
+    assert_eq!(bytes(&store, "name").await.as_deref(), Some(&b"old"[..]));
+    one.psql("alter system set default_transaction_read_only = on").unwrap();
+    one.psql("select pg_reload_conf()").unwrap();
+    let writes = async || store.remove_many(&["other"], MINUTE).await.is_ok().then_some(());
+    until("it writes elsewhere", writes).await;
+    assert_eq!(bytes(&store, "name").await, None, "a reader went on at the server that was left");
+    assert_ne!(other.psql("select count(*) from mcp_perf_entries").unwrap(), "0");
+}
+
+/// Its kernel acknowledges what was sent, so that nothing else finds it out.
+#[tokio::test]
+async fn migration_does_not_wait_for_ever_for_a_server_that_says_nothing() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://postgres@{}/postgres", listener.local_addr().unwrap());
+    let store = PostgresStore::new(&url).unwrap();
+    let migrating = tokio::spawn(async move { store.migrate().await });
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut asked = [0; 4096];
+    assert!(stream.read(&mut asked).await.unwrap() > 0, "who it is");
+    stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap(); // welcome, and ready
+    assert!(stream.read(&mut asked).await.unwrap() > 0, "the first question");
+    tokio::time::pause();
+    let error = migrating.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
 #[tokio::test]
 async fn url_that_asks_for_tls_is_not_served_without() {
     let server = server();
@@ -833,4 +871,36 @@ async fn removal_that_is_made_twice_bars_what_began_before_a_removal_in_between(
     proxy.cut();
     removing.await.unwrap().unwrap();
     assert_eq!(put(&near, "name", "old", Some(seen)).await, Written::Refused);
+}
+
+#[tokio::test]
+async fn write_whose_answer_was_lost_is_known_when_it_is_made_again() {
+    let server = server();
+    let (near, far, proxy) = near_and_far(&server).await;
+    // Connected, and prepared.
+    put(&near, "there", "value", None).await;
+    for name in ["other", "there"] {
+        assert!(is_stored(put(&far, name, "old", Some(fence(&near, name).await)).await));
+    }
+    for name in ["absent", "there"] {
+        for is_removed in [false, true] {
+            let before = fence(&near, name).await;
+            proxy.set(testing::Weather::Delay(Duration::from_millis(500)));
+            let far = far.clone();
+            let writing = tokio::spawn(async move { put(&far, name, "new", Some(before)).await });
+            until("it arrives", async || (fence(&near, name).await != before).then_some(())).await;
+            if is_removed {
+                near.remove_many(&[name], MINUTE).await.unwrap();
+            }
+            proxy.set(testing::Weather::Clear);
+            proxy.cut();
+            let written = writing.await.unwrap();
+            if is_removed {
+                assert_eq!((written, bytes(&near, name).await), (Written::Refused, None));
+            } else {
+                assert_eq!(written, Written::Stored(fence(&near, name).await));
+                assert_eq!(bytes(&near, name).await.as_deref(), Some(&b"new"[..]));
+            }
+        }
+    }
 }

@@ -163,6 +163,13 @@ async fn end_of_another_connection_is_not_the_end_of_the_lease() {
     assert_eq!(budget.ceiling(), 3);
     until_leased(&budget).await;
     assert_ne!(server.psql(holder).unwrap(), before);
+
+    // Or somebody who knows says so.
+    let before = server.psql(holder).unwrap();
+    manager.retire_all();
+    assert_eq!(budget.ceiling(), 3);
+    until_leased(&budget).await;
+    assert_ne!(server.psql(holder).unwrap(), before);
 }
 
 async fn until_leased(budget: &PostgresBudget) {

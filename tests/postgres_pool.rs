@@ -20,6 +20,7 @@ use std::{
 };
 
 use bb8::{ManageConnection as _, Pool, PooledConnection};
+use bytes::BytesMut;
 use mcp_perf::{
     Error, ErrorKind,
     clock::Clock,
@@ -33,7 +34,10 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
 };
-use tokio_postgres::NoTls;
+use tokio_postgres::{
+    NoTls,
+    types::{IsNull, ToSql, Type, to_sql_checked},
+};
 
 /// Longer than anything here takes, and shorter than anybody waits for a test.
 const GENEROUS: Duration = Duration::from_secs(30);
@@ -246,6 +250,103 @@ async fn statement_whose_plan_fits_no_more_is_prepared_anew_outside_transactions
     drop(transaction);
     assert_eq!(columns(&connection).await.unwrap(), 3);
     assert_eq!(connection.statements(), 1);
+}
+
+/// A type of the program's own, by its name.
+#[derive(Debug)]
+struct Mood(&'static str);
+
+impl ToSql for Mood {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        kind.name() == "mood"
+    }
+
+    to_sql_checked!();
+}
+
+#[tokio::test]
+async fn statement_of_a_type_of_ones_own_outlives_what_the_server_forgets_and_what_replaces_the_type() {
+    let server = PostgresServer::start();
+    server.psql("create type mood as enum ('fine'); create table moods (m mood)").unwrap();
+    let pool = pool(&server).await;
+    let connection = pool.get().await.unwrap();
+    let insert = async || connection.execute_cached("insert into moods values ($1)", &[&Mood("fine")]).await;
+    insert().await.unwrap();
+    server
+        .psql(
+            "alter type mood rename to mood_old; create type mood as enum ('fine', 'better'); \
+             alter table moods alter m type mood using m::text::mood; drop type mood_old",
+        )
+        .unwrap();
+    // What was prepared fits no more, which is an error once.
+    let _ = insert().await;
+    insert().await.unwrap();
+    for forgets in ["deallocate all", "discard all"] {
+        connection.batch_execute(forgets).await.unwrap();
+        assert_eq!(insert().await.unwrap(), 1, "{forgets}");
+    }
+    assert_eq!(connection.statements(), 1);
+}
+
+/// Where the driver has lost what it asks for types by, no later statement of such a type can be prepared.
+#[tokio::test]
+async fn connection_that_can_prepare_no_more_is_given_up() {
+    let server = PostgresServer::start();
+    server.psql("create type mood as enum ('fine'); create type size as enum ('small')").unwrap();
+    let pool = pool(&server).await;
+    let connection = pool.get().await.unwrap();
+    connection.query_cached("select 'fine'::mood", &[]).await.unwrap();
+    connection.batch_execute("deallocate all").await.unwrap();
+    connection.query_cached("select 'small'::size", &[]).await.unwrap_err();
+    assert!(connection.is_over());
+    drop(connection);
+    pool.get().await.unwrap().query_cached("select 'small'::size", &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn procedure_that_failed_after_it_had_committed_is_not_called_again() {
+    let server = PostgresServer::start();
+    server
+        .psql(
+            "create table things (a bigint); create procedure p() language plpgsql as \
+             $$ begin insert into things values (1); commit; execute 'execute nope'; end $$",
+        )
+        .unwrap();
+    let pool = pool(&server).await;
+    let connection = pool.get().await.unwrap();
+    assert_eq!(connection.execute_cached("call p()", &[]).await.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(server.psql("select count(*) from things").unwrap(), "1");
+}
+
+#[tokio::test]
+async fn connection_that_the_server_ended_unasked_says_why() {
+    let server = PostgresServer::start();
+    let manager = builder(&server).idle_in_transaction_timeout(Some(Duration::from_millis(50)));
+    let pool = pool_of(1, manager.build().unwrap()).await;
+    let mut connection = pool.get().await.unwrap();
+    let transaction = connection.transaction().await.unwrap();
+    let there = "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
+    until("the server ends it", async || (server.psql(there).unwrap() == "0").then_some(())).await;
+    tokio::time::sleep(Duration::from_millis(100)).await; // what it said has arrived by then
+    let error = transaction.query_cached("select 1", &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Disconnected);
+    let mut reasons = vec![error.to_string()];
+    let mut source = std::error::Error::source(&error);
+    while let Some(error) = source {
+        reasons.push(error.to_string());
+        source = error.source();
+    }
+    let all = reasons.join(": ");
+    assert!(all.contains("idle for too long"), "{all}");
 }
 
 // Transactions.

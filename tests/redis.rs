@@ -101,6 +101,23 @@ async fn nodes_share_what_one_of_them_loaded_and_forget_what_one_removed() {
     assert_eq!(load(&third, &key, "loaded again").await, "loaded again");
 }
 
+/// What a look without the bytes says of an absence is nothing to be compared with.
+#[tokio::test]
+async fn what_is_written_through_for_the_first_time_is_in_both_tiers() {
+    let server = RedisServer::start();
+    let (one, two) = (node(&server).await, node(&server).await);
+    for name in ["never asked for", "removed"] {
+        let key = Key::public(name);
+        if name == "removed" {
+            one.remove(&key).await.unwrap();
+        }
+        let write = |_| async { Ok::<_, io::Error>(()) };
+        one.write_through(&key, &["tag"], "new".to_owned(), write).await.unwrap();
+        assert_eq!(one.get_local(&key).as_deref(), Some("new"), "{name}");
+        assert_eq!(two.get(&key).await.as_deref(), Some("new"), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn garbage_and_strange_types_in_redis_are_a_miss() {
     let server = RedisServer::start();

@@ -166,6 +166,20 @@ async fn connections_for_publishing_that_were_cut_while_idle_lose_no_message() {
     assert_eq!(one.stats().bus.unsent, 0);
 }
 
+/// What is published at a replica reaches nobody but those who listen there.
+#[tokio::test]
+async fn replica_is_not_published_at() {
+    let server = RedisServer::start();
+    let (bus, mut redis) = (bus(&server), server.connection().await);
+    let publish = || bus.publish("channel", "message"[..].into());
+    publish().await.unwrap();
+    let () = redis::cmd("REPLICAOF").arg(&["127.0.0.1", "1"]).query_async(&mut redis).await.unwrap();
+    let error = until("it is noticed", async || publish().await.err()).await;
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let () = redis::cmd("REPLICAOF").arg(&["NO", "ONE"]).query_async(&mut redis).await.unwrap();
+    until("it is the primary again", async || publish().await.ok()).await;
+}
+
 #[tokio::test]
 async fn server_that_is_killed_and_comes_back_is_listened_to_again() {
     let mut server = RedisServer::start();

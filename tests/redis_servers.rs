@@ -223,6 +223,36 @@ async fn write_over_anything_that_is_made_twice_leaves_another_fence_each_time()
 }
 
 #[tokio::test]
+async fn write_whose_answer_was_lost_is_known_when_it_is_made_again() {
+    let server = RedisServer::start();
+    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
+    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
+    let near = RedisStore::new(&server.url()).unwrap();
+    put(&far, "other", b"the server knows the script").await.unwrap();
+    let fence = async || near.get_many(&["name"], &[]).await.unwrap().entries[0].fence;
+    for is_removed in [false, true] {
+        let before = fence().await;
+        proxy.set(Weather::Delay(Duration::from_millis(500)));
+        let far = far.clone();
+        let write = async move { far.put_if(Put::new("name", "new".into(), MINUTE).only_if(before)).await };
+        let writing = tokio::spawn(write);
+        until("the write arrives", async || (fence().await != before).then_some(())).await;
+        if is_removed {
+            near.remove_many(&["name"], MINUTE).await.unwrap();
+        }
+        proxy.set(Weather::Clear);
+        proxy.cut();
+        let written = writing.await.unwrap().unwrap();
+        let found = read(&near, "name").await.unwrap();
+        if is_removed {
+            assert_eq!((written, found), (Written::Refused, None));
+        } else {
+            assert_eq!((written, found), (Written::Stored(fence().await), Some(b"new".to_vec())));
+        }
+    }
+}
+
+#[tokio::test]
 async fn stamp_that_is_written_twice_by_a_script_forgotten_in_between_is_another_one() {
     let server = RedisServer::start();
     let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();

@@ -37,6 +37,8 @@ use super::{
 use crate::{
     Error, ErrorKind,
     cache::{Bus, Subscription},
+    clock::Clock,
+    generation::Generation,
     sync::{Mutex, lock},
 };
 
@@ -159,7 +161,8 @@ impl PostgresBus {
     }
 
     fn at(connector: Connector) -> Self {
-        let publishing = Pool::new(connector.clone(), Arc::new(Tables::default()), 1);
+        let generation = Arc::new(Generation::new("postgres", Clock::system()));
+        let publishing = Pool::new(connector.clone(), Arc::new(Tables::default()), 1, &generation);
         Self { connector, prefix: "mcp_perf".to_owned(), publishing, listening: Arc::default() }
     }
 

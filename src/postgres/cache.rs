@@ -6,16 +6,17 @@
 //!
 //! Reading writes nothing, so an absence has no row; what its fence is made of is in `fence.rs`.
 //!
-//! What is written twice because the first answer was lost, and what takes longer to load than 10 minutes, is
-//! refused, which errs to the safe side. A call that is not refused draws its nonces for every attempt anew: the one
-//! before may have been carried out, and somebody else's invalidation after it, which the same nonce would undo.
+//! What takes longer to load than 10 minutes is refused, which errs to the safe side. A call that is made again because
+//! its answer was lost may have been carried out, and somebody else's invalidation after it. What compares nothing draws its
+//! nonces anew then, for the same ones would undo that; what compares has one fence for all attempts, and knows by it what
+//! the one before wrote.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -38,6 +39,8 @@ use super::{
 use crate::{
     Error, ErrorKind,
     cache::{Fence, Found, Invalidation, Put, Restamp, Slot, Stamp, Store, Stored, Written},
+    clock::Clock,
+    generation::Generation,
 };
 
 /// Enough that two cores of the server can read, and that one big answer does not hold up every small one.
@@ -123,7 +126,8 @@ impl PostgresStore {
 
     fn at(connector: Connector, tables: Tables) -> Self {
         let tables = Arc::new(tables);
-        let pool = |size| Pool::new(connector.clone(), Arc::clone(&tables), size);
+        let generation = Arc::new(Generation::new("postgres", Clock::system()));
+        let pool = |size| Pool::new(connector.clone(), Arc::clone(&tables), size, &generation);
         let (reads, writes) = (pool(READERS), pool(WRITERS));
         Self { connector, tables, reads, writes, purging: Arc::default() }
     }
@@ -304,8 +308,13 @@ impl Store for PostgresStore {
     async fn put_if(&self, put: Put<'_>) -> Result<Written, Error> {
         let (name, bytes, life) = (put.name, &*put.bytes, microseconds(put.time_to_live));
         let fence = put.fence.map(seen);
+        // One for all attempts where something is compared: one whose answer was lost is known by it.
+        let first = entry_fence();
+        let tries = AtomicU32::new(0);
         let written = |session: Arc<Session>| {
-            let (new, fence) = (entry_fence(), &fence);
+            let is_repeated = tries.fetch_add(1, Ordering::Relaxed) > 0;
+            let new = if is_repeated && fence.is_none() { entry_fence() } else { first };
+            let fence = &fence;
             async move {
                 let row = match fence {
                     None => {
@@ -322,7 +331,11 @@ impl Store for PostgresStore {
                     }
                     Some(Seen::Present(row)) => row,
                 };
-                let written = session.count(Query::PutPresent, &[&name, &new, &bytes, &life, row]).await?;
+                let mut written =
+                    session.count(Query::PutPresent, &[&name, &new, &bytes, &life, row]).await?;
+                if written == 0 && is_repeated {
+                    written = session.count(Query::PutPresent, &[&name, &new, &bytes, &life, &new]).await?;
+                }
                 Ok((written, new))
             }
         };

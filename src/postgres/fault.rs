@@ -2,10 +2,12 @@
 
 use std::{borrow::Cow, error::Error as _, io};
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::{Error, ErrorKind, error::BoxError};
 
+/// Of PostgreSQL 17.
+const TRANSACTION_TIMEOUT: &str = "25P04";
 const NO_TABLES: &str = "there is no such table or schema";
 const OF_ANOTHER_KIND: &str = "it is not of the kind (`target_session_attrs`) that the URL asks for";
 const GAVE_UP: &str = "it gave the call up for another one";
@@ -27,6 +29,11 @@ impl Fault {
         source: impl Into<BoxError>,
     ) -> Self {
         Self { kind, cause: cause.into(), source: source.into() }
+    }
+
+    /// Whether all that is known is that the connection has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.source.downcast_ref::<tokio_postgres::Error>().is_some_and(tokio_postgres::Error::is_closed)
     }
 
     /// The same of an attempt to connect: a call that was never made is not one whose outcome is unknown.
@@ -119,6 +126,9 @@ fn answered(code: &SqlState) -> (ErrorKind, Cow<'static, str>) {
         SqlState::TOO_MANY_CONNECTIONS => (TooManyConnections, "it has too many connections"),
         SqlState::ADMIN_SHUTDOWN => (Disconnected, "it is shutting down, or ended the connection"),
         SqlState::IDLE_SESSION_TIMEOUT => (Disconnected, "it ended a connection that was idle for too long"),
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => {
+            (Disconnected, "it ended a connection whose transaction was idle for too long")
+        }
         SqlState::CRASH_SHUTDOWN => (Disconnected, "it crashed and starts anew"),
         SqlState::CANNOT_CONNECT_NOW => (Unavailable, "it is starting or stopping"),
         SqlState::T_R_DEADLOCK_DETECTED | SqlState::T_R_SERIALIZATION_FAILURE => (Unavailable, GAVE_UP),
@@ -133,6 +143,9 @@ fn answered(code: &SqlState) -> (ErrorKind, Cow<'static, str>) {
         SqlState::IN_FAILED_SQL_TRANSACTION => (Refused, "an earlier statement of the transaction failed"),
         SqlState::DISK_FULL => (Refused, "its disk is full"),
         SqlState::OUT_OF_MEMORY => (Refused, "it is out of memory"),
+        _ if code.code() == TRANSACTION_TIMEOUT => {
+            (Disconnected, "it ended a connection whose transaction took too long")
+        }
         // Five letters and digits, of the server's own.
         _ if code.code().starts_with("08") => {
             return (Disconnected, format!("the connection failed ({})", code.code()).into());
@@ -184,7 +197,18 @@ pub(super) fn is_over(error: &tokio_postgres::Error) -> bool {
     let Some(code) = error.code() else {
         return coarse(unanswered(error).0) == ErrorKind::Unavailable;
     };
-    code.code().starts_with("08") || *code == SqlState::IDLE_SESSION_TIMEOUT || is_going_down(error)
+    code.code().starts_with("08") || is_going_down(error) || is_fatal(error)
+}
+
+/// Whether it was the last that the server said on this connection.
+fn is_fatal(error: &tokio_postgres::Error) -> bool {
+    let severity = error.as_db_error().and_then(DbError::parsed_severity);
+    matches!(severity, Some(Severity::Fatal | Severity::Panic))
+}
+
+/// Whether the server refuses to write.
+pub(super) fn is_read_only(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }
 
 /// Whether the server said that it goes down, and every connection with it.
@@ -195,9 +219,29 @@ pub(super) fn is_going_down(error: &tokio_postgres::Error) -> bool {
 
 /// Whether the statement has to be prepared anew. It was not carried out.
 pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
-    error.as_db_error().is_some_and(|answer| {
-        *answer.code() == SqlState::INVALID_SQL_STATEMENT_NAME
-            // "cached plan must not change result type", which has no code of its own.
-            || answer.routine() == Some("RevalidateCachedQuery")
-    })
+    is_forgotten(error) || is_of_other_types(error)
+}
+
+/// Whether the server does not know the statement any more.
+pub(super) fn is_forgotten(error: &tokio_postgres::Error) -> bool {
+    let answer = error.as_db_error().filter(|answer| is_of_the_statement(answer));
+    answer.is_some_and(|answer| *answer.code() == SqlState::INVALID_SQL_STATEMENT_NAME)
+}
+
+/// Whether what the statement answers is of other types by now: "cached plan must not change result type", which has no
+/// code of its own.
+pub(super) fn is_of_other_types(error: &tokio_postgres::Error) -> bool {
+    let answer = error.as_db_error().filter(|answer| is_of_the_statement(answer));
+    answer.is_some_and(|answer| answer.routine() == Some("RevalidateCachedQuery"))
+}
+
+/// Whether the statement may be of other tables or types than those of now, so that it is as well to prepare it anew
+/// when it is next asked for: a type that was replaced, say.
+pub(super) fn may_be_outdated(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code().starts_with("42") || *code == SqlState::INTERNAL_ERROR)
+}
+
+/// What happened inside of a function or a procedure has a context. That may have done something before it failed.
+fn is_of_the_statement(answer: &DbError) -> bool {
+    answer.where_().is_none()
 }

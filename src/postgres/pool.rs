@@ -164,7 +164,7 @@ impl PostgresManager {
     /// Gives up every connection made so far: each is closed when it is returned or next asked for. Clones of the manager
     /// are the same here, so a [`PostgresBudget`](super::PostgresBudget) made of one loses its leases.
     pub fn retire_all(&self) {
-        self.generation.retire(self.generation.current());
+        self.generation.leave();
     }
 }
 
@@ -251,7 +251,8 @@ impl PostgresManagerBuilder {
     /// without if the server cannot.
     ///
     /// A connection whose query was cancelled is given up, since with such a connector it cannot be known when the
-    /// cancellation is over.
+    /// cancellation is over; nor when the server has ended a connection that was closed. Both are so over a Unix socket,
+    /// too.
     pub fn with_tls<T>(mut self, tls: T) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,

@@ -1,5 +1,8 @@
 //! The tables: their names, and how they are made.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
 use tokio_postgres::{Client, types::ToSql};
 
 use super::{
@@ -14,6 +17,9 @@ pub(super) const VERSION: i32 = 1;
 
 /// The longest that a migration waits for another one and works, which is more than a query of the cache may take.
 const MIGRATION_TIMEOUT: &str = "SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '30s'";
+
+/// For all of it. Each statement has the time above, as the server counts it: one that says nothing counts nothing.
+const LONGEST: Duration = Duration::from_secs(180);
 
 /// The names of the tables. They are checked when they are set and quoted where they are used.
 #[derive(Clone, Debug)]
@@ -58,7 +64,10 @@ impl Tables {
             connected.map_err(|fault| fault.coarsely_connecting("migrate"))?;
         tokio::spawn(connection.run());
         // Without the client the connection ends, and what was not committed is rolled back.
-        self.migrate_on(&client).await
+        timeout(LONGEST, self.migrate_on(&client)).await.unwrap_or_else(|elapsed| {
+            let problem = format!("postgres: no answer within {LONGEST:?} (migrate)");
+            Err(Error::unavailable(problem, elapsed))
+        })
     }
 
     async fn migrate_on(&self, client: &Client) -> Result<(), Error> {

@@ -18,12 +18,13 @@ use tokio_postgres::{Client, Row, Statement, types::ToSql};
 
 use super::{
     connector::{CONNECT_TIMEOUT, Connected, Connector},
-    fault::{broke, sorted},
+    fault::{broke, is_read_only, sorted},
     query::Query,
     schema::Tables,
 };
 use crate::{
     Error, ErrorKind,
+    generation::Generation,
     sync::{Mutex, lock},
 };
 
@@ -47,6 +48,7 @@ type Outcome = watch::Receiver<Option<Result<(), Error>>>;
 struct Manager {
     connector: Connector,
     tables: Arc<Tables>,
+    generation: Arc<Generation>,
 }
 
 /// A connection that many use at once.
@@ -56,11 +58,21 @@ pub(super) struct Session {
     prepared: [OnceCell<Statement>; Query::COUNT],
     /// Calls that went unanswered in a row.
     unanswered: AtomicU32,
+    generation: Arc<Generation>,
+    /// The generation that it belongs to.
+    born: u64,
     connection: AbortHandle,
 }
 
 impl Pool {
-    pub(super) fn new(connector: Connector, tables: Arc<Tables>, size: u32) -> Self {
+    /// Connections that are left together with all others of the generation.
+    pub(super) fn new(
+        connector: Connector,
+        tables: Arc<Tables>,
+        size: u32,
+        generation: &Arc<Generation>,
+    ) -> Self {
+        let generation = Arc::clone(generation);
         let connections = bb8::Pool::builder()
             .max_size(size)
             .test_on_check_out(false)
@@ -70,7 +82,7 @@ impl Pool {
             // Shared connections are in use all the time, and either may need a runtime to be there already.
             .max_lifetime(None)
             .idle_timeout(None)
-            .build_unchecked(Manager { connector, tables });
+            .build_unchecked(Manager { connector, tables, generation });
         Self { connections, size, connecting: Arc::default(), filling: Arc::default() }
     }
 
@@ -91,17 +103,22 @@ impl Pool {
             tries += 1;
             let session = self.session().await?;
             let asked = Asked { session: Arc::clone(&session), answered: false };
-            let error = match ask(session).await {
+            let error = match ask(Arc::clone(&session)).await {
                 Ok(answer) => {
                     asked.answered();
                     return Ok(answer);
                 }
                 Err(error) => error,
             };
-            let has_broken = broke(&error);
-            asked.failed(has_broken);
+            asked.failed(broke(&error));
+            if is_read_only(&error) {
+                // The address may lead to another server by now. Those who read go along: what they would be told there is
+                // of before.
+                session.generation.retire_read_only(session.born);
+            }
+            let has_broken = session.is_broken();
             // It may have been cut while it was idle, which says nothing of the server. Every call of ours can be
-            // made twice: what it writes is drawn anew, or at worst finds that it was made, and is taken for refused.
+            // made twice: what it writes is drawn anew, or it finds that it was made.
             if !has_broken || tries > self.size {
                 return Err(sorted(operation, error));
             }
@@ -188,6 +205,8 @@ impl ManageConnection for Manager {
     type Error = Error;
 
     async fn connect(&self) -> Result<Arc<Session>, Error> {
+        // Before the attempt: what is left meanwhile may be where this one leads.
+        let born = self.generation.current();
         let connected = self.connector.connect().await;
         let Connected { client, connection, .. } =
             connected.map_err(|fault| fault.coarsely_connecting("connect"))?;
@@ -197,6 +216,8 @@ impl ManageConnection for Manager {
             tables: Arc::clone(&self.tables),
             prepared: Default::default(),
             unanswered: AtomicU32::new(0),
+            generation: Arc::clone(&self.generation),
+            born,
             connection,
         }))
     }
@@ -236,7 +257,9 @@ impl Session {
     }
 
     fn is_broken(&self) -> bool {
-        self.client.is_closed() || self.unanswered.load(Ordering::Relaxed) >= PATIENCE
+        self.client.is_closed()
+            || self.unanswered.load(Ordering::Relaxed) >= PATIENCE
+            || self.born < self.generation.current()
     }
 }
 

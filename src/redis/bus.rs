@@ -23,6 +23,7 @@ use super::{
     address::{Address, CONNECT_TIMEOUT},
     connection::{Connection, Stream},
     fault::{Fault, Lost},
+    history::History,
     pool::{Naming, Pool, Size},
     wire::{self, Commands, Token},
 };
@@ -43,7 +44,7 @@ const MOST_PARTS: usize = 4;
 /// publish over.
 ///
 /// An ACL user needs `+publish`, `+subscribe` and the channels `mcp-perf:*`, or whatever the
-/// [prefix](Self::prefix) is.
+/// [prefix](Self::prefix) is; and `+info`, by which a server is left that became a replica, and passes nothing on.
 ///
 /// ```no_run
 /// use mcp_perf::{cache::Cache, redis::{RedisBus, RedisStore}};
@@ -83,7 +84,7 @@ impl RedisBus {
         let mut address = Address::parse(url)?;
         // One command less that the user would have to be allowed.
         address.database = 0;
-        Ok(Self { publishing: Pool::new(address, None, Naming::default()), prefix: "mcp-perf".to_owned() })
+        Ok(Self { publishing: publishing(address), prefix: "mcp-perf".to_owned() })
     }
 
     /// What every channel begins with: `mcp-perf` unless set, as for [`RedisStore`](super::RedisStore), whose prefix
@@ -110,8 +111,7 @@ impl RedisBus {
     /// [`Configuration`](ErrorKind::Configuration) if it holds no certificate, or the URL is not one of TLS.
     #[cfg(feature = "redis-tls")]
     pub fn certificate_authority(mut self, pem: impl AsRef<[u8]>) -> Result<Self, Error> {
-        self.publishing =
-            Pool::new(self.publishing.address().clone().trusting(pem.as_ref())?, None, Naming::default());
+        self.publishing = publishing(self.publishing.address().clone().trusting(pem.as_ref())?);
         Ok(self)
     }
 
@@ -132,6 +132,12 @@ impl RedisBus {
             _ => Err(Fault::Lost(Lost::NotRedis)),
         }
     }
+}
+
+/// What is published at a replica reaches who listens there, and nobody else: a server that became one is left. To listen
+/// is possible at either.
+fn publishing(address: Address) -> Pool {
+    Pool::new(address, Some(History::question_of_role()), Naming::default())
 }
 
 impl Bus for RedisBus {

@@ -112,7 +112,11 @@ impl Connection {
     /// Asks for the history, and tells whether there was an answer, if a question was given.
     pub(super) async fn ask(&self) -> Result<bool, Fault> {
         let Some(question) = &self.shared.question else { return Ok(true) };
-        let answer = self.run(question.clone())?.await.unwrap_or(Err(Fault::Lost(Lost::Closed)))?;
+        let answer = match self.run(question.clone())?.await.unwrap_or(Err(Fault::Lost(Lost::Closed))) {
+            // Who may not ask does without.
+            Err(Fault::Refused(refusal)) if refusal.code() == "NOPERM" => return Ok(false),
+            answer => answer?,
+        };
         let history = answer.first().map_or(Ok(None), History::of)?;
         *lock(&self.shared.history) = history.unwrap_or_default();
         Ok(history.is_some())

@@ -49,6 +49,13 @@ impl History {
         question
     }
 
+    /// The command that asks whether the server is the primary, whatever the names.
+    pub(super) fn question_of_role() -> Commands {
+        let mut question = Commands::default();
+        question.add(&[b"INFO", b"replication"]);
+        question
+    }
+
     /// What the answer says; `None` if nothing. A server that is the primary no longer, or not yet, is refused: what it
     /// has may be of another history in a moment.
     pub(super) fn of(answer: &Token) -> Result<Option<Self>, Fault> {

@@ -126,8 +126,7 @@ impl Pool {
 
     /// Makes a call on a shared connection, and makes it again on another one where that may help.
     ///
-    /// Every call of ours can be made twice: what it writes is drawn anew, or at worst finds that it was made, and is
-    /// taken for refused.
+    /// Every call of ours can be made twice: what it writes is drawn anew, or it finds that it was made.
     pub(super) async fn call<T: Send>(
         &self,
         operation: &'static str,
@@ -342,7 +341,9 @@ impl Site {
         let address = lock(&self.moved).clone();
         let stream = address.as_ref().unwrap_or(&self.configured).open().await?;
         let connection = Connection::new(stream, self.question.clone());
-        if !connection.ask().await? && !self.has_told.swap(true, Ordering::Relaxed) {
+        // A bus has no data, and only wants to know whether it is at the primary.
+        let matters = self.names.prefix.is_some();
+        if !connection.ask().await? && matters && !self.has_told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "redis does not tell the history of its data (`INFO replication`): what was removed may be back after \
                  a restart or a failover"

@@ -26,7 +26,7 @@ use tokio_postgres::{Client, error::SqlState};
 
 use super::{
     connector::{Canceller, Connected, Connection},
-    fault::{Fault, is_going_down, is_over, is_stale},
+    fault::{Fault, is_forgotten, is_going_down, is_of_other_types, is_over, is_stale, may_be_outdated},
     pool::Settings,
     statements::{Cell, Prepared, Statements},
 };
@@ -81,8 +81,8 @@ pub(super) struct Line {
     born: u64,
     in_flight: AtomicU32,
     condition: watch::Sender<Condition>,
-    /// The error that ended it, if a caller was told.
-    cause: OnceLock<Error>,
+    /// The error that ended it, if a caller was told or the server said so unasked.
+    cause: Arc<OnceLock<Error>>,
     /// What callers ask of it, who look several times in each call.
     glance: AtomicU8,
     traces: AtomicU8,
@@ -148,11 +148,17 @@ impl Line {
         let going = Arc::clone(generation);
         let (wheel, driven) = Wheel::new(connection);
         let (going_on, end) = watch::channel(());
+        let cause = Arc::<OnceLock<Error>>::default();
+        let last_words = Arc::clone(&cause);
         tokio::spawn(async move {
             let _going_on = going_on;
+            let Some(Err(error)) = driven.await else { return };
             // A server that goes down says so to those who ask nothing, too.
-            if driven.await.is_some_and(|ended| ended.is_err_and(|error| is_going_down(&error))) {
+            if is_going_down(&error) {
                 going.retire(born);
+            }
+            if error.as_db_error().is_some() {
+                last_words.get_or_init(|| Fault::from(error).during("connection"));
             }
         });
         Arc::new(Self {
@@ -164,7 +170,7 @@ impl Line {
             born,
             in_flight: AtomicU32::new(0),
             condition: watch::Sender::default(),
-            cause: OnceLock::new(),
+            cause,
             glance: AtomicU8::new(0),
             traces: AtomicU8::new(0),
             runtime: Handle::current(),
@@ -196,9 +202,9 @@ impl Line {
         self.has_ended() || self.born < self.generation.current()
     }
 
-    /// Whether what the session holds is worth nothing: it has ended, or the server is the primary no longer.
+    /// Whether what the session holds is worth nothing: it has ended, or the server was left for another one.
     pub(super) fn holds_nothing(&self) -> bool {
-        self.has_ended() || self.generation.is_read_only(self.born)
+        self.has_ended() || self.generation.was_left(self.born)
     }
 
     /// Whether this very connection is no more, whatever is known of the others.
@@ -283,8 +289,11 @@ impl Line {
                 Err(error) => error,
             };
             let is_stale = is_stale(&error);
-            if is_stale {
+            if is_stale || may_be_outdated(&error) {
                 self.statements.forget(sql, &cell);
+            }
+            if is_of_other_types(&error) {
+                // Not where the server has forgotten its statements: that by which the driver asks for types is among them.
                 self.client.clear_type_cache();
             }
             // A failed statement has failed its transaction, so there it cannot be made again.
@@ -453,8 +462,13 @@ impl Line {
         self.repair(ROLLBACK, GRACE, None);
     }
 
-    /// Keeps an error that ended the connection, for those who come after.
-    fn noted(&self, error: Error) -> Error {
+    /// Keeps an error that ended the connection, for those who come after, who are told no more than that it is closed.
+    fn noted(&self, operation: &'static str, fault: Fault) -> Error {
+        if let Some(cause) = self.cause.get().filter(|_| fault.is_closed()) {
+            let problem = format!("postgres: the connection was lost ({operation})");
+            return Error::with_source(ErrorKind::Disconnected, problem, cause.clone());
+        }
+        let error = fault.during(operation);
         if self.has_ended() && matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Unavailable) {
             self.cause.get_or_init(|| error.clone());
         }
@@ -483,7 +497,13 @@ impl Call<'_> {
         let (line, place, text) = (Arc::clone(self.line), Arc::clone(cell), sql.to_owned());
         let prepare = async move {
             let prepared = line.statements.prepare(&place, &line.client, &text).await;
-            prepared.inspect_err(|error| line.learn(error, scope))
+            prepared.inspect_err(|error| {
+                line.learn(error, scope);
+                // What the driver asks for types by, which it never prepares anew.
+                if is_forgotten(error) {
+                    line.retire();
+                }
+            })
         };
         let prepared = match self.preparing.insert(self.line.runtime.spawn(prepare)).await {
             Ok(prepared) => prepared.map_err(Fault::from),
@@ -506,12 +526,12 @@ impl Call<'_> {
             return self.failed(operation, error.into());
         }
         // The driver has given up, as at a row too many: the rest of the answer is left as by a caller who has gone.
-        self.line.noted(Fault::from(error).during(operation))
+        self.line.noted(operation, error.into())
     }
 
     fn failed(mut self, operation: &'static str, fault: Fault) -> Error {
         self.is_over = true;
-        self.line.noted(fault.during(operation))
+        self.line.noted(operation, fault)
     }
 }
 
