@@ -8,6 +8,8 @@
     reason = "helpers of tests, which fail that way"
 )]
 
+mod support;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -25,7 +27,9 @@ use mcp_perf::{
         sizing::{Fixed, Gain},
     },
 };
+use support::log::Log;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tracing::Level;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLI: Duration = Duration::from_millis(1);
@@ -770,7 +774,132 @@ async fn connection_in_doubt_that_fails_its_test_says_nothing_of_the_others() {
     left.generation = u64::MAX; // its test fails
     drop(left);
     assert!(pool.get().await.unwrap().is_alive());
+    settle().await;
     assert_eq!(pool.stats().closed.invalid, 1);
+}
+
+/// One that a caller left in the middle of something is being mended, and is the one that was returned last.
+#[tokio::test(start_paused = true)]
+async fn connection_in_doubt_does_not_hold_up_who_can_have_another() {
+    let server = Server::default();
+    let pool = builder(&server).size(3).connects(3, 1_000.0).test_after(Duration::MAX).timeout(SECOND);
+    let pool = pool.test_timeout(2 * SECOND).build().unwrap();
+    sleep(SECOND).await;
+    for is_fit in [true, false] {
+        let mut left = pool.get().await.unwrap();
+        let id = left.id();
+        left.mark_dirty();
+        drop(left);
+        *server.0.testing.lock().unwrap() = 100 * MILLI;
+        server.0.tests_hang.store(!is_fit, Ordering::SeqCst);
+        let (clock, began) = stopwatch();
+        let connection = pool.get().await.unwrap();
+        assert_ne!(connection.id(), id);
+        assert!(clock.now().since(began).is_zero(), "it waited for the test");
+        let stats = pool.stats();
+        assert_eq!((stats.in_use, stats.open, stats.longest.len()), (1, 3, 1));
+        drop(connection);
+        sleep(3 * SECOND).await;
+        let stats = pool.stats();
+        assert_eq!((stats.closed.invalid, stats.timeouts), (u64::from(!is_fit), 0), "nobody waited");
+        assert_eq!((stats.in_use, stats.idle), (0, 3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pool_whose_connections_are_all_in_doubt_tests_few_of_them_for_one_caller() {
+    let server = Server::default();
+    let pool = builder(&server).size(8).connects(8, 1_000.0).test_if(|_| true).build().unwrap();
+    sleep(SECOND).await;
+    drop(pool.get().await.unwrap());
+    settle().await;
+    assert!((1..=3).contains(&server.tests()), "{}", server.tests());
+    assert_eq!(pool.stats().idle, 8);
+}
+
+/// What a caller did not wait to hear is no news of a connection that works.
+#[tokio::test(start_paused = true)]
+async fn test_that_nobody_waited_for_is_forgotten_when_the_connection_is_used() {
+    let server = Server::default();
+    let is_doubtful = Arc::new(AtomicBool::new(false));
+    let doubt = Arc::clone(&is_doubtful);
+    let pool = builder(&server).size(1).test_if(move |_| doubt.load(Ordering::SeqCst)).build().unwrap();
+    drop(pool.get().await.unwrap());
+    is_doubtful.store(true, Ordering::SeqCst);
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    assert!(tokio::time::timeout(MILLI, pool.get()).await.is_err());
+    is_doubtful.store(false, Ordering::SeqCst);
+    for _ in 0..30 {
+        drop(pool.get().await.unwrap());
+        sleep(100 * MILLI).await;
+    }
+    assert_eq!((pool.stats().closed.invalid, pool.stats().connects), (0, 1));
+}
+
+/// A connection that somebody keeps for good, as one that listens, is no reason for all others to wait in vain.
+#[tokio::test(start_paused = true)]
+async fn server_that_is_away_is_told_of_though_somebody_keeps_a_connection() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).timeout(10 * SECOND).build().unwrap();
+    let kept = pool.get().await.unwrap();
+    let may_come_back = pool.get().await.unwrap();
+    sleep(10 * SECOND).await;
+    server.goes_away();
+    drop(may_come_back);
+    sleep(5 * SECOND).await;
+    let (clock, began) = stopwatch();
+    let error = refused(&pool).await;
+    assert_eq!((error.kind(), cause(&error).as_str()), (ErrorKind::Unavailable, "nobody listens"));
+    assert!(clock.now().since(began) < SECOND);
+    server.comes_back();
+    sleep(5 * SECOND).await;
+    assert!(pool.get().await.unwrap().is_alive());
+    drop(kept);
+}
+
+/// And the runtime of the pool has its own.
+#[test]
+fn pool_whose_runtime_has_ended_says_so_at_once() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (one, other) = (runtime(), runtime());
+    let pool = {
+        let _here = one.enter();
+        let server = Server::default();
+        Pool::builder("test", server).size(2).keep_open(0).timeout(5 * SECOND).build().unwrap()
+    };
+    let mut kept = one.block_on(pool.get()).unwrap();
+    let idle = one.block_on(pool.get()).unwrap();
+    drop(idle);
+    kept.mark_dirty();
+    drop(one);
+    // Both idle, and one of them to be tested where nothing runs any more.
+    drop(kept);
+    other.block_on(async {
+        let (first, second) = (pool.get().await.unwrap(), pool.get().await.unwrap());
+        pool.retire_all();
+        drop((first, second));
+        let clock = Clock::system();
+        let began = clock.now();
+        let error = refused(&pool).await;
+        assert_eq!(error.kind(), ErrorKind::Panicked);
+        assert!(error.to_string().contains("runtime"), "{error}");
+        assert!(clock.now().since(began) < 4 * SECOND, "it waited for nothing");
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_is_of_the_kind_that_the_pool_was_told() {
+    let server = Server::default();
+    server.goes_away();
+    let builder = builder(&server).adaptive(1..=8).initial(4).keep_open(0);
+    let pool = builder.error_kind(|error: &Refused| {
+        assert_ne!(error.0, "whatever");
+        Some(ErrorKind::TooManyConnections)
+    });
+    let pool = pool.build().unwrap();
+    let error = refused(&pool).await;
+    assert_eq!((error.kind(), cause(&error).as_str()), (ErrorKind::TooManyConnections, "nobody listens"));
+    assert_eq!(pool.stats().too_many_connections, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1292,10 +1421,11 @@ async fn no_more_wait_than_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaks_are_counted_once_each() {
-    let server = Server::default();
-    let pool = builder(&server).size(2).leak_threshold(5 * SECOND).build().unwrap();
-    let held = pool.get().await.unwrap();
+async fn leaks_are_counted_and_told_once_each() {
+    let (server, log) = (Server::default(), Log::hear());
+    let pool = builder(&server).size(2).leak_threshold(5 * SECOND).class("reports", Share::new());
+    let pool = pool.build().unwrap();
+    let held = pool.get_for(pool.class("reports").unwrap()).await.unwrap();
     sleep(30 * SECOND).await;
     let stats = pool.stats();
     assert_eq!(stats.leaks, 1);
@@ -1303,6 +1433,29 @@ async fn leaks_are_counted_once_each() {
     assert!(stats.longest[0].place.file().ends_with("pool.rs"));
     drop(held);
     assert!(pool.stats().longest.is_empty());
+    let said = log.at_least(Level::INFO);
+    assert!(said[0].starts_with("a connection is held for long") && said.len() == 2, "{said:?}");
+    assert_eq!(said[1], "a connection was returned late");
+    assert_eq!(log.fields("class"), [r#""reports""#]);
+    let places = log.fields("place");
+    assert!(places.iter().all(|place| place.contains("tests/pool.rs:")) && places.len() == 2, "{places:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_that_goes_and_comes_back_is_one_line_each() {
+    let (server, log) = (Server::default(), Log::hear());
+    server.goes_away();
+    let pool = builder(&server).size(2).build().unwrap();
+    for _ in 0..20 {
+        refused(&pool).await;
+        sleep(SECOND).await;
+    }
+    server.comes_back();
+    sleep(5 * SECOND).await;
+    drop(pool.get().await.unwrap());
+    let said = ["cannot connect; tries again after pauses", "connects again"];
+    assert_eq!(log.at_least(Level::INFO), said);
+    assert!(log.fields("cause")[0].contains("test"), "{:?}", log.fields("cause"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -1343,6 +1496,8 @@ async fn impossible_settings_are_named() {
         ("guarantee", all().size(4).class("a", sure(u32::MAX)).class("b", sure(u32::MAX))),
         ("guarantee", all().size(1).system_reserve(1)),
         ("guarantee", all().observe(1..=9).initial(2).class("a", sure(2))),
+        // As many as this machine's processors and memory speak for.
+        ("guarantee", all().observe(1..=1_048_576).class("a", sure(1_048_575))),
         ("gain", all().size(4).gain(Gain::LATENCY)),
         ("sizing", all().size(4).sizing(Fixed::new(4))),
         ("gain", all().adaptive(1..=4).gain(Gain::LATENCY).sizing(Fixed::new(4))),

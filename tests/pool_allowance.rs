@@ -94,6 +94,42 @@ impl Allowance for Told {
     }
 }
 
+/// Allows eight, three of them in any case, and takes its time to say so.
+struct Slow;
+
+impl Allowance for Slow {
+    fn ceiling(&self) -> u32 {
+        8
+    }
+
+    fn own(&self) -> u32 {
+        3
+    }
+
+    async fn want(&self, _: Demand) {
+        sleep(7 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_the_pools_own_does_not_wait_for_what_is_asked_for() {
+    let server = server();
+    let pool = builder(&server).initial(1).keep_open(0).allowance(Slow).build().unwrap();
+    sleep(SECOND).await;
+    assert_eq!(pool.stats().ceiling, 3, "it was asked for one");
+    sleep(7 * SECOND).await;
+    assert_eq!(pool.stats().ceiling, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lower_bound_above_what_is_the_pools_own_is_an_error() {
+    let server = server();
+    let error = builder(&server).adaptive(4..=20).allowance(Slow).build().map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Configuration);
+    assert!(error.to_string().starts_with("floor"), "{error}");
+    assert!(builder(&server).adaptive(3..=20).allowance(Slow).build().is_ok());
+}
+
 #[tokio::test(start_paused = true)]
 async fn ceiling_that_falls_is_kept_to_and_nothing_is_taken_from_a_caller() {
     let (server, told) = (server(), Told::of(8));

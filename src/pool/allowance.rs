@@ -38,10 +38,19 @@ pub trait Allowance: Send + Sync + 'static {
     /// has ended, it answers with what is left without.
     fn ceiling(&self) -> u32;
 
+    /// How many of them are the pool's whatever it asks for: none unless said otherwise. While
+    /// [`want`](Self::want) runs, which may take long where the server is silent, the pool may have these, however few it
+    /// asked for. A pool whose lower bound is above this is not [built](super::PoolBuilder::build), if there are any. To be
+    /// always the same, and never above [`ceiling`](Self::ceiling).
+    fn own(&self) -> u32 {
+        0
+    }
+
     /// Asks for what is wanted, and gives back what is above. What came of it is in [`ceiling`](Self::ceiling).
     ///
     /// It is called every five seconds, or every second while the pool may not have what it wants or has more than it
-    /// may, and not again before it has ended. While it runs the pool keeps to what it said it wants.
+    /// may, and not again before it has ended. While it runs the pool keeps to what it said it wants, or to what is its
+    /// [own](Self::own).
     ///
     /// Where others are to have some of what was granted, it takes two calls: let [`ceiling`](Self::ceiling) fall, and
     /// give back what is above [`Demand::open`] when the pool asks next, by when it has given way.
@@ -100,6 +109,10 @@ impl<A: Allowance> Allowance for Arc<A> {
         A::ceiling(self)
     }
 
+    fn own(&self) -> u32 {
+        A::own(self)
+    }
+
     fn want(&self, demand: Demand) -> impl Future<Output = ()> + Send {
         A::want(self, demand)
     }
@@ -108,19 +121,22 @@ impl<A: Allowance> Allowance for Arc<A> {
 /// What a pool is allowed, and keeps to.
 pub(super) struct Allowed {
     by: Box<dyn Erased>,
+    /// What it may have while it asks for less.
+    pub(super) own: u32,
     /// What the pool keeps to while it asks for less.
     held: AtomicU32,
 }
 
 impl Allowed {
     pub(super) fn new(by: impl Allowance) -> Arc<Self> {
-        Arc::new(Self { by: Box::new(by), held: AtomicU32::new(u32::MAX) })
+        let own = catch_unwind(AssertUnwindSafe(|| by.own())).unwrap_or(0);
+        Arc::new(Self { by: Box::new(by), own, held: AtomicU32::new(u32::MAX) })
     }
 
     /// Somebody else's code: if that panics, nothing is allowed but the floor.
     fn ceiling(&self) -> u32 {
         let ceiling = catch_unwind(AssertUnwindSafe(|| self.by.ceiling())).unwrap_or(0);
-        ceiling.min(self.held.load(Ordering::Relaxed))
+        ceiling.min(self.held.load(Ordering::Relaxed).max(self.own))
     }
 
     /// Returns whether it ended as it should.

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     ops::RangeInclusive,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -22,7 +23,7 @@ use super::{
     sizing::{Bounds, Gain, Machine, Sizing, ThroughputVerified, initial_size},
     stats::Recorded,
     supply::Supply,
-    tracked::{Doubt, IntoError, Tracking},
+    tracked::{Doubt, IntoError, KindOf, Tracking},
 };
 use crate::{
     Error, ErrorKind,
@@ -59,6 +60,7 @@ pub struct PoolBuilder<M: ManageConnection> {
     test_after: Duration,
     doubt: Option<Doubt<M>>,
     gone_when: Option<GoneWhen<M>>,
+    kind_of: Option<KindOf<M>>,
     idle_timeout: Option<Duration>,
     max_life: Option<Duration>,
     leak_threshold: Option<Duration>,
@@ -96,6 +98,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
             test_after: Duration::from_millis(500),
             doubt: None,
             gone_when: None,
+            kind_of: None,
             idle_timeout: Some(Duration::from_secs(600)),
             max_life: Some(Duration::from_secs(1_800)),
             leak_threshold: None,
@@ -147,8 +150,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
 
     /// What says how many connections the pool may have right now, for processes that share a server. Only for an
     /// [`adaptive`](Self::adaptive) pool, whose ceiling comes down to it and goes up to it again within a second; what
-    /// is in use above it is closed when it is returned. The floor stands whatever is said, so it is to be no more than
-    /// what is always allowed.
+    /// is in use above it is closed when it is returned. The lower bound stands whatever is said, and is an error above
+    /// what is the pool's [own](super::Allowance::own).
     pub fn allowance(mut self, allowance: impl Allowance) -> Self {
         self.allowed = Some(Allowed::new(allowance));
         self
@@ -267,6 +270,41 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
+    /// Of which kind an error of the manager is, where it makes a difference: [`Unavailable`](ErrorKind::Unavailable)
+    /// unless said otherwise. [`TooManyConnections`](ErrorKind::TooManyConnections) above all, on which an adaptive pool
+    /// uses fewer. An error that is this crate's own stays as it is.
+    ///
+    /// ```
+    /// use mcp_perf::{ErrorKind, pool::Pool};
+    ///
+    /// # use bb8::ManageConnection;
+    /// # use std::io;
+    /// # struct Sessions;
+    /// # impl ManageConnection for Sessions {
+    /// #     type Connection = ();
+    /// #     type Error = io::Error;
+    /// #     async fn connect(&self) -> io::Result<()> { Err(io::ErrorKind::QuotaExceeded.into()) }
+    /// #     async fn is_valid(&self, (): &mut ()) -> io::Result<()> { Ok(()) }
+    /// #     fn has_broken(&self, (): &mut ()) -> bool { false }
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), mcp_perf::Error> {
+    /// let pool = Pool::builder("sessions", Sessions)
+    ///     .error_kind(|error: &io::Error| {
+    ///         let is_full = error.kind() == io::ErrorKind::QuotaExceeded;
+    ///         is_full.then_some(ErrorKind::TooManyConnections)
+    ///     })
+    ///     .build()?;
+    /// assert_eq!(pool.get().await.unwrap_err().kind(), ErrorKind::TooManyConnections);
+    /// # Ok(()) }
+    /// ```
+    pub fn error_kind(
+        mut self,
+        kind_of: impl Fn(&M::Error) -> Option<ErrorKind> + Send + Sync + 'static,
+    ) -> Self {
+        self.kind_of = Some(Box::new(kind_of));
+        self
+    }
+
     /// How long a test may take ([`test_after`](Self::test_after), [`test_if`](Self::test_if)) before the connection is
     /// taken for broken: 2 s unless set, more than zero and at most a year. It takes no longer than its caller may wait,
     /// but for 50 ms; one that was left undecided in this way for as long as a test may take is taken for broken, too.
@@ -329,8 +367,13 @@ impl<M: ManageConnection> PoolBuilder<M> {
         let initial = self.begins_with(bounds);
         let sizing = self.take_sizing(bounds, initial);
         let into_error: IntoError<M> = {
-            let name = self.name.clone();
-            Box::new(move |operation, error| into_error(&name, operation, Box::new(error)))
+            let (name, kind_of) = (self.name.clone(), self.kind_of);
+            Box::new(move |operation, error| {
+                let kind = || kind_of.as_ref().and_then(|kind_of| kind_of(&error));
+                // Somebody else's code, which here must not unwind.
+                let kind = catch_unwind(AssertUnwindSafe(kind)).ok().flatten();
+                into_error(&name, operation, kind, Box::new(error))
+            })
         };
         let settings = Settings {
             floor: self.floor,
@@ -407,6 +450,11 @@ impl<M: ManageConnection> PoolBuilder<M> {
         if self.allowed.is_some() && self.mode != Mode::Adaptive {
             return Err(Error::configuration("allowance", "only an adaptive pool can give way"));
         }
+        let own = self.allowed.as_ref().map_or(0, |allowed| allowed.own);
+        if own > 0 && self.floor > own {
+            let problem = format_args!("{} is above the {own} that the allowance always leaves", self.floor);
+            return Err(Error::configuration("floor", problem));
+        }
         let is_fixed = self.mode == Mode::Fixed;
         for (field, is_set) in [("gain", self.gain.is_some()), ("sizing", self.sizing.is_some())] {
             if is_fixed && is_set {
@@ -467,7 +515,7 @@ impl<M: ManageConnection> PoolBuilder<M> {
         }
         // One that observes keeps the size that it begins with.
         let size = match self.mode {
-            Mode::Observe => self.initial.unwrap_or(self.ceiling),
+            Mode::Observe => self.begins_with(Bounds::new(self.floor, self.ceiling)?),
             Mode::Fixed | Mode::Adaptive => self.ceiling,
         };
         if sure > 0 && sure >= u64::from(size) {
@@ -523,10 +571,13 @@ fn store<M: ManageConnection>(tracking: &Tracking<M>, settings: &Settings) -> bb
 }
 
 /// An error of ours stays as it is; anybody else's is a source.
-fn into_error(pool: &str, operation: &'static str, error: BoxError) -> Error {
+fn into_error(pool: &str, operation: &'static str, kind: Option<ErrorKind>, error: BoxError) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => *error,
-        Err(error) => Error::with_source(ErrorKind::Unavailable, format!("pool {pool}: {operation}"), error),
+        Err(error) => {
+            let kind = kind.unwrap_or(ErrorKind::Unavailable);
+            Error::with_source(kind, format!("pool {pool}: {operation}"), error)
+        }
     }
 }
 

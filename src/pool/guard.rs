@@ -32,7 +32,8 @@ pub struct Connection<M: ManageConnection> {
 /// the connection.
 pub(super) struct Lease<M: ManageConnection> {
     shared: Arc<Shared<M>>,
-    slot: Slot,
+    /// `None` where nobody has it.
+    slot: Option<Slot>,
     class: usize,
     since: Instant,
     until: Option<Instant>,
@@ -57,7 +58,16 @@ impl<M: ManageConnection> Connection<M> {
     #[inline]
     pub(super) fn begin(&mut self) {
         self.stored.uses += 1;
+        // What it does from here on tells more than a test that nobody waited for.
+        self.stored.untested_since = None;
         self.lease.has_permit = true;
+    }
+
+    /// It is nobody's: it is to be tested, and put back.
+    pub(super) fn disown(&mut self) {
+        if let Some(slot) = self.lease.slot.take() {
+            self.lease.shared.supply.set_aside(slot);
+        }
     }
 
     /// Takes note that some of the time was not the caller's.
@@ -145,6 +155,7 @@ impl<M: ManageConnection> fmt::Debug for Connection<M> {
 
 impl<M: ManageConnection> Lease<M> {
     pub(super) fn new(shared: Arc<Shared<M>>, slot: Slot, class: usize, since: Instant) -> Self {
+        let slot = Some(slot);
         Self { shared, slot, class, since, until: None, has_permit: false, is_kept: false, going: None }
     }
 }
@@ -153,13 +164,21 @@ impl<M: ManageConnection> Drop for Lease<M> {
     fn drop(&mut self) {
         let shared = &self.shared;
         let now = self.until.unwrap_or_else(|| shared.clock.now());
-        let holder = if self.is_kept {
-            shared.supply.put_back(self.slot)
-        } else {
-            let holder = shared.supply.lose(self.slot);
-            shared.see_off(self.going.take());
-            holder
+        let holder = match (self.slot, self.is_kept) {
+            (Some(slot), true) => shared.supply.put_back(slot),
+            (Some(slot), false) => shared.supply.lose(slot),
+            (None, true) => {
+                shared.supply.looked_at();
+                None
+            }
+            (None, false) => {
+                shared.supply.give_up();
+                None
+            }
         };
+        if !self.is_kept {
+            shared.see_off(self.going.take());
+        }
         if !self.has_permit {
             return;
         }

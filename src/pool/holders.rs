@@ -76,6 +76,11 @@ impl Holders {
         all
     }
 
+    /// How many hold for `threshold` or longer.
+    pub(super) fn long(&self, threshold: Duration, now: Instant) -> usize {
+        self.slots.iter().flatten().filter(|holder| now.since(holder.since) >= threshold).count()
+    }
+
     /// Those that hold for `threshold` or longer and were not yet told of.
     pub(super) fn overdue(&mut self, threshold: Duration, now: Instant) -> Vec<Holder> {
         let mut overdue = Vec::new();

@@ -16,8 +16,7 @@ use super::{
 use crate::{Error, ErrorKind, sync::lock};
 
 /// Opens a connection, or ends when nobody needs one any more. While it waits it does not keep the pool alive.
-pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, attempts: Arc<Semaphore>) {
-    let mut opener = Opener { pool, is_counted: true };
+pub(super) async fn run<M: ManageConnection>(mut opener: Opener<M>, attempts: Arc<Semaphore>) {
     loop {
         let Ok(attempt) = attempts.acquire().await else { return };
         match opener.step().await {
@@ -33,9 +32,10 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, attempts: Ar
 }
 
 /// Counted in the supply for as long as it exists, even if the manager panics.
-struct Opener<M: ManageConnection> {
+pub(super) struct Opener<M: ManageConnection> {
     pool: Weak<Shared<M>>,
     is_counted: bool,
+    has_begun: bool,
 }
 
 enum Step {
@@ -45,7 +45,13 @@ enum Step {
 }
 
 impl<M: ManageConnection> Opener<M> {
+    /// One that is counted already.
+    pub(super) fn new(pool: Weak<Shared<M>>) -> Self {
+        Self { pool, is_counted: true, has_begun: false }
+    }
+
     async fn step(&mut self) -> Step {
+        self.has_begun = true;
         let Some(shared) = self.pool.upgrade() else { return Step::Ended };
         if shared.supply.is_superfluous() {
             self.is_counted = false;
@@ -71,8 +77,14 @@ impl<M: ManageConnection> Opener<M> {
 impl<M: ManageConnection> Drop for Opener<M> {
     fn drop(&mut self) {
         if let (true, Some(shared)) = (self.is_counted, self.pool.upgrade()) {
-            // Whoever waits needs another one.
-            shared.start(shared.supply.gave_up());
+            let missing = shared.supply.gave_up();
+            if self.has_begun {
+                // Whoever waits needs another one.
+                shared.start(missing);
+            } else {
+                // The runtime is down, and another one would come to the same.
+                shared.is_left_alone(missing);
+            }
         }
     }
 }
@@ -152,6 +164,6 @@ impl<M: ManageConnection> Shared<M> {
             Some(error) => error.clone(),
             None => Error::new(ErrorKind::Panicked, format!("pool {}: connect: it panicked", self.name)),
         };
-        self.supply.failed(&told, is_open);
+        self.failed(&told, is_open);
     }
 }

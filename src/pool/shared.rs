@@ -18,7 +18,7 @@ use super::{
     gate::{Denied, Gate, Permit},
     guard::{Connection, Lease},
     holders::{Held, Holder},
-    opener,
+    opener::{self, Opener},
     queue::End,
     stats::{ClassStats, Recorded},
     supply::{Openers, Supply, Waiting},
@@ -32,6 +32,8 @@ use crate::{
 
 /// How many holders an error names.
 const NAMED: usize = 3;
+/// How many connections that are in doubt a caller passes over for others, and has tested behind its back.
+const MOST_SET_ASIDE: u32 = 2;
 /// How long a test of a connection may take whose caller's time is up: his turn came in time.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -157,6 +159,7 @@ impl<M: ManageConnection> Shared<M> {
         // What comes from here on is no wait for others: it is in the times of connecting, or is a test.
         let waited = now.since(call.began);
         let mut are_cut_off = false;
+        let mut set_aside = 0;
         let mut place = End::Back;
         loop {
             let slot = match self.supply.take(call.holder(now)) {
@@ -185,6 +188,15 @@ impl<M: ManageConnection> Shared<M> {
                 // each test would take its whole time. What is wrong with one in doubt is its own.
                 Look::Unknown { is_stale: true, .. } if are_cut_off => {
                     connection.tracked().ending = Some(Ending::Invalid);
+                    continue;
+                }
+                // It is being mended, say, and there are others.
+                Look::Unknown { is_doubtful: true, .. }
+                    if set_aside < MOST_SET_ASIDE && self.supply.count().idle > 0 =>
+                {
+                    set_aside += 1;
+                    self.set_aside(connection);
+                    now = self.clock.now();
                     continue;
                 }
                 Look::Unknown { is_stale, is_doubtful } => {
@@ -220,6 +232,20 @@ impl<M: ManageConnection> Shared<M> {
         if is_stale || is_doubtful { Look::Unknown { is_stale, is_doubtful } } else { Look::Fit }
     }
 
+    /// Has a connection tested that is nobody's meanwhile.
+    #[cold]
+    fn set_aside(self: &Arc<Self>, mut connection: Connection<M>) {
+        connection.disown();
+        let shared = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let tracked = connection.tracked();
+            let tested = tokio::time::timeout(shared.settings.test_timeout, shared.tracking.test(tracked));
+            let is_fit = matches!(tested.await, Ok(Ok(())));
+            // As it stands it is put back, or closed.
+            shared.judge(&mut connection, is_fit);
+        });
+    }
+
     /// Whether a connection works, as it says itself.
     #[cold]
     async fn test(&self, connection: &mut Connection<M>, began: Instant) -> Result<bool, Error> {
@@ -234,21 +260,28 @@ impl<M: ManageConnection> Shared<M> {
             return Err(self.timed_out(began, "a connection that was being tested"));
         }
         let is_fit = matches!(tested, Ok(Ok(())));
-        if is_fit {
-            let now = self.clock.now();
-            tracked.is_dirty = false;
-            tracked.untested_since = None;
-            // It may have been retired meanwhile, or the pool shut down.
-            tracked.ending = self.tracking.examine(tracked, now);
-            let may_be_lent = tracked.ending.is_none();
-            connection.restart(now);
-            return Ok(may_be_lent);
-        }
-        tracked.ending = Some(Ending::Invalid);
-        if self.left(began).is_zero() {
+        let may_be_lent = self.judge(connection, is_fit);
+        if !is_fit && self.left(began).is_zero() {
             return Err(self.timed_out(began, "a connection that was being tested"));
         }
-        Ok(false)
+        Ok(may_be_lent)
+    }
+
+    /// Takes note of what the test of a connection came to, and returns whether it may be lent.
+    fn judge(&self, connection: &mut Connection<M>, is_fit: bool) -> bool {
+        let tracked = connection.tracked();
+        if !is_fit {
+            tracked.ending = Some(Ending::Invalid);
+            return false;
+        }
+        let now = self.clock.now();
+        tracked.is_dirty = false;
+        tracked.untested_since = None;
+        // It may have been retired meanwhile, or the pool shut down.
+        tracked.ending = self.tracking.examine(tracked, now);
+        let may_be_lent = tracked.ending.is_none();
+        connection.restart(now);
+        may_be_lent
     }
 
     #[cold]
@@ -292,17 +325,21 @@ impl<M: ManageConnection> Shared<M> {
 
     /// Why waiting for a connection is of no use: none can come back, and none is being made for the time being.
     fn hopeless(&self) -> Option<Error> {
-        let error = lock(&self.turnstile).refusal(self.clock.now())?;
-        let count = self.supply.count();
-        // One that was out a moment ago may be idle by now.
-        (count.out == 0 && count.idle == 0).then_some(error)
+        let now = self.clock.now();
+        let error = lock(&self.turnstile).refusal(now)?;
+        (!self.supply.has_hope(self.settings.timeout, now)).then_some(error)
     }
 
     /// After a connection was lost: those who waited for it to come back may wait for nothing now.
     pub(super) fn tell_hopeless(&self) {
         if let Some(error) = self.hopeless() {
-            self.supply.failed(&error, true);
+            self.failed(&error, true);
         }
+    }
+
+    /// An attempt to connect failed: those are told for whom there is nothing to wait for.
+    pub(super) fn failed(&self, error: &Error, tell_all: bool) {
+        self.supply.failed(error, tell_all, self.settings.timeout, self.clock.now());
     }
 
     /// Counts a connection that is closed. What broke it may have broken the idle ones, too, or the manager may know
@@ -316,8 +353,17 @@ impl<M: ManageConnection> Shared<M> {
 
     pub(super) fn start(self: &Arc<Self>, Openers(count): Openers) {
         for _ in 0..count {
-            self.runtime.spawn(opener::run(Arc::downgrade(self), Arc::clone(&self.attempts)));
+            // Made here: where the runtime is down the task is dropped before it begins.
+            let opener = Opener::new(Arc::downgrade(self));
+            self.runtime.spawn(opener::run(opener, Arc::clone(&self.attempts)));
         }
+    }
+
+    /// Nobody opens connections any more. Who waits for one is told, unless one may come back.
+    pub(super) fn is_left_alone(&self, missing: Openers) {
+        self.supply.do_without(missing);
+        let problem = format!("pool {}: the runtime went down in which it was built", self.name);
+        self.failed(&Error::new(ErrorKind::Panicked, problem), true);
     }
 
     pub(super) fn report(&self, change: Option<Change>, error: Option<&Error>) {

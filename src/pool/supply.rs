@@ -164,6 +164,12 @@ impl Supply {
         idle
     }
 
+    /// A connection is nobody's from here on, though it is out: it is tested, and then put back as one that was
+    /// [looked at](Self::looked_at).
+    pub(super) fn set_aside(&self, slot: Slot) {
+        lock(&self.state).remove(slot);
+    }
+
     /// Of those that were taken to be looked at or that were [admitted](Self::admit), one was put into bb8.
     pub(super) fn looked_at(&self) {
         let waker = lock(&self.state).put_back();
@@ -236,17 +242,30 @@ impl Supply {
         state.lines.waiting() > state.opening
     }
 
+    /// Of the openers that there should be, so many are not to be had.
+    pub(super) fn do_without(&self, Openers(count): Openers) {
+        lock(&self.state).opening -= count;
+    }
+
     /// Waits for the next failure of an attempt to connect, counted from when the future was made.
     pub(super) fn next_failure(&self) -> Notified<'_> {
         self.failures.notified()
     }
 
-    /// An attempt to connect failed. If there is no connection that may come back, whoever is next is told, or all
-    /// are.
-    pub(super) fn failed(&self, error: &Error, tell_all: bool) {
+    /// Whether a connection is there, or may come back to one who would wait for `patience`. One that is held for longer
+    /// than that already is not hoped for: it may have been lost long ago, and its holder not have looked.
+    pub(super) fn has_hope(&self, patience: Duration, now: Instant) -> bool {
+        let state = lock(&self.state);
+        // One that was out a moment ago may be idle by now.
+        state.idle > 0 || state.hoped_for(patience, now) > 0
+    }
+
+    /// An attempt to connect failed. If there is no connection that [may come back](Self::has_hope), whoever is next is
+    /// told, or all are.
+    pub(super) fn failed(&self, error: &Error, tell_all: bool, patience: Duration, now: Instant) {
         let wakers = {
             let mut state = lock(&self.state);
-            match (state.out, tell_all) {
+            match (state.hoped_for(patience, now), tell_all) {
                 (1.., _) => Vec::new(),
                 (0, false) => Vec::from_iter(state.next(Err(error.clone())).map(|(_, waker)| waker)),
                 (0, true) => state.lines.serve_all(|| Err(error.clone())),
@@ -343,6 +362,12 @@ impl State {
         let holder = self.holders.remove(slot)?;
         self.classes.leave(holder.class);
         Some(holder)
+    }
+
+    /// How many of those that are out may come back soon.
+    fn hoped_for(&self, patience: Duration, now: Instant) -> u32 {
+        let long = u32::try_from(self.holders.long(patience, now)).unwrap_or(u32::MAX);
+        self.out.saturating_sub(long)
     }
 
     /// One that was out is given up.
@@ -487,14 +512,24 @@ mod tests {
         let supply = supply(4, 0);
         let (mut first, _) = supply.line_up(DEFAULT, End::Back);
         let (mut second, _) = supply.line_up(DEFAULT, End::Back);
-        supply.failed(&error, false);
+        let at = Instant::default();
+        let failed = |tell_all| supply.failed(&error, tell_all, Duration::from_secs(30), at);
+        failed(false);
         assert_eq!(poll(&mut first), Poll::Ready(Err(ErrorKind::Unavailable)));
         assert!(poll(&mut second).is_pending());
         supply.opened();
         let (mut third, _) = supply.line_up(DEFAULT, End::Back);
-        supply.failed(&error, true);
+        failed(true);
         assert!(poll(&mut third).is_pending());
         assert_eq!(poll(&mut second), Poll::Ready(Ok(())));
+        let _slot = supply.hold(holder());
+        let patience = Duration::from_secs(30);
+        for (seconds, is_hoped_for) in [(29, true), (30, false)] {
+            let now = at.after(Duration::from_secs(seconds));
+            assert_eq!(supply.has_hope(patience, now), is_hoped_for);
+            supply.failed(&error, false, patience, now);
+            assert_eq!(poll(&mut third).is_pending(), is_hoped_for, "held for {seconds} s");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use bb8::ManageConnection;
 
 use super::closing::{self, Going, GoneWhen};
 use crate::{
-    Error,
+    Error, ErrorKind,
     clock::{Clock, Instant},
 };
 
@@ -42,6 +42,9 @@ struct Inner<M: ManageConnection> {
 
 /// Whether a connection has to be asked whether it works before it is lent.
 pub(super) type Doubt<M> = Box<dyn Fn(&<M as ManageConnection>::Connection) -> bool + Send + Sync>;
+
+/// Of which kind an error of the manager is, if it is of one.
+pub(super) type KindOf<M> = Box<dyn Fn(&<M as ManageConnection>::Error) -> Option<ErrorKind> + Send + Sync>;
 
 /// What is done, and how it failed.
 pub(super) type IntoError<M> =

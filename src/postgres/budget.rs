@@ -264,7 +264,7 @@ impl PostgresBudget {
         })
     }
 
-    fn of(&self, blocks: u32) -> u32 {
+    pub(super) fn of(&self, blocks: u32) -> u32 {
         self.share.saturating_sub(1).saturating_add(blocks.saturating_mul(BLOCK))
     }
 

@@ -7,9 +7,11 @@ impl PostgresManager {
     /// Settings of a [`Pool`] of these connections. The name is in its errors, logs and metrics.
     ///
     /// The same as [`Pool::builder`], and two things more: a connection on which something of the last caller is still
-    /// being undone is waited for before it is lent ([`test_if`](PoolBuilder::test_if)), so that whoever uses the
+    /// being undone is not lent before ([`test_if`](PoolBuilder::test_if)), so that whoever uses the
     /// driver's client there is not struck by the cancellation of another's query; and one that is closed counts until
-    /// what runs there is cancelled and the server has hung up ([`gone_when`](PoolBuilder::gone_when)).
+    /// what runs there is cancelled and the server has hung up ([`gone_when`](PoolBuilder::gone_when)). Over a Unix socket
+    /// or with a [connector of your own](super::PostgresManagerBuilder::with_tls) that is not known: it counts until it was
+    /// hung up on, and the server may have it for a moment longer. Leave it room for a few more than the pool may have.
     ///
     /// Errors go through as they are: a wrong password is an error of kind
     /// [`Credentials`](crate::ErrorKind::Credentials) of [`get`](Pool::get), too. A server that has as many
@@ -57,6 +59,10 @@ impl PostgresManager {
 impl Allowance for PostgresBudget {
     fn ceiling(&self) -> u32 {
         self.ceiling()
+    }
+
+    fn own(&self) -> u32 {
+        self.of(0)
     }
 
     async fn want(&self, demand: Demand) {
