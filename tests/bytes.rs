@@ -237,6 +237,30 @@ async fn codec_that_fails_or_panics_is_a_miss_on_read_and_an_error_on_write() {
     }
 }
 
+/// A program may keep all threads that block, for good.
+#[test]
+fn large_value_does_not_wait_for_a_thread_that_is_not_to_be_had() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let store = memory();
+        let value = Bytes::from(vec![7; 100_000]);
+        let encode = |value: &Bytes| Ok::<_, Infallible>(value.clone());
+        let codec = || Codec::custom(200, encode, |bytes: Bytes| Ok::<_, Infallible>(bytes));
+        tokio::task::spawn_blocking(move || released.recv());
+        let node = || node(&store, codec()).compression(Compression::Balanced);
+        let (one, two) = (node().build().await.unwrap(), node().build().await.unwrap());
+        let both = async {
+            one.insert(&key(), value.clone()).await.unwrap();
+            two.get(&key()).await
+        };
+        let found = tokio::time::timeout(Duration::from_secs(30), both).await;
+        assert_eq!(found.expect("it waits for ever"), Some(value));
+    });
+    drop(release);
+}
+
 #[tokio::test]
 async fn large_value_is_read_by_a_thread_that_serves_nobody_else() {
     let threads: Arc<Mutex<Vec<ThreadId>>> = Arc::default();

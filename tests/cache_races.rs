@@ -331,11 +331,13 @@ impl<'de> Deserialize<'de> for Slow {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_asks_after_an_invalidation_by_tag_is_not_given_what_a_reader_without_that_tag_found() {
     for expires in [false, true] {
-        reader_without_the_tag(expires).await;
+        for is_fenced in [false, true] {
+            reader_without_the_tag(expires, is_fenced).await;
+        }
     }
 }
 
-async fn reader_without_the_tag(expires: bool) {
+async fn reader_without_the_tag(expires: bool, is_fenced: bool) {
     let clock = Clock::manual();
     let store = MemoryStore::new(clock.clone());
     let node = || {
@@ -366,9 +368,12 @@ async fn reader_without_the_tag(expires: bool) {
     while one.stats().joined == 0 {
         tokio::task::yield_now().await;
     }
+    if is_fenced {
+        one.remove(&Key::public("a")).await.unwrap();
+    }
     go_on.send(()).unwrap();
     leader.await.unwrap();
-    assert_eq!(after.await.unwrap(), "new", "expires: {expires}");
+    assert_eq!(after.await.unwrap(), "new", "expires: {expires}, fenced: {is_fenced}");
 }
 
 /// A value whose n-th clone panics.

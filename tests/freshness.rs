@@ -7,7 +7,7 @@ mod support;
 use std::{
     io,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -15,7 +15,9 @@ use std::{
 
 use mcp_perf::{
     Error, ErrorKind,
-    cache::{Cache, CacheBuilder, Key, Loaded, LocalState, MAX_TIME_TO_LIVE, Previous, RemoteState},
+    cache::{
+        BatchLoader, Cache, CacheBuilder, Key, Loaded, LocalState, MAX_TIME_TO_LIVE, Previous, RemoteState,
+    },
     clock::Clock,
     testing::MemoryStore,
 };
@@ -509,6 +511,177 @@ async fn refresh_loads_whatever_there_is_and_bars_a_load_from_before() {
     assert_eq!(two.get(&key()).await.as_deref(), Some("two"));
 }
 
+/// A load of `value`, and what lets it go on once its source was read.
+fn held(value: &'static str) -> (oneshot::Sender<()>, impl Future<Output = io::Result<String>> + Send) {
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let load = async move {
+        may_go_on.await.unwrap();
+        Ok(value.to_owned())
+    };
+    (go_on, load)
+}
+
+#[tokio::test]
+async fn refresh_is_not_undone_by_a_load_from_before_it_in_another_process() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    let (store_early, early) = held("early");
+    let early = tokio::spawn({
+        let two = two.clone();
+        async move { two.get_or_load(&key(), || early).await }
+    });
+    settle().await;
+    // The source changes, and one asks for what it is now.
+    let (store_new, new) = held("new");
+    let refreshed = tokio::spawn({
+        let one = one.clone();
+        async move { one.refresh(&key(), &[], |_| new).await }
+    });
+    settle().await;
+    store_early.send(()).unwrap();
+    assert_eq!(early.await.unwrap().unwrap(), "early");
+    settle().await;
+    store_new.send(()).unwrap();
+    assert_eq!(refreshed.await.unwrap().unwrap(), "new");
+    settle().await;
+    clock.advance(STALENESS);
+    for cache in [&one, &two] {
+        assert_ne!(cache.get(&key()).await.as_deref(), Some("early"), "it was read before");
+    }
+}
+
+/// The store has nothing of it, as one that is full, and memory is as good as before.
+#[tokio::test]
+async fn refresh_that_fails_leaves_what_was_good_though_the_store_has_lost_it() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let cache: Texts = Cache::builder("test").clock(clock).remote(store.clone()).build().await.unwrap();
+    load(&cache, "good").await.unwrap();
+    settle().await;
+    store.overwrite_all(b"");
+    let failing = |_| async { Err::<String, _>(io::Error::other("the source is down")) };
+    assert_eq!(cache.refresh(&key(), &[], failing).await.unwrap_err().kind(), ErrorKind::Load);
+    assert_eq!(load(&cache, "not called").await.unwrap(), "good");
+}
+
+#[tokio::test]
+async fn failure_is_throttled_however_long_it_took() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let builder = Cache::builder("test").clock(clock.clone()).error_throttle(SECOND);
+    let cache: Texts = builder.remote(store).build().await.unwrap();
+    let slow = {
+        let clock = clock.clone();
+        async move {
+            clock.advance(2 * STALENESS);
+            Err::<String, _>(io::Error::other("the source is down"))
+        }
+    };
+    cache.get_or_load(&key(), || slow).await.unwrap_err();
+    fail(&cache).await.unwrap_err();
+    assert_eq!((cache.stats().loads, cache.stats().throttled), (1, 1));
+    clock.advance(SECOND);
+    assert_eq!(load(&cache, "again").await.unwrap(), "again");
+}
+
+#[tokio::test]
+async fn what_is_stale_in_the_store_is_no_hit() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    load(&one, "old").await.unwrap();
+    settle().await;
+    clock.advance(110 * SECOND);
+    assert_eq!(load(&two, "new").await.unwrap(), "new");
+    settle().await;
+    let stats = two.stats();
+    assert_eq!((stats.remote_hits, stats.loads), (0, 1));
+    assert!(stats.hit_rate().unwrap() <= 1.0, "{stats:?}");
+}
+
+/// The source has the new value, so the old one is to go, whatever the new one weighs.
+#[tokio::test]
+async fn weigher_that_panics_keeps_nothing_old() {
+    let weigher = |value: &String| {
+        assert_ne!(value, "new", "a bug in the weigher");
+        value.capacity() as u64
+    };
+    let cache: Texts = Cache::builder("test").capacity_bytes(1 << 20, weigher).build().unwrap();
+    cache.insert(&key(), "old".to_owned()).await.unwrap();
+    cache.write_through(&key(), &[], "new".to_owned(), |_| async { Ok::<_, io::Error>(()) }).await.unwrap();
+    assert_ne!(cache.get_local(&key()).as_deref(), Some("old"));
+    assert_eq!(load(&cache, "new").await.unwrap(), "new");
+}
+
+/// What a loader says that its value takes up counts wherever the value goes.
+#[tokio::test]
+async fn cost_of_a_value_goes_along_with_it() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let node = async || {
+        let builder = settings(&clock).capacity_bytes(1 << 20, |_: &String| 0).remote(store.clone());
+        builder.build().await.unwrap()
+    };
+    let (one, two) = (node().await, node().await);
+    let load = async |cache: &Texts, loaded: Loaded<String>| {
+        cache.get_or_load(&key(), || async { Ok::<_, io::Error>(loaded) }).await.unwrap();
+        settle().await;
+        cache.stats().weight
+    };
+    let weight = load(&one, Loaded::new("value".to_owned()).cost(10_000)).await;
+    assert!((10_000..11_000).contains(&weight), "{weight}");
+    assert_eq!(load(&two, Loaded::new("not called".to_owned())).await, weight);
+    // Nor is it forgotten when the source says that nothing has changed.
+    clock.advance(200 * SECOND);
+    for cache in [&one, &two] {
+        assert_eq!(load(cache, Loaded::not_modified()).await, weight);
+    }
+}
+
+#[tokio::test]
+async fn what_was_forgotten_stands_in_for_no_failure_and_is_explained_as_absent() {
+    let clock = Clock::manual();
+    let builder = Cache::builder("test").clock(clock.clone()).time_to_live(100 * SECOND);
+    let cache: Texts = builder.stale_if_error(100 * SECOND).time_to_idle(10 * SECOND).build().unwrap();
+    load(&cache, "one").await.unwrap();
+    clock.advance(9 * SECOND);
+    let local = async || cache.explain(&key()).await.local;
+    assert_eq!(local().await, LocalState::Fresh(91 * SECOND));
+    clock.advance(SECOND);
+    assert_eq!(local().await, LocalState::Absent, "to explain is not to ask");
+    fail(&cache).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn whatever_is_answered_from_memory_saves_its_load() {
+    for is_idle in [false, true] {
+        let clock = Clock::manual();
+        let builder = settings(&clock);
+        let builder = if is_idle { builder.time_to_idle(1_000 * SECOND) } else { builder };
+        let cache: Texts = builder.build().unwrap();
+        let slow = {
+            let clock = clock.clone();
+            async move {
+                clock.advance(SECOND);
+                Ok::<_, io::Error>("one".to_owned())
+            }
+        };
+        cache.get_or_load(&key(), || slow).await.unwrap();
+        let saved = || cache.stats().saved_load_time;
+        assert_eq!(saved(), Duration::ZERO);
+        assert_eq!(cache.get_local(&key()).as_deref(), Some("one"));
+        assert_eq!(saved(), SECOND);
+        load(&cache, "not called").await.unwrap();
+        assert_eq!(saved(), 2 * SECOND);
+        // Stale: answered, and loaded behind the answer.
+        clock.advance(101 * SECOND);
+        assert_eq!(load(&cache, "two").await.unwrap(), "one");
+        settle().await;
+        assert_eq!((saved(), cache.stats().loads), (3 * SECOND, 2));
+    }
+}
+
 #[tokio::test]
 async fn entry_that_nobody_asks_for_is_forgotten_and_one_that_is_asked_for_still_dies() {
     let clock = Clock::manual();
@@ -553,6 +726,35 @@ async fn loader_that_asks_for_its_own_key_gets_an_error_instead_of_waiting() {
     }
     assert_eq!(kinds.last(), Some(&ErrorKind::Recursion), "{kinds:?}");
     assert_eq!(load_of(&cache, "outer", "fine").await, "fine");
+}
+
+#[tokio::test(start_paused = true)]
+async fn batch_whose_loader_asks_for_its_own_key_gets_an_error_instead_of_waiting() {
+    let again: Arc<OnceLock<BatchLoader<String>>> = Arc::default();
+    let own = Arc::clone(&again);
+    let texts = BatchLoader::new(local(&Clock::tokio()), move |keys: Vec<Key<'static>>| {
+        let own = Arc::clone(&own);
+        async move {
+            let mut loaded = Vec::new();
+            for key in keys {
+                let value = own.get().unwrap().get(&key).await.map_err(io::Error::other)?;
+                loaded.push((key, Ok(value)));
+            }
+            Ok::<_, io::Error>(loaded)
+        }
+    });
+    let _ = again.set(texts.clone());
+    let error = texts.get(&key()).await.unwrap_err();
+    let mut source: Option<&dyn std::error::Error> = Some(&error);
+    let mut kinds = Vec::new();
+    while let Some(error) = source {
+        kinds.extend(error.downcast_ref::<Error>().map(Error::kind));
+        source = error.source().or_else(|| {
+            let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+            Some(inner as &dyn std::error::Error)
+        });
+    }
+    assert_eq!(kinds, [ErrorKind::Load, ErrorKind::Recursion]);
 }
 
 async fn load_of(cache: &Texts, name: &str, value: &'static str) -> String {

@@ -28,10 +28,10 @@ use std::{
 
 use mcp_perf::{
     Error,
-    cache::{Cache, Found, Invalidation, Put, Restamp, Slot, Stamp, Store, Written},
+    cache::{Cache, Engine, Found, Invalidation, Put, Restamp, Slot, Stamp, Store, Written},
     clock::Clock,
     testing::{
-        Calls, Fault, FaultStore, MemoryStore,
+        Calls, Fault, FaultStore, MemoryBus, MemoryStore,
         history::{Bounds, Breach, History, Node, Violation},
     },
 };
@@ -130,6 +130,8 @@ struct Mixture {
     shares_loads: bool,
     /// Whether every other load chooses its tags, instead of being given them.
     chooses_tags: bool,
+    /// Whether the nodes tell each other what they invalidate, by a bus that loses, damages and holds up messages.
+    has_bus: bool,
     /// For how long what is past its time may stand in for loads, some of which fail then. Nothing is lost on the way
     /// to the store, and nobody is cut off: while a node cannot ask, what was removed may stand in as well.
     stale: Duration,
@@ -147,6 +149,7 @@ impl Mixture {
             faults: random.choice([0.2, 1.0, 1.8]).unwrap(),
             shares_loads: false,
             chooses_tags: false,
+            has_bus: false,
             stale: Duration::ZERO,
         }
     }
@@ -165,6 +168,7 @@ fn draw_large(seed: u64) -> (Mixture, Vec<Step>) {
         faults: 1.0,
         shares_loads: false,
         chooses_tags: false,
+        has_bus: false,
         stale: Duration::ZERO,
     };
     let mut large = || {
@@ -290,6 +294,38 @@ struct Run {
     stale_hits: u64,
     /// How many loaded values were not stored.
     fenced: u64,
+    /// How often something was announced and not heard of.
+    gaps: u64,
+}
+
+/// Every other history is one of the other engine.
+fn engine(seed: u64) -> Engine {
+    #[cfg(feature = "quick-cache")]
+    if seed.is_multiple_of(2) {
+        return Engine::QuickCache;
+    }
+    let _ = seed;
+    Engine::Moka
+}
+
+/// Does to a node's end of the bus what buses do; some of it until something else happens.
+fn disturb(end: &MemoryBus, random: &mut fastrand::Rng) {
+    match random.u8(..100) {
+        0..8 => end.lose(random.usize(1..4)),
+        8..11 => end.damage(1),
+        11..13 => end.refuse(true),
+        13..15 => end.deafen(true),
+        15..18 => end.hold(),
+        18..20 => end.repeat(true),
+        20..22 => end.disconnect(),
+        22..40 => {
+            end.refuse(false);
+            end.deafen(false);
+            end.repeat(false);
+            end.release();
+        }
+        _ => {}
+    }
 }
 
 /// Runs steps on nodes in front of what `broken` makes of a store.
@@ -304,10 +340,12 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
         let history = History::new(clock.clone(), bounds);
         let network = FaultStore::new(broken(MemoryStore::new(clock.clone())), seed);
         network.longest(200 * MILLISECOND, BOUNDS.late);
-        let mut nodes = Vec::new();
+        let (mut nodes, mut ends) = (Vec::new(), Vec::new());
+        let bus = MemoryBus::new();
         for _ in 0..NODES {
             let view = network.node();
             let cache = Cache::builder("test").clock(clock.clone()).time_to_live(BOUNDS.time_to_live);
+            let cache = cache.engine(engine(seed));
             let mut cache = cache.stale_if_error(mixture.stale);
             if mixture.chooses_tags {
                 cache = cache.loader_tags();
@@ -315,6 +353,11 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
             let mut cache = cache.remote(view.clone()).max_staleness(BOUNDS.max_staleness);
             if mixture.shares_loads {
                 cache = cache.share_loads(SECOND);
+            }
+            if mixture.has_bus {
+                let end = bus.end();
+                cache = cache.bus(end.clone());
+                ends.push(end);
             }
             nodes.push((history.node(cache.build().await.unwrap()), view));
         }
@@ -332,9 +375,11 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
                 network.rate(fault, rate * mixture.faults);
             }
         }
+        let mut random = fastrand::Rng::with_seed(seed);
         for step in steps {
             sleep(step.pause).await; // virtual
             let (node, view) = &nodes[step.node];
+            ends.get(step.node).into_iter().for_each(|end| disturb(end, &mut random));
             match step.action {
                 Action::Cut(calls) => view.cut(calls),
                 Action::Join => view.join(),
@@ -361,7 +406,8 @@ fn run<S: Store>(seed: u64, mixture: &Mixture, steps: &[Step], broken: impl FnOn
         let unchanged = nodes.iter().map(|(node, _)| node.cache().stats().remote_unchanged).sum();
         let stale_hits = nodes.iter().map(|(node, _)| node.cache().stats().stale_hits).sum();
         let fenced = nodes.iter().map(|(node, _)| node.cache().stats().fenced).sum();
-        Run { history, violations, faults, unchanged, stale_hits, fenced }
+        let gaps = nodes.iter().map(|(node, _)| node.cache().stats().bus.gaps).sum();
+        Run { history, violations, faults, unchanged, stale_hits, fenced, gaps }
     })
 }
 
@@ -482,6 +528,23 @@ fn seeded_histories(shares_loads: bool) {
         }
         // Or the history proves nothing.
         assert!(5 * values > calls && faults > 20, "{values} of {calls} calls, {faults} faults");
+    }
+}
+
+#[test]
+fn seeded_histories_with_a_bus_that_fails_have_no_stale_read_beyond_the_bound() {
+    let (first, histories) = (number("MCP_PERF_FIRST_SEED", 1), number("MCP_PERF_HISTORIES", 4));
+    for seed in first..first + histories {
+        let (mut mixture, steps) = draw(seed);
+        mixture.has_bus = true;
+        let Run { history, violations, gaps, .. } = run(seed, &mixture, &steps, |store| store);
+        let (calls, values) = (history.calls().len(), history.values());
+        println!("seed {seed}: {calls} calls, {values} values, {gaps} gaps, {mixture:?}");
+        if let Some(violation) = violations.first() {
+            panic!("seed {seed}, {} violations, the first: {violation}", violations.len());
+        }
+        // Or the history proves nothing of the bus.
+        assert!(5 * values > calls && gaps > 5, "{values} of {calls} calls, {gaps} gaps");
     }
 }
 

@@ -133,6 +133,8 @@ impl<V: Clone + Send + Sync + 'static> BatchLoader<V> {
         if let Some(value) = self.0.cache.fresh(key) {
             return Ok(value);
         }
+        // Here, where it is known: a batch has a task of its own.
+        self.0.cache.0.forbid_recursion(key)?;
         let (answer, answered) = oneshot::channel();
         self.gather(key, answer);
         answered.await.unwrap_or_else(|gone| {

@@ -4,6 +4,7 @@
 //! "MP" | version u8 | codec u8 | compression u8 | flags u8 | raw length u32
 //!      | fresh u32 ms | life u32 ms | load cost u32 µs
 //!      | schema u64, if flagged | lease over at u32 ms, value dead at u32 ms, if flagged
+//!      | cost u32, if flagged
 //!      | validator (length u16, text), if flagged
 //!      | tags u16 | (length u16, tag, stamp u128)* | epoch u128
 //!      | kind u8 | key length u32 | key | payload length u32 | payload | xxh3 u64 of all before
@@ -43,7 +44,8 @@ mod flag {
     pub(super) const LEASE: u8 = 1 << 1;
     pub(super) const SCHEMA: u8 = 1 << 2;
     pub(super) const VALIDATOR: u8 = 1 << 3;
-    pub(super) const KNOWN: u8 = NEGATIVE | LEASE | SCHEMA | VALIDATOR;
+    pub(super) const COST: u8 = 1 << 4;
+    pub(super) const KNOWN: u8 = NEGATIVE | LEASE | SCHEMA | VALIDATOR | COST;
 }
 
 /// An entry as it lies in the remote tier.
@@ -60,6 +62,8 @@ pub(crate) struct Envelope<'a> {
     pub(crate) load_cost: Duration,
     /// What its source tells this state of it by: an `ETag`.
     pub(crate) validator: Option<&'a str>,
+    /// What it takes up in memory, if its loader said so, in bytes.
+    pub(crate) cost: Option<u32>,
     /// The answer was that there is no such thing; the payload is empty.
     pub(crate) negative: bool,
     /// Somebody is loading it; the payload is the value from before, or empty.
@@ -119,6 +123,9 @@ impl<'a> Envelope<'a> {
                 bytes.extend_from_slice(&saturated(number).to_le_bytes());
             }
         }
+        if let Some(cost) = self.cost {
+            bytes.extend_from_slice(&cost.to_le_bytes());
+        }
         if let Some(validator) = self.validator {
             append_short(&mut bytes, validator)?;
         }
@@ -144,6 +151,7 @@ impl<'a> Envelope<'a> {
             (self.lease.is_some(), flag::LEASE),
             (self.payload.schema.is_some(), flag::SCHEMA),
             (self.validator.is_some(), flag::VALIDATOR),
+            (self.cost.is_some(), flag::COST),
         ];
         bits.into_iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag)
     }
@@ -169,6 +177,7 @@ impl<'a> Envelope<'a> {
         let [fresh, life, load_cost] = [rest.u32()?, rest.u32()?, rest.u32()?].map(u64::from);
         let schema = if flags & flag::SCHEMA != 0 { Some(rest.u64()?) } else { None };
         let lease = if flags & flag::LEASE != 0 { Some([rest.u32()?, rest.u32()?]) } else { None };
+        let cost = if flags & flag::COST != 0 { Some(rest.u32()?) } else { None };
         let validator = if flags & flag::VALIDATOR != 0 { Some(rest.short()?) } else { None };
         let count = rest.u16()?;
         // Not reserved by the count, which the bytes may not bear out.
@@ -187,6 +196,7 @@ impl<'a> Envelope<'a> {
             life: Duration::from_millis(life),
             load_cost: Duration::from_micros(load_cost),
             validator,
+            cost,
             negative: flags & flag::NEGATIVE != 0,
             lease: lease.map(|ends| ends.map(|left| Duration::from_millis(left.into()))).map(Lease::ending),
             payload: Payload { codec, compression, schema, raw_length, bytes },
@@ -334,6 +344,7 @@ mod tests {
             life: Duration::from_secs(60),
             load_cost: Duration::from_micros(1_234_567),
             validator: Some("W/\"5d8c72a5edda8d6a\""),
+            cost: Some(u32::MAX - 1),
             negative: false,
             lease: Some(Lease { over_at: Duration::from_secs(55), dead_at: Duration::ZERO }),
             payload: Payload { schema: Some(u64::MAX - 1), ..PAYLOAD },
@@ -346,6 +357,7 @@ mod tests {
             tags: Vec::new(),
             load_cost: Duration::ZERO,
             validator: None,
+            cost: None,
             lease: None,
             payload: PAYLOAD,
             ..full()
@@ -383,6 +395,7 @@ mod tests {
                 bare(),
                 Envelope { negative: true, payload: Payload::EMPTY, ..bare() },
                 Envelope { validator: Some(""), ..bare() },
+                Envelope { cost: Some(0), ..bare() },
                 Envelope { payload: Payload { schema: Some(0), ..PAYLOAD }, ..bare() },
             ] {
                 let bytes = envelope.seal(&key).unwrap();

@@ -94,6 +94,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     fn explain_local(&self, entry: &Entry<V>, now: Instant) -> LocalState {
         let kept = entry.times().dies_at.since(now);
+        if self.settings.time_to_idle.is_some_and(|idle| entry.is_idle(idle, now)) {
+            return LocalState::Absent;
+        }
         if !entry.is_left(&self.epoch) {
             let tag = entry.removed_tag().map(|cell| cell.name().to_string());
             return LocalState::Removed { tag };

@@ -413,8 +413,8 @@ impl<V> Lead<V> {
         self.end(|| true, outcome, store).unwrap_or_default()
     }
 
-    /// As [`land`](Self::land), if `holds` under the lock; else the flight goes on. A fenced one lands in any
-    /// case: nobody who came later is waiting for it.
+    /// As [`land`](Self::land), if `holds` under the lock; else the flight goes on. A fenced one as well: nobody came
+    /// after the fence, but somebody may have come after what makes it not hold, and before the fence.
     pub(crate) fn land_if(
         mut self,
         holds: impl FnOnce() -> bool,
@@ -432,7 +432,7 @@ impl<V> Lead<V> {
     ) -> Option<bool> {
         let stripe = lock(self.flights.stripe(&self.key.as_key()));
         let fenced = self.flight.fenced.load(Ordering::Acquire);
-        if !fenced && !holds() {
+        if !holds() {
             return None;
         }
         self.has_landed = true;

@@ -11,21 +11,28 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::{sync::Semaphore, task};
+use tokio::{sync::Semaphore, task, time::timeout};
 
 use super::{
     codec::Codec,
     compress::{self, Compression},
     envelope::Payload,
 };
-use crate::{Error, ErrorKind, error::BoxError};
+use crate::{
+    Error, ErrorKind,
+    error::BoxError,
+    sync::{Mutex, lock},
+};
 
 /// What is larger, compressed or not, is worked on by a thread that serves nobody else: 64 KiB take a tenth of a
 /// millisecond, about what it costs to go there and back.
 const OFF_THREAD: usize = 64 << 10;
+/// How long such a thread is waited for, twice at most: for those before, and for the runtime's.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The format of a cache's payloads.
 pub(super) struct Format<V> {
@@ -122,19 +129,34 @@ impl<V: Send + Sync + 'static> Format<V> {
         self.elsewhere(decode).await.ok()?
     }
 
-    /// Runs work that takes long where nobody waits for the thread.
+    /// Runs work that takes long where nobody waits for the thread; or here, if no such thread is to be had: a program
+    /// may keep all of them.
     async fn elsewhere<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, BoxError> {
-        let permit = Arc::clone(&self.off_thread).acquire_owned().await?;
+        let Ok(permit) = timeout(PATIENCE, Arc::clone(&self.off_thread).acquire_owned()).await else {
+            return Ok(work());
+        };
+        let permit = permit?;
+        let work = Arc::new(Mutex::new(Some(work)));
+        let there = Arc::clone(&work);
         // The permit goes along, so that a caller that goes away does not leave room for one too many.
-        let work = move || {
-            let done = work();
+        let mut done = task::spawn_blocking(move || {
+            let work = lock(&there).take();
+            let done = work.map(|work| work());
             drop(permit);
             done
+        });
+        let taken = match timeout(PATIENCE, &mut done).await {
+            Ok(done) => return done?.ok_or_else(|| "it was done elsewhere".into()),
+            Err(_) => lock(&work).take(),
         };
-        Ok(task::spawn_blocking(work).await?)
+        match taken {
+            Some(work) => Ok(work()),
+            // It has begun.
+            None => done.await?.ok_or_else(|| "it was done elsewhere".into()),
+        }
     }
 
     /// Notes that an entry was there and could not be read: here, or already what is around the payload.

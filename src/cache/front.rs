@@ -68,9 +68,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// As [`get_local`](Self::get_local), for those who go on with a method that counts the miss.
     #[inline]
     pub(crate) fn hit(&self, key: &Key<'_>) -> Option<V> {
-        let (Ok(value) | Err(Some(Remembered::Fresh(value) | Remembered::Due(value)))) = self.0.at_hand(key)
-        else {
-            return None;
+        let value = match self.0.at_hand(key) {
+            Ok(value) => value,
+            Err(Some(Remembered::Fresh(value) | Remembered::Due(value))) => self.0.answer(value),
+            Err(_) => return None,
         };
         self.0.events.hits.add();
         Some(value)
@@ -82,7 +83,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         match self.0.remembered(key)? {
             Remembered::Fresh(value) => {
                 self.0.events.hits.add();
-                Some(value)
+                Some(self.0.answer(value))
             }
             _ => None,
         }
@@ -371,7 +372,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// # Errors
     ///
     /// [`Codec`](ErrorKind::Codec) if it cannot be turned into bytes, or the remote tier's error. This process
-    /// does not read an older value there then; others may.
+    /// does not read an older value there then; others may. [`Refused`](ErrorKind::Refused) for [`Loaded::not_modified`],
+    /// which is no value: nothing is changed.
     ///
     /// # Cancel safety
     ///

@@ -10,7 +10,7 @@ use super::{
     loaded::{Loaded, What},
     local::{Entry, Local},
     message::Item,
-    store::Fence,
+    store::{Fence, Written},
     tags::{Invalidation, Seen},
     tiers::{Captured, Kept, Tiers},
 };
@@ -38,7 +38,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         load_cost: Duration,
     ) -> Option<Shared<V>> {
         let key = flying.lead.key().into_owned();
-        let Loaded { what, time_to_live, mut validator, cost, store, .. } = match loaded {
+        let Loaded { what, time_to_live, mut validator, mut cost, store, .. } = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 self.fail(flying, error, now);
@@ -49,19 +49,18 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let (content, fresh) = match what {
             What::Value(value) => (Ok(value), policy.life(time_to_live, &key, now)),
             What::NotFound => (Err(Error::not_found()), policy.negative_life(time_to_live)),
-            What::NotModified => {
-                match flying.previous.as_ref().map(|entry| (&entry.content, entry.validator())) {
-                    Some((Ok(value), known)) => {
-                        validator = validator.or_else(|| known.cloned());
-                        (Ok(value.clone()), policy.life(time_to_live, &key, now))
-                    }
-                    _ => {
-                        let problem = "the loader answered `not_modified`, and had not been told of a value";
-                        self.fail(flying, Error::new(ErrorKind::Load, problem), now);
-                        return None;
-                    }
+            What::NotModified => match flying.previous.as_ref().map(|entry| (&entry.content, entry)) {
+                Some((Ok(value), known)) => {
+                    validator = validator.or_else(|| known.validator().cloned());
+                    cost = cost.or(known.cost());
+                    (Ok(value.clone()), policy.life(time_to_live, &key, now))
                 }
-            }
+                _ => {
+                    let problem = "the loader answered `not_modified`, and had not been told of a value";
+                    self.fail(flying, Error::new(ErrorKind::Load, problem), now);
+                    return None;
+                }
+            },
         };
         let is_forced = flying.purpose == Purpose::Force;
         let fresh = if store { fresh } else { Duration::ZERO };
@@ -120,7 +119,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             }
         }
         let throttle = self.settings.error_throttle;
-        let heard_at = if self.remote.is_some() { flying.began_at } else { now };
         let kept = Kept {
             content: Err(error.clone()),
             fresh: throttle,
@@ -128,11 +126,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             validator: None,
             cost: None,
         };
-        let entry = self.entry(&flying.lead.key(), &kept, now, heard_at, flying.captured.seen());
+        // No value that may be old: it is as good as it is new, however long the load took.
+        let entry = self.entry(&flying.lead.key(), &kept, now, now, flying.captured.seen());
         // A value that is good for some time yet is worth more than the news that there is no newer one.
         let is_good = |entry: &Entry<V>| matches!(self.standing(entry, now), Standing::Fresh | Standing::Due);
         let keeps = flying.previous.as_ref().is_some_and(is_good);
         flying.lead.land(Err(error), |key| {
+            // The remote tier may have nothing of it, as one that is full, and memory be as good as before.
+            let keeps = keeps || self.local.get(&key.as_key()).is_some_and(|entry| is_good(&entry));
             if !throttle.is_zero() && !keeps {
                 self.local.insert(key, entry);
             }
@@ -153,7 +154,8 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
             None => None,
         };
         if is_forced {
-            if written.is_none() {
+            if !matches!(written, Some(Written::Stored(_))) {
+                // Refused because of a load that may have read before this one: what that stored is not to stay, either.
                 // What fails is owed.
                 let _ = remote.remove(&key).await;
             }

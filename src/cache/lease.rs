@@ -282,6 +282,7 @@ impl Claim {
             life: Duration::ZERO,
             load_cost: Duration::ZERO,
             validator: None,
+            cost: None,
             negative: false,
             lease: Some(term),
             payload: Payload::EMPTY,

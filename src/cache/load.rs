@@ -144,9 +144,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     pub(super) fn board(self: &Arc<Self>, key: &Key<'_>, purpose: Purpose, captured: Captured) -> Boarded<V> {
         let began = self.began(&captured);
         let counts = purpose != Purpose::Refresh;
-        let found = || match (purpose, self.remembered(key)?) {
-            (Purpose::Refresh, Remembered::Due(_) | Remembered::Revalidate(_)) | (Purpose::Force, _) => None,
-            (_, remembered) => Some(remembered),
+        let is_wanted =
+            |found: &Remembered<V>| !matches!(found, Remembered::Due(_) | Remembered::Revalidate(_));
+        let found = || match purpose {
+            Purpose::Need => self.remembered(key),
+            Purpose::Refresh => self.considered(key).filter(is_wanted),
+            Purpose::Force => None,
         };
         let waiter = self.waiter(purpose);
         // Whoever loads now may have read before a forced load was asked for.
@@ -172,7 +175,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 let began_at = self.clock.now();
                 let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
                 let renewed = |entry: Entry<V>| entry.renewed(&self.epoch, began_at);
-                let previous = self.local.get(key).and_then(renewed).filter(left);
+                let idle = self.settings.time_to_idle;
+                let is_forgotten = |entry: &Entry<V>| idle.is_some_and(|idle| entry.is_idle(idle, began_at));
+                let remembered = self.local.get(key).filter(|entry| !is_forgotten(entry));
+                let previous = remembered.and_then(renewed).filter(left);
                 // Under a lease the bytes of what there was are wanted.
                 let shares_loads = self.remote.as_ref().is_some_and(|remote| remote.lease.is_some());
                 let known = match purpose {

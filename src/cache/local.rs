@@ -48,6 +48,8 @@ struct Rare {
     times: Option<Times>,
     /// What the source said to know this very value by.
     validator: Option<Arc<str>>,
+    /// What its loader said that the value takes up, where that is of interest.
+    cost: Option<u32>,
     /// When it was last asked for, in nanoseconds, if anybody wants to know.
     touched: Option<AtomicU64>,
     /// The entry of the remote tier that it was read from, if asking for that one's fence is less than reading it
@@ -57,8 +59,8 @@ struct Rare {
 
 impl Rare {
     fn if_any(self) -> Option<Arc<Self>> {
-        let Self { tags, times, validator, touched, read_from } = &self;
-        let is_bare = tags.is_empty() && times.is_none() && validator.is_none();
+        let Self { tags, times, validator, cost, touched, read_from } = &self;
+        let is_bare = tags.is_empty() && times.is_none() && validator.is_none() && cost.is_none();
         let is_there = !is_bare || touched.is_some() || read_from.is_some();
         is_there.then(|| Arc::new(self))
     }
@@ -84,6 +86,7 @@ impl<V> Entry<V> {
     pub(crate) fn with(
         mut self,
         validator: Option<Arc<str>>,
+        cost: Option<u32>,
         touched: Option<Instant>,
         read_from: Option<Fence>,
         weight: u32,
@@ -93,14 +96,14 @@ impl<V> Entry<V> {
         }
         self.weight = weight;
         let touched = touched.map(|at| AtomicU64::new(at.as_nanos()));
-        self.rare = Rare { validator, touched, read_from, ..self.copy_of_rare() }.if_any();
+        self.rare = Rare { validator, cost, touched, read_from, ..self.copy_of_rare() }.if_any();
         self
     }
 
     /// The same entry, which the remote tier was asked about at `at`, as if it had been read again.
     pub(crate) fn heard_again(mut self, at: Instant, max_local_life: Duration) -> Self {
         self.heard_at = at;
-        match self.rare.as_ref().and_then(|rare| rare.touched.as_ref()) {
+        match self.touched() {
             Some(touched) => touched.store(at.as_nanos(), Ordering::Relaxed),
             None => self.calm_until = self.times().ahead_from.min(at.after(max_local_life)),
         }
@@ -136,6 +139,7 @@ impl<V> Entry<V> {
             tags: rare.tags.clone(),
             times: rare.times,
             validator: rare.validator.clone(),
+            cost: rare.cost,
             touched: rare.touched.as_ref().map(|touched| AtomicU64::new(touched.load(Ordering::Relaxed))),
             read_from: rare.read_from,
         }
@@ -161,6 +165,10 @@ impl<V> Entry<V> {
         self.rare.as_ref()?.validator.as_ref()
     }
 
+    pub(crate) fn cost(&self) -> Option<u32> {
+        self.rare.as_ref()?.cost
+    }
+
     /// Whether nothing was invalidated since it was read.
     #[inline]
     pub(crate) fn still_holds(&self, epoch: &Epoch) -> bool {
@@ -179,12 +187,21 @@ impl<V> Entry<V> {
 
     /// Notes that it was asked for, unless nobody had for `idle`: then it stays so, whoever looks again.
     pub(crate) fn has_idled(&self, idle: Duration, now: Instant) -> bool {
-        let Some(touched) = self.rare.as_ref().and_then(|rare| rare.touched.as_ref()) else { return false };
-        if now.since(Instant::from_nanos(touched.load(Ordering::Relaxed))) >= idle {
-            return true;
+        let has_idled = self.is_idle(idle, now);
+        if let (false, Some(touched)) = (has_idled, self.touched()) {
+            touched.store(now.as_nanos(), Ordering::Relaxed);
         }
-        touched.store(now.as_nanos(), Ordering::Relaxed);
-        false
+        has_idled
+    }
+
+    /// Whether nobody has asked for it for `idle`.
+    pub(crate) fn is_idle(&self, idle: Duration, now: Instant) -> bool {
+        let since = |touched: &AtomicU64| now.since(Instant::from_nanos(touched.load(Ordering::Relaxed)));
+        self.touched().is_some_and(|touched| since(touched) >= idle)
+    }
+
+    fn touched(&self) -> Option<&AtomicU64> {
+        self.rare.as_ref()?.touched.as_ref()
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     envelope::Envelope,
-    freshness::Times,
+    freshness::{Standing, Times},
     key::Key,
     local::Entry,
     recheck,
@@ -142,9 +142,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         let nothing = Opened { entry: None, lease: Duration::ZERO, before: None };
         let Opened { entry, lease, before } = opened.unwrap_or(nothing);
-        match entry {
-            Some(_) => self.events.remote_hits.add(),
-            None => self.events.remote_misses.add(),
+        let now = self.clock.now();
+        let is_fresh =
+            |entry: &Entry<V>| matches!(self.standing_of_heard(entry, now), Standing::Fresh | Standing::Due);
+        match entry.as_ref().is_some_and(is_fresh) {
+            true => self.events.remote_hits.add(),
+            false => self.events.remote_misses.add(),
         }
         Looked { entry, fence, lease, before }
     }
@@ -217,7 +220,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             fresh: times.fresh_until.since(asked_at),
             load_cost: envelope.load_cost,
             validator: envelope.validator.map(Arc::from),
-            cost: None,
+            // Whoever wrote it may say little of much.
+            cost: envelope.cost.map(|cost| cost.max(envelope.payload.raw_length)),
         };
         let seen = Seen::new(captured.epoch.0, tags().map(CapturedTag::seen).collect());
         // One under a lease is about to change.

@@ -45,7 +45,7 @@ pub struct Stats {
     /// Loaded values that were not stored, because the key was invalidated meanwhile; or any tag, where the loader
     /// [chose tags](super::CacheBuilder::loader_tags).
     pub fenced: u64,
-    /// Answered by the remote tier.
+    /// Fresh in the remote tier, when that was asked: by those who missed, and by loads ahead.
     pub remote_hits: u64,
     /// Among those, answered from memory after the remote tier had said that nothing changed: a large value that was
     /// asked about, and not read again.
@@ -105,7 +105,8 @@ impl Stats {
     pub fn hit_rate(&self) -> Option<f64> {
         let answered = self.hits + self.stale_hits + self.negative_hits;
         let looked_up = answered + self.misses;
-        (looked_up > 0).then(|| (answered + self.remote_hits) as f64 / looked_up as f64)
+        // A load ahead looks into the remote tier, too, and nobody has missed anything.
+        (looked_up > 0).then(|| ((answered + self.remote_hits) as f64 / looked_up as f64).min(1.0))
     }
 }
 

@@ -17,7 +17,11 @@
 //! This file has the state and the steps that touch a tier, `look` what is read there; `load` and `landing` string them
 //! together, `patience` has what callers are given who cannot wait.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -72,13 +76,19 @@ pub(super) struct Tiers<V: Clone + Send + Sync + 'static> {
 /// What memory says about a key.
 pub(super) enum Remembered<V> {
     Failure(Error),
-    Fresh(V),
+    Fresh(Valued<V>),
     /// Fresh, and worth a new load.
-    Due(V),
+    Due(Valued<V>),
     /// Stale, to be served while a load runs.
-    Revalidate(V),
+    Revalidate(Valued<V>),
     /// Stale, to be served without a load.
-    Throttled(V),
+    Throttled(Valued<V>),
+}
+
+/// A value, and what it saves to answer with it: the time of its load, in microseconds.
+pub(super) struct Valued<V> {
+    value: V,
+    saves: u32,
 }
 
 /// The state of the cache and of an entry's tags, noted before the value is read.
@@ -138,7 +148,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     #[inline]
     pub(super) fn remembered(&self, key: &Key<'_>) -> Option<Remembered<V>> {
         match self.at_hand(key) {
-            Ok(value) => Some(Remembered::Fresh(value)),
+            // It is counted.
+            Ok(value) => Some(Remembered::Fresh(Valued { value, saves: 0 })),
             Err(remembered) => remembered,
         }
     }
@@ -150,16 +161,25 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if !self.clock.is_surely_before(entry.calm_until) || !entry.still_holds(&self.epoch) {
             return Err(self.reconsider(entry));
         }
-        let load_cost = entry.load_cost();
+        let saves = entry.load_cost();
         match entry.content {
-            Ok(value) => {
-                if load_cost != 0 {
-                    self.events.saved_micros.add_many(load_cost.into());
-                }
-                Ok(value)
-            }
+            Ok(value) => Ok(self.answer(Valued { value, saves })),
             Err(error) => Err(Some(Remembered::Failure(error))),
         }
+    }
+
+    /// The value, and takes note of what it saves to answer with it.
+    #[inline]
+    pub(super) fn answer(&self, Valued { value, saves }: Valued<V>) -> V {
+        if saves != 0 {
+            self.events.saved_micros.add_many(saves.into());
+        }
+        value
+    }
+
+    /// What memory says, to one who answers nobody with it.
+    pub(super) fn considered(&self, key: &Key<'_>) -> Option<Remembered<V>> {
+        self.reconsider(self.local.get(key)?)
     }
 
     /// What to make of an entry that is not to be served without a second thought.
@@ -169,14 +189,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if self.settings.time_to_idle.is_some_and(|idle| entry.has_idled(idle, now)) {
             return None;
         }
-        let served: fn(V) -> Remembered<V> = match self.standing(&entry, now) {
+        let served: fn(Valued<V>) -> Remembered<V> = match self.standing(&entry, now) {
             Standing::Fresh => Remembered::Fresh,
             Standing::Due => Remembered::Due,
             Standing::Revalidate => Remembered::Revalidate,
             Standing::Throttled => Remembered::Throttled,
             Standing::Stale | Standing::Gone => return None,
         };
-        Some(entry.content.map_or_else(Remembered::Failure, served))
+        let saves = entry.load_cost();
+        Some(entry.content.map_or_else(Remembered::Failure, |value| served(Valued { value, saves })))
     }
 
     pub(super) fn standing(&self, entry: &Entry<V>, now: Instant) -> Standing {
@@ -258,11 +279,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         match remembered {
             Remembered::Fresh(value) | Remembered::Due(value) => {
                 self.events.hits.add();
-                Ok(value)
+                Ok(self.answer(value))
             }
             Remembered::Revalidate(value) | Remembered::Throttled(value) => {
                 self.events.stale_hits.add();
-                Ok(value)
+                Ok(self.answer(value))
             }
             Remembered::Failure(error) => {
                 match error.kind() {
@@ -330,7 +351,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let weight = self.weight(key, kept, &seen);
         let mut entry = Entry::new(kept.content.clone(), times, heard_at, seen);
         entry.calm_until = entry.calm_until.min(heard_at.after(self.max_local_life));
-        entry.with(kept.validator.clone(), touched, read_from, weight)
+        // Known to those who weigh alone.
+        let cost = kept.cost.filter(|_| self.settings.weigher.is_some());
+        entry.with(kept.validator.clone(), cost, touched, read_from, weight)
     }
 
     /// An entry with other times.
@@ -344,7 +367,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let Some(weigher) = &self.settings.weigher else { return 1 };
         let value = match (&kept.content, kept.cost) {
             (_, Some(cost)) => u64::from(cost),
-            (Ok(value), None) => weigher(value),
+            // Somebody else's code. What it has nothing to say of is too much for any memory.
+            (Ok(value), None) => catch_unwind(AssertUnwindSafe(|| weigher(value))).unwrap_or(u64::MAX),
             (Err(_), None) => 64,
         };
         let rare = match (&kept.validator, seen.tags.is_empty()) {
@@ -545,6 +569,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             life: fresh + afterlife,
             load_cost: kept.load_cost,
             validator: kept.validator.as_deref(),
+            cost: kept.cost,
             negative: kept.content.is_err(),
             lease: None,
             payload: encoded.as_ref().map_or(Payload::EMPTY, Encoded::payload),

@@ -34,7 +34,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// # Cancel safety
     ///
-    /// Once polled it is carried out.
+    /// Once polled it is carried out. A process that dies between the source and the remote tier leaves the old value
+    /// there, to the end of its life.
     ///
     /// # Examples
     ///
@@ -126,6 +127,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let unknown = || vec![None; keys.len()];
         let Some(remote) = &self.remote else { return unknown() };
         let peeked = remote.peek_many(keys, &captured.names()).await;
+        let has_peeked = peeked.is_ok();
         let looked = match peeked {
             Err(error) if error.kind() == ErrorKind::Refused => {
                 remote.read_many(keys, &captured.names()).await
@@ -134,10 +136,24 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         let Ok(reads) = looked else { return unknown() };
         // All of them came with the same stamps.
-        match reads.first().is_some_and(|read| self.observe(captured, &read.stamps)) {
-            true => reads.into_iter().map(|read| Some(read.slot.fence)).collect(),
-            false => unknown(),
+        if !reads.first().is_some_and(|read| self.observe(captured, &read.stamps)) {
+            return unknown();
         }
+        let mut fences: Vec<Option<Fence>> = reads.iter().map(|read| Some(read.slot.fence)).collect();
+        // What a peek says of an absence is no fence of it.
+        let absent: Vec<usize> =
+            (0..keys.len()).filter(|&place| has_peeked && reads[place].slot.entry.is_none()).collect();
+        if !absent.is_empty() {
+            let missing: Vec<Key<'_>> = absent.iter().map(|&place| keys[place].clone()).collect();
+            let Ok(reads) = remote.read_many(&missing, &captured.names()).await else { return unknown() };
+            if !reads.first().is_some_and(|read| self.observe(captured, &read.stamps)) {
+                return unknown();
+            }
+            for (place, read) in absent.into_iter().zip(reads) {
+                fences[place] = Some(read.slot.fence);
+            }
+        }
+        fences
     }
 
     /// Stores what the source has taken, in both tiers. If there is nothing that it is known to have taken, or if
