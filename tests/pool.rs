@@ -843,7 +843,7 @@ async fn server_that_is_away_is_told_of_though_somebody_keeps_a_connection() {
     let pool = builder(&server).size(2).timeout(10 * SECOND).build().unwrap();
     let kept = pool.get().await.unwrap();
     let may_come_back = pool.get().await.unwrap();
-    sleep(10 * SECOND).await;
+    sleep(30 * SECOND).await;
     server.goes_away();
     drop(may_come_back);
     sleep(5 * SECOND).await;

@@ -168,6 +168,13 @@ async fn end_of_another_connection_is_not_the_end_of_the_lease() {
     let before = server.psql(holder).unwrap();
     manager.retire_all();
     assert_eq!(budget.ceiling(), 3);
+    assert_eq!(budget.want_more(19, 100).await, 3);
+    assert_eq!(
+        (server.psql(holder).unwrap(), locks(&server)),
+        (before.clone(), 4),
+        "what is open yet has its blocks"
+    );
+    budget.want_more(3, 100).await;
     until_leased(&budget).await;
     assert_ne!(server.psql(holder).unwrap(), before);
 }

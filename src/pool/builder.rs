@@ -150,8 +150,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
 
     /// What says how many connections the pool may have right now, for processes that share a server. Only for an
     /// [`adaptive`](Self::adaptive) pool, whose ceiling comes down to it and goes up to it again within a second; what
-    /// is in use above it is closed when it is returned. The lower bound stands whatever is said, and is an error above
-    /// what is the pool's [own](super::Allowance::own).
+    /// is in use above it is closed when it is returned. The lower bound stands whatever is said, so it is to be no more than
+    /// what is always allowed; where the allowance tells what is the pool's [own](super::Allowance::own), more is an error.
     pub fn allowance(mut self, allowance: impl Allowance) -> Self {
         self.allowed = Some(Allowed::new(allowance));
         self
@@ -213,7 +213,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
 
     /// A connection of which this is true is asked as well, however recently it was used: never unless set. For
     /// managers whose connections may still be busy with what the last caller left. It is called for every checkout,
-    /// and should not wait. It replaces one that was set before, that of a pool of
+    /// and should not wait; and it should be false once a test was passed, for where others are idle the one in doubt is
+    /// tested behind the caller's back, who takes one of those. It replaces one that was set before, that of a pool of
     /// `PostgresManager::pool`, too.
     pub fn test_if(mut self, is_doubtful: impl Fn(&M::Connection) -> bool + Send + Sync + 'static) -> Self {
         self.doubt = Some(Box::new(is_doubtful));

@@ -37,11 +37,14 @@ impl<M: ManageConnection> Pool<M> {
     ///
     /// - [`TimedOut`](crate::ErrorKind::TimedOut) after [`timeout`](PoolBuilder::timeout). It tells what was waited
     ///   for, who holds connections for longest, and how the last attempt to connect failed, which is also the source.
-    /// - What the attempt to connect failed with, at once, if no connection is out that could come back. An error of
+    /// - What the attempt to connect failed with, at once, if no connection is out that could come back: one that is held
+    ///   for longer than the time-out, and for 30 s, is not expected to. An error of
     ///   the manager that is an [`Error`] of this crate is that one; another one is the source of an
     ///   [`Unavailable`](crate::ErrorKind::Unavailable). A server that says nothing within
     ///   [`connect_timeout`](PoolBuilder::connect_timeout) is `TimedOut`.
     /// - [`Overloaded`](crate::ErrorKind::Overloaded) if as many wait as may.
+    /// - [`Panicked`](crate::ErrorKind::Panicked) if there is none, and the manager panicked when it was to connect, or the
+    ///   runtime went down in which the pool was built.
     /// - [`Closed`](crate::ErrorKind::Closed) after [`shutdown`](Self::shutdown).
     ///
     /// # Cancel safety

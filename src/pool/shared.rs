@@ -34,6 +34,8 @@ use crate::{
 const NAMED: usize = 3;
 /// How many connections that are in doubt a caller passes over for others, and has tested behind its back.
 const MOST_SET_ASIDE: u32 = 2;
+/// Less is no long time to hold a connection, however impatient those are who wait.
+const LONG_HOLD: Duration = Duration::from_secs(30);
 /// How long a test of a connection may take whose caller's time is up: his turn came in time.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -192,7 +194,9 @@ impl<M: ManageConnection> Shared<M> {
                 }
                 // It is being mended, say, and there are others.
                 Look::Unknown { is_doubtful: true, .. }
-                    if set_aside < MOST_SET_ASIDE && self.supply.count().idle > 0 =>
+                    if call.patience == Patience::Either
+                        && set_aside < MOST_SET_ASIDE
+                        && self.supply.count().idle > 0 =>
                 {
                     set_aside += 1;
                     self.set_aside(connection);
@@ -277,6 +281,7 @@ impl<M: ManageConnection> Shared<M> {
         let now = self.clock.now();
         tracked.is_dirty = false;
         tracked.untested_since = None;
+        tracked.last_used = now;
         // It may have been retired meanwhile, or the pool shut down.
         tracked.ending = self.tracking.examine(tracked, now);
         let may_be_lent = tracked.ending.is_none();
@@ -327,7 +332,7 @@ impl<M: ManageConnection> Shared<M> {
     fn hopeless(&self) -> Option<Error> {
         let now = self.clock.now();
         let error = lock(&self.turnstile).refusal(now)?;
-        (!self.supply.has_hope(self.settings.timeout, now)).then_some(error)
+        (!self.supply.has_hope(self.long_hold(), now)).then_some(error)
     }
 
     /// After a connection was lost: those who waited for it to come back may wait for nothing now.
@@ -339,7 +344,12 @@ impl<M: ManageConnection> Shared<M> {
 
     /// An attempt to connect failed: those are told for whom there is nothing to wait for.
     pub(super) fn failed(&self, error: &Error, tell_all: bool) {
-        self.supply.failed(error, tell_all, self.settings.timeout, self.clock.now());
+        self.supply.failed(error, tell_all, self.long_hold(), self.clock.now());
+    }
+
+    /// Who has held a connection for longer than this is not expected to bring it back.
+    fn long_hold(&self) -> Duration {
+        self.settings.timeout.max(LONG_HOLD)
     }
 
     /// Counts a connection that is closed. What broke it may have broken the idle ones, too, or the manager may know

@@ -274,9 +274,13 @@ impl PostgresBudget {
     }
 
     async fn lease(&self, session: Option<Session>, demand: Demand) -> Result<Session, Error> {
-        let mut session = match session.filter(|session| !session.holds_nothing()) {
-            Some(session) => session,
-            None => {
+        let mut session = match session {
+            Some(session) if !session.holds_nothing() => session,
+            // The server was left. What is open there yet has its blocks for as long, so that nobody else has them.
+            Some(session) if demand.gives_way && demand.open > 0 && !session.has_ended() => {
+                return Ok(session);
+            }
+            _ => {
                 // What the old one held is gone with it, or will be.
                 *lock(&self.leased) = Leased::default();
                 Session::new(self.manager.connect().await?)
@@ -393,6 +397,10 @@ impl Session {
 
     fn holds_nothing(&self) -> bool {
         self.connection.0.holds_nothing()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.connection.0.has_ended()
     }
 }
 

@@ -217,22 +217,21 @@ pub(super) fn is_going_down(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| going.contains(code))
 }
 
-/// Whether the statement has to be prepared anew. It was not carried out.
+/// Whether the statement has to be prepared anew, and was not carried out.
 pub(super) fn is_stale(error: &tokio_postgres::Error) -> bool {
-    is_forgotten(error) || is_of_other_types(error)
+    let is_of_the_statement = error.as_db_error().is_some_and(is_of_the_statement);
+    is_of_the_statement && (is_forgotten(error) || is_of_other_types(error))
 }
 
-/// Whether the server does not know the statement any more.
+/// Whether the server does not know the statement any more, or one that it uses.
 pub(super) fn is_forgotten(error: &tokio_postgres::Error) -> bool {
-    let answer = error.as_db_error().filter(|answer| is_of_the_statement(answer));
-    answer.is_some_and(|answer| *answer.code() == SqlState::INVALID_SQL_STATEMENT_NAME)
+    error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME)
 }
 
 /// Whether what the statement answers is of other types by now: "cached plan must not change result type", which has no
 /// code of its own.
 pub(super) fn is_of_other_types(error: &tokio_postgres::Error) -> bool {
-    let answer = error.as_db_error().filter(|answer| is_of_the_statement(answer));
-    answer.is_some_and(|answer| answer.routine() == Some("RevalidateCachedQuery"))
+    error.as_db_error().is_some_and(|answer| answer.routine() == Some("RevalidateCachedQuery"))
 }
 
 /// Whether the statement may be of other tables or types than those of now, so that it is as well to prepare it anew
@@ -241,7 +240,8 @@ pub(super) fn may_be_outdated(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("42") || *code == SqlState::INTERNAL_ERROR)
 }
 
-/// What happened inside of a function or a procedure has a context. That may have done something before it failed.
+/// What happened inside of a function or a procedure has that for its context, or begins with it. That may have done
+/// something before it failed. A server may be set to name the parameters of a statement.
 fn is_of_the_statement(answer: &DbError) -> bool {
-    answer.where_().is_none()
+    answer.where_().is_none_or(|context| context.starts_with("unnamed portal"))
 }

@@ -162,7 +162,8 @@ impl PostgresManager {
     }
 
     /// Gives up every connection made so far: each is closed when it is returned or next asked for. Clones of the manager
-    /// are the same here, so a [`PostgresBudget`](super::PostgresBudget) made of one loses its leases.
+    /// are the same here, so a [`PostgresBudget`](super::PostgresBudget) made of one goes back to its share, and leases
+    /// anew when what its pool had beyond that is closed.
     pub fn retire_all(&self) {
         self.generation.leave();
     }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bb8::{ManageConnection, QueueStrategy};
+use bb8::{AddError, ManageConnection, QueueStrategy};
 use tokio::{
     sync::{OnceCell, watch},
     task::AbortHandle,
@@ -110,13 +110,15 @@ impl Pool {
                 }
                 Err(error) => error,
             };
-            asked.failed(broke(&error));
+            let has_broken = broke(&error);
+            asked.failed(has_broken);
             if is_read_only(&error) {
                 // The address may lead to another server by now. Those who read go along: what they would be told there is
                 // of before.
                 session.generation.retire_read_only(session.born);
             }
-            let has_broken = session.is_broken();
+            // Others may have had an answer there meanwhile.
+            let has_broken = has_broken || session.is_broken();
             // It may have been cut while it was idle, which says nothing of the server. Every call of ours can be
             // made twice: what it writes is drawn anew, or it finds that it was made.
             if !has_broken || tries > self.size {
@@ -184,9 +186,14 @@ impl Pool {
 
     async fn add(&self) -> Result<(), Error> {
         let session = self.connections.dedicated_connection().await?;
-        // No room means that there are connections, which is as good.
-        let _ = self.connections.add(session);
-        Ok(())
+        match self.connections.add(session) {
+            Err(AddError::Broken(_)) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "postgres: the server was left while it was connected to",
+            )),
+            // No room means that there are connections, which is as good.
+            Ok(()) | Err(AddError::NoCapacity(_)) => Ok(()),
+        }
     }
 }
 

@@ -208,7 +208,7 @@ impl Line {
     }
 
     /// Whether this very connection is no more, whatever is known of the others.
-    fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         let is_retired = self.glance.load(Ordering::SeqCst) & RETIRED != 0;
         is_retired || self.client.is_closed()
     }
@@ -289,7 +289,7 @@ impl Line {
                 Err(error) => error,
             };
             let is_stale = is_stale(&error);
-            if is_stale || may_be_outdated(&error) {
+            if is_forgotten(&error) || is_of_other_types(&error) || may_be_outdated(&error) {
                 self.statements.forget(sql, &cell);
             }
             if is_of_other_types(&error) {
@@ -468,8 +468,12 @@ impl Line {
             let problem = format!("postgres: the connection was lost ({operation})");
             return Error::with_source(ErrorKind::Disconnected, problem, cause.clone());
         }
+        let is_closed = fault.is_closed();
         let error = fault.during(operation);
-        if self.has_ended() && matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Unavailable) {
+        if self.has_ended()
+            && !is_closed
+            && matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Unavailable)
+        {
             self.cause.get_or_init(|| error.clone());
         }
         error
