@@ -328,8 +328,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     }
 
     /// For how long a failed load is answered with its error instead of being repeated: 100 ms unless set,
-    /// at most an hour. Zero repeats at once, and then only those who waited share the error. With a remote tier it is no
-    /// longer than [`max_staleness`](RemoteCacheBuilder::max_staleness): another process may have been luckier.
+    /// at most an hour. Zero repeats at once, and then only those who waited share the error. With a remote tier and no bus
+    /// it is no longer than [`max_staleness`](RemoteCacheBuilder::max_staleness): another process may have been luckier.
     ///
     /// Without it a source in trouble gets one request after the other, as fast as it can fail them.
     /// Removing the key ends the throttle.

@@ -31,7 +31,7 @@ use crate::{
 /// What is larger, compressed or not, is worked on by a thread that serves nobody else: 64 KiB take a tenth of a
 /// millisecond, about what it costs to go there and back.
 const OFF_THREAD: usize = 64 << 10;
-/// How long such a thread is waited for, twice at most: for those before, and for the runtime's.
+/// How long such a thread is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The format of a cache's payloads.
@@ -44,6 +44,8 @@ pub(super) struct Format<V> {
     max_value: usize,
     /// One for each processor, so that many large values at once wait for each other and not for threads.
     off_thread: Arc<Semaphore>,
+    /// There was none when one was wanted last.
+    lacks_threads: Arc<AtomicBool>,
     told_too_large: AtomicBool,
     told_not_encoded: AtomicBool,
     told_unreadable: AtomicBool,
@@ -81,6 +83,7 @@ impl<V: Send + Sync + 'static> Format<V> {
             schema,
             max_value,
             off_thread: Arc::new(Semaphore::new(processors)),
+            lacks_threads: Arc::default(),
             told_too_large: AtomicBool::new(false),
             told_not_encoded: AtomicBool::new(false),
             told_unreadable: AtomicBool::new(false),
@@ -135,25 +138,28 @@ impl<V: Send + Sync + 'static> Format<V> {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, BoxError> {
-        let Ok(permit) = timeout(PATIENCE, Arc::clone(&self.off_thread).acquire_owned()).await else {
+        let permit = Arc::clone(&self.off_thread).acquire_owned().await?;
+        if self.lacks_threads.load(Ordering::Relaxed) {
             return Ok(work());
-        };
-        let permit = permit?;
-        let work = Arc::new(Mutex::new(Some(work)));
-        let there = Arc::clone(&work);
+        }
         // The permit goes along, so that a caller that goes away does not leave room for one too many.
+        let work = Arc::new(Mutex::new(Some((work, permit))));
+        let (there, lacks) = (Arc::clone(&work), Arc::clone(&self.lacks_threads));
         let mut done = task::spawn_blocking(move || {
-            let work = lock(&there).take();
-            let done = work.map(|work| work());
-            drop(permit);
-            done
+            lacks.store(false, Ordering::Relaxed);
+            let taken = lock(&there).take();
+            taken.map(|(work, _permit)| work())
         });
         let taken = match timeout(PATIENCE, &mut done).await {
             Ok(done) => return done?.ok_or_else(|| "it was done elsewhere".into()),
             Err(_) => lock(&work).take(),
         };
         match taken {
-            Some(work) => Ok(work()),
+            Some((work, _permit)) => {
+                // Until one is there, which is when what was left in the queue runs.
+                self.lacks_threads.store(true, Ordering::Relaxed);
+                Ok(work())
+            }
             // It has begun.
             None => done.await?.ok_or_else(|| "it was done elsewhere".into()),
         }

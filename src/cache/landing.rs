@@ -129,7 +129,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // No value that may be old: it is as good as it is new, however long the load took.
         let entry = self.entry(&flying.lead.key(), &kept, now, now, flying.captured.seen());
         // A value that is good for some time yet is worth more than the news that there is no newer one.
-        let is_good = |entry: &Entry<V>| matches!(self.standing(entry, now), Standing::Fresh | Standing::Due);
+        let idle = self.settings.time_to_idle;
+        let is_good = |entry: &Entry<V>| {
+            let is_forgotten = idle.is_some_and(|idle| entry.is_idle(idle, now));
+            !is_forgotten && matches!(self.standing(entry, now), Standing::Fresh | Standing::Due)
+        };
         let keeps = flying.previous.as_ref().is_some_and(is_good);
         flying.lead.land(Err(error), |key| {
             // The remote tier may have nothing of it, as one that is full, and memory be as good as before.

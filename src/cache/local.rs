@@ -246,7 +246,8 @@ pub(crate) enum AnyLocal<V>
 where
     V: Clone + Send + Sync + 'static,
 {
-    Moka(moka::sync::Cache<StoredKey, Entry<V>, Hasher>),
+    /// And how much it has room for.
+    Moka(moka::sync::Cache<StoredKey, Entry<V>, Hasher>, u64),
     #[cfg(feature = "quick-cache")]
     Quick(quick_cache::sync::Cache<StoredKey, Entry<V>, Weight, Hasher>),
 }
@@ -263,7 +264,7 @@ impl<V: Clone + Send + Sync + 'static> AnyLocal<V> {
                     true => builder.weigher(|_, entry: &Entry<V>| entry.weight),
                     false => builder,
                 };
-                Self::Moka(builder.build_with_hasher(hasher))
+                Self::Moka(builder.build_with_hasher(hasher), capacity)
             }
             #[cfg(feature = "quick-cache")]
             Engine::QuickCache => {
@@ -296,7 +297,7 @@ impl<V: Clone + Send + Sync + 'static> Local<V> for AnyLocal<V> {
     #[inline]
     fn get(&self, key: &Key<'_>) -> Option<Entry<V>> {
         match self {
-            Self::Moka(moka) => moka.get(key),
+            Self::Moka(moka, _) => moka.get(key),
             #[cfg(feature = "quick-cache")]
             Self::Quick(quick) => quick.get(key),
         }
@@ -304,7 +305,11 @@ impl<V: Clone + Send + Sync + 'static> Local<V> for AnyLocal<V> {
 
     fn insert(&self, key: StoredKey, entry: Entry<V>) {
         match self {
-            Self::Moka(moka) => moka.insert(key, entry),
+            // In the place of another entry it would have all others evicted before itself.
+            Self::Moka(moka, capacity) if entry.weight == u32::MAX || u64::from(entry.weight) > *capacity => {
+                moka.invalidate(&key);
+            }
+            Self::Moka(moka, _) => moka.insert(key, entry),
             #[cfg(feature = "quick-cache")]
             Self::Quick(quick) => quick.insert(key, entry),
         }
@@ -312,7 +317,7 @@ impl<V: Clone + Send + Sync + 'static> Local<V> for AnyLocal<V> {
 
     fn remove(&self, key: &Key<'_>) {
         match self {
-            Self::Moka(moka) => moka.invalidate(key),
+            Self::Moka(moka, _) => moka.invalidate(key),
             #[cfg(feature = "quick-cache")]
             Self::Quick(quick) => drop(quick.remove(key)),
         }
@@ -320,7 +325,7 @@ impl<V: Clone + Send + Sync + 'static> Local<V> for AnyLocal<V> {
 
     fn clear(&self) {
         match self {
-            Self::Moka(moka) => moka.invalidate_all(),
+            Self::Moka(moka, _) => moka.invalidate_all(),
             #[cfg(feature = "quick-cache")]
             Self::Quick(quick) => quick.clear(),
         }
@@ -328,7 +333,7 @@ impl<V: Clone + Send + Sync + 'static> Local<V> for AnyLocal<V> {
 
     fn len(&self) -> u64 {
         match self {
-            Self::Moka(moka) => {
+            Self::Moka(moka, _) => {
                 moka.run_pending_tasks();
                 moka.entry_count()
             }
@@ -339,7 +344,7 @@ impl<V: Clone + Send + Sync + 'static> Local<V> for AnyLocal<V> {
 
     fn weight(&self) -> u64 {
         match self {
-            Self::Moka(moka) => {
+            Self::Moka(moka, _) => {
                 moka.run_pending_tasks();
                 moka.weighted_size()
             }

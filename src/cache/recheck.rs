@@ -126,9 +126,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let is_same =
             agrees && is_there && known.read_from() == Some(fence) && known.still_holds(&self.epoch);
         is_same.then(|| {
-            self.events.remote_hits.add();
-            self.events.remote_unchanged.add();
-            let entry = Some(known.heard_again(asked_at, self.max_local_life));
+            let entry = known.heard_again(asked_at, self.max_local_life);
+            match self.standing_of_heard(&entry, self.clock.now()) {
+                Standing::Fresh | Standing::Due => {
+                    self.events.remote_hits.add();
+                    self.events.remote_unchanged.add();
+                }
+                _ => self.events.remote_misses.add(),
+            }
+            let entry = Some(entry);
             Looked { entry, fence, lease: Duration::ZERO, before: None }
         })
     }

@@ -35,7 +35,7 @@ pub struct Stats {
     /// Loads, among those, that nobody waited for: a value was loaded again ahead of its end, or behind a stale
     /// answer.
     pub refreshes: u64,
-    /// Loaders that failed, panicked or took too long.
+    /// Loaders that failed, panicked or took too long; and of loads of many that did not, the keys that failed.
     pub load_failures: u64,
     /// Loads that were dropped, begun or not, because all who waited for them had gone: where
     /// [that is wanted](super::CacheBuilder::drop_abandoned_loads).

@@ -134,8 +134,8 @@ impl RedisBus {
     }
 }
 
-/// What is published at a replica reaches who listens there, and nobody else: a server that became one is left. To listen
-/// is possible at either.
+/// What is published at a replica reaches who listens there, and nobody else, unless it is one of a cluster: a server that
+/// became one is left. To listen is possible at either.
 fn publishing(address: Address) -> Pool {
     Pool::new(address, Some(History::question_of_role()), Naming::default())
 }

@@ -402,12 +402,16 @@ impl Store for RedisStore {
         }
         let size = if put.bytes.len() >= LARGE { Size::Large } else { Size::Small };
         let life = milliseconds(put.time_to_live);
-        // One for all attempts where something is compared: one whose answer was lost is known by it.
-        let first = header(ENTRY);
+        // One for all attempts where something is compared: one whose answer was lost is known by it. In another history
+        // it is nobody's: what was lost on the way there may be what it would be compared with.
+        let first: Mutex<Option<(History, [u8; FENCE])>> = Mutex::default();
         let written = Mutex::new([0; FENCE]);
         let write = |script, history: History| {
             let fence = put.fence.map(|fence| history.veil(fence.to_bytes()));
-            let header = if fence.is_some() { first } else { header(ENTRY) };
+            let header = match (&fence, &mut *lock(&first)) {
+                (Some(_), Some((of, header))) if *of == history => *header,
+                (_, first) => first.insert((history, header(ENTRY))).1,
+            };
             let fence = fence.as_ref().map_or(&[][..], |fence| fence);
             *lock(&written) = history.veil(header);
             self.script_call(script, &PUT, &[put.name], &[fence, &header, &life, &put.bytes])

@@ -113,8 +113,8 @@ impl Connection {
     pub(super) async fn ask(&self) -> Result<bool, Fault> {
         let Some(question) = &self.shared.question else { return Ok(true) };
         let answer = match self.run(question.clone())?.await.unwrap_or(Err(Fault::Lost(Lost::Closed))) {
-            // Who may not ask does without.
-            Err(Fault::Refused(refusal)) if refusal.code() == "NOPERM" => return Ok(false),
+            // Who may not ask does without, and who asks a server that does not know the command.
+            Err(Fault::Refused(refusal)) if matches!(refusal.code(), "NOPERM" | "ERR") => return Ok(false),
             answer => answer?,
         };
         let history = answer.first().map_or(Ok(None), History::of)?;

@@ -49,10 +49,11 @@ impl History {
         question
     }
 
-    /// The command that asks whether the server is the primary, whatever the names.
+    /// The command that asks whether the server is the primary, whatever the names. Of all that there is: not every
+    /// server takes more than one section, and it matters whether it is of a cluster.
     pub(super) fn question_of_role() -> Commands {
         let mut question = Commands::default();
-        question.add(&[b"INFO", b"replication"]);
+        question.add(&[b"INFO"]);
         question
     }
 
@@ -67,7 +68,8 @@ impl History {
             _ => return Ok(None),
         };
         let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
-        if field("role:") == Some("slave") {
+        // Where that is told, it is asked for by one who only publishes, whom a replica in a cluster serves as well.
+        if field("role:") == Some("slave") && field("cluster_enabled:") != Some("1") {
             return Err(Fault::Refused(Refusal::new(b"READONLY it is a replica")));
         }
         let digits = field("master_replid:").and_then(|id| id.get(..DIGITS));
