@@ -128,12 +128,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         is_same.then(|| {
             let entry = known.heard_again(asked_at, self.max_local_life);
             match self.standing_of_heard(&entry, self.clock.now()) {
-                Standing::Fresh | Standing::Due => {
-                    self.events.remote_hits.add();
-                    self.events.remote_unchanged.add();
-                }
+                Standing::Fresh | Standing::Due => self.events.remote_hits.add(),
                 _ => self.events.remote_misses.add(),
             }
+            self.events.remote_unchanged.add();
             let entry = Some(entry);
             Looked { entry, fence, lease: Duration::ZERO, before: None }
         })

@@ -47,8 +47,8 @@ pub struct Stats {
     pub fenced: u64,
     /// Fresh in the remote tier, when that was asked: by those who missed, and by loads ahead.
     pub remote_hits: u64,
-    /// Among those, answered from memory after the remote tier had said that nothing changed: a large value that was
-    /// asked about, and not read again.
+    /// Large values of which the remote tier said that it has what memory has: they were asked about, and not read
+    /// again.
     pub remote_unchanged: u64,
     /// Not in the remote tier, or not fit to be served.
     pub remote_misses: u64,
