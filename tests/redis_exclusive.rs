@@ -248,3 +248,21 @@ async fn what_keeps_a_connection_from_being_made_is_a_kind_of_its_own_and_holds_
     let error = RedisManager::new("hunter2").unwrap_err();
     assert!(error.kind() == ErrorKind::Configuration && !format!("{error:?}").contains("hunter2"));
 }
+
+/// That a host vanishes cannot be had on one machine. That the kernel would find it out can be seen.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn kernel_looks_for_a_server_that_vanished() {
+    let server = RedisServer::start();
+    let pool = pool(&server, 1);
+    let mut connection = get(&pool).await.unwrap();
+    assert_eq!(echo(&mut connection, "word").await, "word");
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = format!(":{:04X}", server.port());
+    // Where to, and which timer runs: the second is the one that asks a silent peer for a sign of life.
+    let mut ours = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(2)?.ends_with(&port).then(|| fields[5].to_owned())
+    });
+    assert!(ours.any(|timer| timer.starts_with("02:")), "{table}");
+}
