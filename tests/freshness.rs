@@ -16,7 +16,8 @@ use std::{
 use mcp_perf::{
     Error, ErrorKind,
     cache::{
-        BatchLoader, Cache, CacheBuilder, Key, Loaded, LocalState, MAX_TIME_TO_LIVE, Previous, RemoteState,
+        BatchLoader, Cache, CacheBuilder, Engine, Key, Loaded, LocalState, MAX_TIME_TO_LIVE, Previous,
+        RemoteState,
     },
     clock::Clock,
     testing::MemoryStore,
@@ -602,21 +603,26 @@ async fn what_is_stale_in_the_store_is_no_hit() {
 
 /// The source has the new value, so the old one is to go, whatever the new one weighs.
 #[tokio::test]
-async fn weigher_that_panics_keeps_nothing_old() {
+async fn value_that_cannot_be_weighed_or_kept_leaves_nothing_old_and_all_others() {
     let weigher = |value: &String| {
         assert_ne!(value, "new", "a bug in the weigher");
         value.capacity() as u64
     };
-    let cache: Texts = Cache::builder("test").capacity_bytes(1 << 20, weigher).build().unwrap();
-    let other = Key::public("other");
-    cache.insert(&key(), "old".to_owned()).await.unwrap();
-    cache.insert(&other, "other".to_owned()).await.unwrap();
-    assert_eq!(cache.stats().len, 2);
-    cache.write_through(&key(), &[], "new".to_owned(), |_| async { Ok::<_, io::Error>(()) }).await.unwrap();
-    assert_eq!(cache.get_local(&key()), None);
-    assert_eq!(cache.stats().len, 1);
-    assert_eq!(cache.get_local(&other).as_deref(), Some("other"), "it makes room for nothing");
-    assert_eq!(load(&cache, "new").await.unwrap(), "new");
+    for engine in [Engine::Moka, Engine::QuickCache] {
+        let builder = Cache::builder("test").engine(engine).capacity_bytes(1 << 20, weigher);
+        let cache: Texts = builder.build().unwrap();
+        let other = Key::public("other");
+        for too_large in [false, true] {
+            cache.insert(&key(), "old".to_owned()).await.unwrap();
+            cache.insert(&other, "other".to_owned()).await.unwrap();
+            assert_eq!(cache.stats().len, 2);
+            let new = if too_large { "x".repeat(2 << 20) } else { "new".to_owned() };
+            cache.write_through(&key(), &[], new, |_| async { Ok::<_, io::Error>(()) }).await.unwrap();
+            assert_eq!((cache.get_local(&key()), cache.stats().len), (None, 1), "{engine:?}");
+            assert_eq!(cache.get_local(&other).as_deref(), Some("other"), "it makes room for nothing");
+        }
+        assert_eq!(load(&cache, "new").await.unwrap(), "new");
+    }
 }
 
 /// What a loader says that its value takes up counts wherever the value goes.
@@ -931,7 +937,6 @@ async fn many_that_were_removed_while_they_were_loaded_are_not_stored() {
 
 #[tokio::test]
 async fn memory_is_bounded_in_bytes_by_either_engine() {
-    use mcp_perf::cache::Engine;
     for engine in [Engine::Moka, Engine::QuickCache] {
         let bytes = 1 << 20;
         let cache: Texts = Cache::builder("test")

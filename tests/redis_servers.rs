@@ -170,12 +170,17 @@ async fn script_that_the_server_forgot_is_sent_again() {
     }
 }
 
+/// A store, the same at the end of a way on which answers can be lost, and the way.
+async fn near_and_far(server: &RedisServer) -> (RedisStore, RedisStore, FaultProxy) {
+    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
+    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
+    (RedisStore::new(&server.url()).unwrap(), far, proxy)
+}
+
 #[tokio::test]
 async fn removal_that_is_made_twice_bars_what_began_before_a_removal_in_between() {
     let server = RedisServer::start();
-    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
-    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
-    let near = RedisStore::new(&server.url()).unwrap();
+    let (near, far, proxy) = near_and_far(&server).await;
     far.ping().await.unwrap();
     let fence = async || near.get_many(&["name"], &[]).await.unwrap().entries[0].fence;
     let before = fence().await;
@@ -200,9 +205,7 @@ async fn removal_that_is_made_twice_bars_what_began_before_a_removal_in_between(
 #[tokio::test]
 async fn write_over_anything_that_is_made_twice_leaves_another_fence_each_time() {
     let server = RedisServer::start();
-    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
-    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
-    let near = RedisStore::new(&server.url()).unwrap();
+    let (near, far, proxy) = near_and_far(&server).await;
     put(&far, "other", b"the server knows the script").await.unwrap();
     let fence = async || near.get_many(&["name"], &[]).await.unwrap().entries[0].fence;
     let before = fence().await;
@@ -225,9 +228,7 @@ async fn write_over_anything_that_is_made_twice_leaves_another_fence_each_time()
 #[tokio::test]
 async fn write_whose_answer_was_lost_is_known_when_it_is_made_again() {
     let server = RedisServer::start();
-    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
-    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
-    let near = RedisStore::new(&server.url()).unwrap();
+    let (near, far, proxy) = near_and_far(&server).await;
     put(&far, "other", b"the server knows the script").await.unwrap();
     let fence = async || near.get_many(&["name"], &[]).await.unwrap().entries[0].fence;
     for is_removed in [false, true] {
@@ -255,9 +256,7 @@ async fn write_whose_answer_was_lost_is_known_when_it_is_made_again() {
 #[tokio::test]
 async fn stamp_that_is_written_twice_by_a_script_forgotten_in_between_is_another_one() {
     let server = RedisServer::start();
-    let proxy = FaultProxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, server.port()))).await.unwrap();
-    let far = RedisStore::new(&format!("redis://{}/", proxy.address())).unwrap();
-    let (near, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
+    let ((near, far, proxy), mut redis) = (near_and_far(&server).await, server.connection().await);
     let change = |name, stamp| Restamp { name, invalidation: Invalidation::Remove, stamp };
     far.restamp(&[change("other", Stamp::random())]).await.unwrap();
     let stamp = async || near.get_many(&[], &["tag"]).await.unwrap().stamps[0];

@@ -277,6 +277,14 @@ impl<V: Clone + Send + Sync + 'static> AnyLocal<V> {
             }
         }
     }
+
+    fn capacity(&self) -> u64 {
+        match self {
+            Self::Moka(_, capacity) => *capacity,
+            #[cfg(feature = "quick-cache")]
+            Self::Quick(quick) => quick.capacity(),
+        }
+    }
 }
 
 /// What an entry takes up, as `quick_cache` asks for it.
@@ -304,11 +312,12 @@ impl<V: Clone + Send + Sync + 'static> Local<V> for AnyLocal<V> {
     }
 
     fn insert(&self, key: StoredKey, entry: Entry<V>) {
+        // What could not be weighed, or is more than there is room for. In the place of another entry an engine may have all
+        // others evicted before that.
+        if entry.weight == u32::MAX || u64::from(entry.weight) > self.capacity() {
+            return self.remove(&key.as_key());
+        }
         match self {
-            // In the place of another entry it would have all others evicted before itself.
-            Self::Moka(moka, capacity) if entry.weight == u32::MAX || u64::from(entry.weight) > *capacity => {
-                moka.invalidate(&key);
-            }
             Self::Moka(moka, _) => moka.insert(key, entry),
             #[cfg(feature = "quick-cache")]
             Self::Quick(quick) => quick.insert(key, entry),
