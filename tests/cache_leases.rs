@@ -25,7 +25,7 @@ use mcp_perf::{
     clock::Clock,
     postgres::PostgresStore,
     redis::RedisStore,
-    testing::MemoryStore,
+    testing::{Calls, Fault, FaultStore, MemoryStore},
 };
 use support::{
     postgres::PostgresServer,
@@ -501,6 +501,68 @@ async fn everybody_loads_for_himself_while_the_store_fails() {
     assert!(pair.clock.now().since(began) < SECOND);
     alone.end(Ok("first")).await.unwrap();
     assert_eq!(pair.loads(), 2);
+}
+
+/// Two nodes that can each be kept from hearing of what they wrote.
+async fn out_of_earshot() -> [(FaultStore<MemoryStore>, Texts); 2] {
+    let clock = Clock::tokio();
+    let network = FaultStore::new(MemoryStore::new(clock.clone()), 0);
+    let node = async || {
+        let store = network.node();
+        let builder = Cache::builder("test").clock(clock.clone()).remote(store.clone());
+        (store, builder.share_loads(LEASE).build().await.unwrap())
+    };
+    [node().await, node().await]
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_that_was_taken_unheard_is_found_again_by_who_took_it() {
+    let [(store, one), (_, two)] = out_of_earshot().await;
+    store.next(Calls::Writes, Fault::LoseAnswer);
+    let load = Running::start(&one, &[]).await;
+    assert!(matches!(two.explain(&key()).await.remote, RemoteState::Leased(_)));
+    load.end(Ok("first")).await.unwrap();
+    settle().await;
+    assert_eq!(get(&two).await.as_deref(), Some("first"));
+    assert_eq!(one.get_local(&key()).as_deref(), Some("first"));
+    assert_eq!(one.stats().fenced, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_that_was_taken_unheard_is_given_back_by_a_load_that_fails() {
+    let [(store, one), (_, two)] = out_of_earshot().await;
+    store.next(Calls::Writes, Fault::LoseAnswer);
+    let load = Running::start(&one, &[]).await;
+    load.end(Err(io::Error::other("no"))).await.unwrap_err();
+    settle().await;
+    sleep(2 * MILLISECOND).await;
+    assert!(!matches!(two.explain(&key()).await.remote, RemoteState::Leased(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_that_was_prolonged_unheard_is_prolonged_again_and_filled() {
+    let [(store, one), (_, two)] = out_of_earshot().await;
+    let load = Running::start(&one, &[]).await;
+    store.next(Calls::Writes, Fault::LoseAnswer);
+    sleep(4 * LEASE).await;
+    assert!(matches!(two.explain(&key()).await.remote, RemoteState::Leased(_)));
+    load.end(Ok("first")).await.unwrap();
+    settle().await;
+    assert_eq!(get(&two).await.as_deref(), Some("first"));
+    assert_eq!(one.stats().fenced, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_of_another_is_not_taken_for_one_that_was_taken_unheard() {
+    let [(store, one), (_, two)] = out_of_earshot().await;
+    store.next(Calls::Writes, Fault::LoseRequest);
+    let alone = Running::start(&one, &[]).await;
+    let holder = Running::start(&two, &[]).await;
+    alone.end(Ok("first")).await.unwrap();
+    settle().await;
+    holder.end(Ok("second")).await.unwrap();
+    settle().await;
+    assert_eq!(get(&one).await.as_deref(), Some("second"));
 }
 
 #[tokio::test(start_paused = true)]

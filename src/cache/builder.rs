@@ -105,6 +105,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// How many entries fit in memory: 10,000 unless set, at least 1.
     ///
     /// Beyond that the engine keeps those that are asked for more often.
+    #[doc(alias = "max_capacity")]
     pub fn capacity(mut self, entries: u64) -> Self {
         (self.settings.capacity, self.settings.weigher) = (entries, None);
         self
@@ -139,6 +140,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
 
     /// How long an entry may be served, unless its loader says otherwise: 5 minutes unless set, more than
     /// zero and at most [`MAX_TIME_TO_LIVE`].
+    #[doc(alias = "ttl")]
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.policy.time_to_live = time_to_live;
         self
@@ -146,6 +148,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
 
     /// How long the answer that [there is no value](super::Loaded::not_found) may be served: 5 seconds unless set,
     /// or a tenth of the time to live if that is less; zero does not store it, the most is [`MAX_TIME_TO_LIVE`].
+    #[doc(alias = "negative_ttl")]
     pub fn negative_time_to_live(mut self, time_to_live: Duration) -> Self {
         self.settings.policy.negative_time_to_live = Some(time_to_live);
         self
@@ -156,6 +159,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     ///
     /// It never lengthens a life: the time to live counts from the load all the same. Otherwise what is asked for
     /// all the time would never be loaded again. The remote tier knows nothing of it.
+    #[doc(alias = "tti")]
     pub fn time_to_idle(mut self, time_to_idle: Duration) -> Self {
         self.settings.time_to_idle = Some(time_to_idle);
         self
@@ -174,6 +178,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// Nobody waits for a value that is asked for often enough. What was [removed](Cache::remove) is never served,
     /// and what was made to [expire](Cache::expire) is waited for. With a remote tier an answer that this
     /// process gave [`max_staleness`](RemoteCacheBuilder::max_staleness) ago or before costs a look there.
+    #[doc(alias = "swr")]
     pub fn stale_while_revalidate(mut self, time: Duration) -> Self {
         self.settings.policy.stale_while_revalidate = time;
         self

@@ -1,6 +1,6 @@
 //! The contract of the invalidation bus.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 
@@ -52,6 +52,22 @@ pub trait Subscription: Send + 'static {
     /// Cancel safe: dropping the future loses no message. What waits to be asked for has to be bounded; a bus that
     /// has no more room ends the subscription.
     fn next(&mut self) -> impl Future<Output = Result<Bytes, Error>> + Send;
+}
+
+impl<B: Bus> Bus for Arc<B> {
+    type Subscription = B::Subscription;
+
+    fn max_message(&self) -> usize {
+        B::max_message(self)
+    }
+
+    fn publish(&self, channel: &str, message: Bytes) -> impl Future<Output = Result<(), Error>> + Send {
+        B::publish(self, channel, message)
+    }
+
+    fn subscribe(&self, channel: &str) -> impl Future<Output = Result<Self::Subscription, Error>> + Send {
+        B::subscribe(self, channel)
+    }
 }
 
 /// A future of a bus behind `dyn`.

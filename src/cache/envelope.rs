@@ -3,7 +3,7 @@
 //! ```text
 //! "MP" | version u8 | codec u8 | compression u8 | flags u8 | raw length u32
 //!      | fresh u32 ms | life u32 ms | load cost u32 µs
-//!      | schema u64, if flagged | lease over at u32 ms, value dead at u32 ms, if flagged
+//!      | schema u64, if flagged | lease over at u32 ms, value dead at u32 ms, holder u64, if flagged
 //!      | cost u32, if flagged
 //!      | validator (length u16, text), if flagged
 //!      | tags u16 | (length u16, tag, stamp u128)* | epoch u128
@@ -79,6 +79,8 @@ pub(crate) struct Lease {
     pub(crate) over_at: Duration,
     /// Rounded up to milliseconds, so that no value gains life.
     pub(crate) dead_at: Duration,
+    /// Drawn by who took it.
+    pub(crate) holder: u64,
 }
 
 /// The bytes of a value, and how they are to be read.
@@ -118,10 +120,11 @@ impl<'a> Envelope<'a> {
         if let Some(schema) = schema {
             bytes.extend_from_slice(&schema.to_le_bytes());
         }
-        if let Some(Lease { over_at, dead_at }) = self.lease {
+        if let Some(Lease { over_at, dead_at, holder }) = self.lease {
             for number in [over_at.as_millis(), dead_at.as_nanos().div_ceil(1_000_000)] {
                 bytes.extend_from_slice(&saturated(number).to_le_bytes());
             }
+            bytes.extend_from_slice(&holder.to_le_bytes());
         }
         if let Some(cost) = self.cost {
             bytes.extend_from_slice(&cost.to_le_bytes());
@@ -176,7 +179,7 @@ impl<'a> Envelope<'a> {
         let raw_length = rest.u32()?;
         let [fresh, life, load_cost] = [rest.u32()?, rest.u32()?, rest.u32()?].map(u64::from);
         let schema = if flags & flag::SCHEMA != 0 { Some(rest.u64()?) } else { None };
-        let lease = if flags & flag::LEASE != 0 { Some([rest.u32()?, rest.u32()?]) } else { None };
+        let lease = if flags & flag::LEASE != 0 { Some(rest.lease()?) } else { None };
         let cost = if flags & flag::COST != 0 { Some(rest.u32()?) } else { None };
         let validator = if flags & flag::VALIDATOR != 0 { Some(rest.short()?) } else { None };
         let count = rest.u16()?;
@@ -198,7 +201,7 @@ impl<'a> Envelope<'a> {
             validator,
             cost,
             negative: flags & flag::NEGATIVE != 0,
-            lease: lease.map(|ends| ends.map(|left| Duration::from_millis(left.into()))).map(Lease::ending),
+            lease,
             payload: Payload { codec, compression, schema, raw_length, bytes },
         };
         (same_kind && same_key && rest.0.is_empty()).then_some(envelope)
@@ -217,13 +220,9 @@ impl<'a> Envelope<'a> {
 
 impl Lease {
     /// For `lease` in an entry of which the value lives for `value`, and the time to live of the whole.
-    pub(crate) fn over(lease: Duration, value: Duration) -> (Self, Duration) {
+    pub(crate) fn over(lease: Duration, value: Duration, holder: u64) -> (Self, Duration) {
         let whole = lease.max(value);
-        (Self { over_at: whole - lease, dead_at: whole - value }, whole)
-    }
-
-    fn ending([over_at, dead_at]: [Duration; 2]) -> Self {
-        Self { over_at, dead_at }
+        (Self { over_at: whole - lease, dead_at: whole - value, holder }, whole)
     }
 }
 
@@ -265,6 +264,11 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    fn lease(&mut self) -> Option<Lease> {
+        let [over_at, dead_at] = [self.u32()?, self.u32()?].map(|left| Duration::from_millis(left.into()));
+        Some(Lease { over_at, dead_at, holder: self.u64()? })
     }
 
     fn stamp(&mut self) -> Option<Stamp> {
@@ -346,7 +350,7 @@ mod tests {
             validator: Some("W/\"5d8c72a5edda8d6a\""),
             cost: Some(u32::MAX - 1),
             negative: false,
-            lease: Some(Lease { over_at: Duration::from_secs(55), dead_at: Duration::ZERO }),
+            lease: Some(Lease { over_at: Duration::from_secs(55), dead_at: Duration::ZERO, holder: 7 }),
             payload: Payload { schema: Some(u64::MAX - 1), ..PAYLOAD },
         }
     }
@@ -413,10 +417,13 @@ mod tests {
         assert_eq!(opened.fresh, Duration::from_millis(1));
         assert_eq!(opened.life, Duration::from_millis(2));
         assert_eq!(opened.load_cost, Duration::from_micros(1_500));
-        let term = Lease { over_at: odd, dead_at: odd };
+        let term = Lease { over_at: odd, dead_at: odd, holder: u64::MAX };
         let sealed = Envelope { lease: Some(term), ..bare() }.seal(&key).unwrap();
         let [over_at, dead_at] = [1, 2].map(Duration::from_millis);
-        assert_eq!(Envelope::open(&sealed, &key).unwrap().lease, Some(Lease { over_at, dead_at }));
+        assert_eq!(
+            Envelope::open(&sealed, &key).unwrap().lease,
+            Some(Lease { over_at, dead_at, holder: u64::MAX })
+        );
 
         let long = Duration::MAX;
         let sealed = Envelope { fresh: long, life: long, load_cost: long, ..bare() }.seal(&key).unwrap();
@@ -431,7 +438,7 @@ mod tests {
     fn lease_and_value_end_each_at_its_own_time() {
         let seconds = Duration::from_secs;
         for (lease, value) in [(5, 60), (60, 5), (5, 0), (7, 7)] {
-            let (term, whole) = Lease::over(seconds(lease), seconds(value));
+            let (term, whole) = Lease::over(seconds(lease), seconds(value), 7);
             let envelope = Envelope { lease: Some(term), life: seconds(100), ..bare() };
             assert_eq!(whole, seconds(lease.max(value)));
             for passed in [0, 4, 5, 6, 59, 60] {
@@ -440,7 +447,7 @@ mod tests {
                 assert_eq!(envelope.value_left(remaining), seconds(value.saturating_sub(passed)));
             }
         }
-        let (term, _) = Lease::over(seconds(5), seconds(60));
+        let (term, _) = Lease::over(seconds(5), seconds(60), 7);
         let envelope = Envelope { lease: Some(term), life: seconds(30), ..bare() };
         assert_eq!(envelope.value_left(seconds(60)), seconds(30), "no longer than it was written with");
         assert_eq!(bare().lease_left(seconds(9)), Duration::ZERO);

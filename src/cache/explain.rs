@@ -111,7 +111,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             },
             Err(error) => LocalState::Failure(error.kind()),
             Ok(_) if !self.is_confirmed(entry, now) => LocalState::Unconfirmed,
-            Ok(_) if !entry.still_holds(&self.epoch) => LocalState::Expired(kept),
+            Ok(_) if !entry.still_holds(&self.epoch) || entry.times().was_expired => {
+                LocalState::Expired(kept)
+            }
             Ok(_) => match entry.times().standing(now, || 1.0) {
                 Standing::Fresh | Standing::Due => LocalState::Fresh(entry.times().fresh_until.since(now)),
                 _ => LocalState::Stale(kept),

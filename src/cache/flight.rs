@@ -77,11 +77,18 @@ struct Watched {
 pub(crate) struct Flight<V> {
     began: Began,
     fenced: AtomicBool,
+    /// What fenced it is a forced load, which will be newer, if it comes to anything.
+    is_superseded: AtomicBool,
+    is_forced: bool,
+    /// A forced load that this one superseded has succeeded since: what there was before it is not to come back.
+    replaces: AtomicBool,
     callers: Mutex<Callers>,
     is_abandoned: AtomicBool,
     waiters: Waiters,
     meanwhile: Mutex<Option<Meanwhile<V>>>,
     outcome: OnceLock<Result<V, Error>>,
+    /// The outcome is a stale value, for want of a new one.
+    is_stale: AtomicBool,
     /// What the outcome stands in for.
     failure: OnceLock<Error>,
     landed: Notify,
@@ -187,20 +194,47 @@ impl<V> Flights<V> {
             }
             Some(_) | None => {}
         }
+        Boarding::Lead(self.lead(&mut stripe, key, began, false))
+    }
+
+    /// Starts a forced flight: whoever loads now may have read before it was asked for, and may not store that.
+    pub(crate) fn force(self: &Arc<Self>, key: &Key<'_>, began: Began) -> Lead<V> {
+        let mut stripe = lock(self.stripe(key));
+        let before = stripe.running.get(key as &dyn AsKey).map(Arc::clone);
+        stripe.fence(key);
+        let lead = self.lead(&mut stripe, key, began, true);
+        if let Some(before) = before {
+            before.is_superseded.store(true, Ordering::Release);
+            lead.flight.replaces.store(before.replaces.load(Ordering::Acquire), Ordering::Release);
+        }
+        lead
+    }
+
+    fn lead(
+        self: &Arc<Self>,
+        stripe: &mut Stripe<V>,
+        key: &Key<'_>,
+        began: Began,
+        is_forced: bool,
+    ) -> Lead<V> {
         let flight = Arc::new(Flight {
             began,
             fenced: AtomicBool::new(false),
+            is_superseded: AtomicBool::new(false),
+            is_forced,
+            replaces: AtomicBool::new(false),
             callers: Mutex::new(Callers::default()),
             is_abandoned: AtomicBool::new(false),
             waiters: Waiters::new(),
             meanwhile: Mutex::new(None),
             outcome: OnceLock::new(),
+            is_stale: AtomicBool::new(false),
             failure: OnceLock::new(),
             landed: Notify::new(),
         });
         let stored = StoredKey::from(key);
         stripe.running.insert(stored.clone(), Arc::clone(&flight));
-        Boarding::Lead(Lead { flights: Arc::clone(self), key: stored, flight, has_landed: false })
+        Lead { flights: Arc::clone(self), key: stored, flight, has_landed: false }
     }
 
     /// Runs `change` (a removal, or the insertion of a newer value) and bars the running load of the
@@ -287,6 +321,19 @@ impl<V> Watch<V> {
     }
 }
 
+/// How a forced flight landed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forced {
+    /// It was stored.
+    Stored,
+    /// The key was removed or inserted since it began.
+    Fenced,
+    /// Another forced flight is under way, and answers for what there was before.
+    Superseded,
+    /// The same, and that one has ended already: how, nobody knows.
+    Outlived,
+}
+
 impl<V> Drop for Watch<V> {
     fn drop(&mut self) {
         let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
@@ -305,6 +352,11 @@ impl<V: Clone + Send + Sync> Flight<V> {
         if lock(&self.meanwhile).is_none() {
             self.waiters.add(waiter);
         }
+    }
+
+    /// Whether the outcome, if it is a value, is a stale one.
+    pub(super) fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Acquire)
     }
 
     /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
@@ -402,6 +454,11 @@ impl<V> Lead<V> {
         let _ = self.flight.failure.set(error);
     }
 
+    /// Notes whether a stale value is about to stand in for a load.
+    pub(crate) fn stands_in(&self, is_stale: bool) {
+        self.flight.is_stale.store(is_stale, Ordering::Release);
+    }
+
     /// Whether those who waited have been given a stale value.
     pub(crate) fn has_released(&self) -> bool {
         lock(&self.flight.meanwhile).is_some()
@@ -411,6 +468,45 @@ impl<V> Lead<V> {
     /// `outcome`. Returns whether it was not fenced.
     pub(crate) fn land(mut self, outcome: Result<V, Error>, store: impl FnOnce(StoredKey)) -> bool {
         self.end(|| true, outcome, store).unwrap_or_default()
+    }
+
+    /// Ends a forced flight that was successful: `store` runs unless it was fenced, in the place of whatever a flight will
+    /// bring that took its place, and is what `watch` watches from then on.
+    pub(crate) fn land_over(
+        mut self,
+        outcome: Result<V, Error>,
+        watch: &mut Watch<V>,
+        store: impl FnOnce(StoredKey),
+    ) -> Forced {
+        let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
+        self.has_landed = true;
+        let tell = Tell { flight: &self.flight, outcome: Some(outcome) };
+        if !self.flight.fenced.load(Ordering::Acquire) {
+            stripe.fence(&self.key.as_key());
+            watch.since = stripe.watched.get(&self.key).map_or(watch.since, |watched| watched.changes);
+            store(self.key.clone());
+            // Dropped after the lock.
+            drop(stripe);
+            drop(tell);
+            return Forced::Stored;
+        }
+        let successor = stripe.running.get(&self.key).filter(|flight| flight.is_forced);
+        let landed = match successor {
+            _ if !self.flight.is_superseded.load(Ordering::Acquire) => Forced::Fenced,
+            Some(successor) => {
+                successor.replaces.store(true, Ordering::Release);
+                Forced::Superseded
+            }
+            None => Forced::Outlived,
+        };
+        drop(stripe);
+        drop(tell);
+        landed
+    }
+
+    /// Whether what there was before it is not to stand in for it.
+    pub(crate) fn replaces(&self) -> bool {
+        self.flight.replaces.load(Ordering::Acquire)
     }
 
     /// As [`land`](Self::land), if `holds` under the lock; else the flight goes on. A fenced one as well: nobody came

@@ -27,6 +27,11 @@ use crate::{Error, ErrorKind};
 /// [`Arc`](std::sync::Arc) if that is dear. Its `Clone` and its `Drop` run inside the cache, so they must neither
 /// panic nor call the cache. Methods that may load or write run that in a task of the tokio
 /// runtime they are called in.
+///
+/// # Panics
+///
+/// Methods that load, and those that ask or tell a remote tier, panic outside of a tokio runtime with its timer enabled.
+/// [`get_local`](Self::get_local), and hits in memory, need none.
 pub struct Cache<V: Clone + Send + Sync + 'static>(pub(super) Arc<Tiers<V>>);
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
@@ -133,8 +138,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// # Cancel safety
     ///
-    /// A caller that goes away leaves the load running, for the others and for the cache; unless he is the last, and
-    /// [that is not wanted](CacheBuilder::drop_abandoned_loads).
+    /// A caller that goes away leaves the load running, for the others and for the cache; unless it was the last one, and
+    /// [`drop_abandoned_loads`](CacheBuilder::drop_abandoned_loads) is set.
     ///
     /// # Examples
     ///
@@ -150,6 +155,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// assert_eq!(cache.stats().loads, 1);
     /// # Ok(()) }
     /// ```
+    #[doc(alias = "get_with")]
+    #[doc(alias = "try_get_with")]
     pub async fn get_or_load<F, R, L, E>(&self, key: &Key<'_>, loader: F) -> Result<V, Error>
     where
         F: FnOnce() -> R + Send + 'static,
@@ -284,9 +291,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         }
     }
 
-    /// Loads the value anew, whatever there is, and stores it in both tiers, in the place of what there was. Until it
-    /// is there others get that; with a [bus](super::RemoteCacheBuilder::bus) they are told then, as of an
-    /// [insertion](Self::insert).
+    /// Loads the value unconditionally, and replaces it in both tiers.
+    ///
+    /// Until the load has ended, other callers get the old value. With a [bus](super::RemoteCacheBuilder::bus) other
+    /// processes are told then, as of an [insertion](Self::insert).
     ///
     /// # Errors
     ///
@@ -429,6 +437,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// # Cancel safety
     ///
     /// Once polled it is carried out.
+    #[doc(alias = "invalidate")]
     pub async fn remove(&self, key: &Key<'_>) -> Result<(), Error> {
         self.0.flights.fence(key, || self.0.local.remove(key));
         if self.0.remote.is_none() {
@@ -539,6 +548,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// # Cancel safety
     ///
     /// Once polled it is carried out.
+    #[doc(alias = "invalidate_all")]
     pub async fn clear(&self) -> Result<(), Error> {
         let done = self.restamp(None, Invalidation::Remove).await;
         self.0.local.clear();
@@ -563,7 +573,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         .await
     }
 
-    /// Waits until the remote tier has been told every invalidation that is [owed](Stats::owed) to it, for `deadline` at
+    /// Waits until the remote tier has been told every invalidation that is [owed](Stats::owed) to it, for `timeout` at
     /// most, and returns how many it has not been told.
     ///
     /// To be called when a process ends, after the last call that invalidates something. What is owed then is lost with the
@@ -584,15 +594,17 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// assert_eq!(cache.shutdown(Duration::from_secs(5)).await, 0);
     /// # Ok(()) }
     /// ```
-    pub async fn shutdown(&self, deadline: Duration) -> usize {
+    #[must_use = "these invalidations other processes never hear of"]
+    pub async fn shutdown(&self, timeout: Duration) -> usize {
         let Some(remote) = &self.0.remote else { return 0 };
-        let _ = tokio::time::timeout(deadline, remote.pay_everything()).await;
+        let _ = tokio::time::timeout(timeout, remote.pay_everything()).await;
         self.stats().owed
     }
 
-    /// Says what becomes of a look-up of the key, and why: where the value is, how it stands, what is under way.
+    /// Explains how a lookup of the key would be answered, and why: where the value is, whether it is fresh, whether a load
+    /// is running.
     ///
-    /// For people who wonder. It asks the remote tier, which may note there that nothing is there, and counts no hit and no
+    /// For debugging. It asks the remote tier (which may note there that nothing is there), and counts neither a hit nor a
     /// miss.
     ///
     /// ```
@@ -617,6 +629,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         Stats {
             hits: events.hits.sum(),
             stale_hits: events.stale_hits.sum(),
+            stale_misses: events.stale_misses.sum(),
             negative_hits: events.negative_hits.sum(),
             saved_load_time: Duration::from_micros(events.saved_micros.sum()),
             refreshes: events.refreshes.sum(),

@@ -83,7 +83,7 @@ fn sealed(key: &Key<'_>, encoded: &Encoded, random: &mut fastrand::Rng) -> Bytes
         validator: random.bool().then_some("\"etag\""),
         cost: random.bool().then(|| random.u32(..)),
         negative: random.bool(),
-        lease: random.bool().then(|| Lease::over(seconds(random), seconds(random)).0),
+        lease: random.bool().then(|| Lease::over(seconds(random), seconds(random), random.u64(..)).0),
         payload: Payload { schema: (random.u8(..8) == 0).then_some(7), ..encoded.payload() },
     };
     envelope.seal(key).unwrap()
@@ -261,7 +261,7 @@ proptest! {
             validator: validator.as_deref(),
             cost,
             negative,
-            lease: lease.map(|(lease, value)| Lease::over(milliseconds(lease), milliseconds(value)).0),
+            lease: lease.map(|(lease, value)| Lease::over(milliseconds(lease), milliseconds(value), 7).0),
             payload: Payload { codec, compression, schema, raw_length, bytes: &bytes },
         };
         let entry = envelope.seal(&key).unwrap();

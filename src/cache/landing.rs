@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    flight::{Forced, Watch},
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
@@ -25,7 +26,8 @@ pub(super) struct Shared<V: Clone + Send + Sync + 'static> {
     /// `None` if nothing is to be compared with it any more: what is there is to go.
     fence: Option<Fence>,
     lease: Option<Held<V>>,
-    is_forced: bool,
+    /// Of a forced load: what it left in memory, if anything, and whether something was stored or removed since.
+    forced: Option<(Watch<V>, Option<Entry<V>>)>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
@@ -56,28 +58,44 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     (Ok(value.clone()), policy.life(time_to_live, &key, now))
                 }
                 _ => {
+                    self.events.load_failures.add();
                     let problem = "the loader answered `not_modified`, and had not been told of a value";
                     self.fail(flying, Error::new(ErrorKind::Load, problem), now);
                     return None;
                 }
             },
         };
-        let is_forced = flying.purpose == Purpose::Force;
+        let mut forced = (flying.purpose == Purpose::Force).then(|| self.flights.watch(&key));
         let fresh = if store { fresh } else { Duration::ZERO };
-        if fresh.is_zero() && !is_forced {
-            flying.lead.land(content, |_| ());
+        if fresh.is_zero() && forced.is_none() {
+            self.land_unstored(flying, content, now);
             return None;
         }
         let kept = Kept { content: content.clone(), fresh, load_cost, validator, cost };
         let heard_at = if self.remote.is_some() { flying.began_at } else { now };
         let entry = self.entry(&key, &kept, now, heard_at, flying.captured.seen());
-        let store = |key: StoredKey| match fresh.is_zero() {
-            true => self.local.remove(&key.as_key()),
-            false => self.local.insert(key, entry),
+        let entry = (!fresh.is_zero()).then_some(entry);
+        let left = entry.clone().filter(|_| forced.is_some());
+        let store = |key: StoredKey| match entry {
+            None => self.local.remove(&key.as_key()),
+            Some(entry) => self.local.insert(key, entry),
         };
-        if !flying.lead.land(content, store) {
-            self.events.fenced.add();
-            return None;
+        let landed = match &mut forced {
+            Some(watch) => flying.lead.land_over(content, watch, store),
+            None if flying.lead.land(content, store) => Forced::Stored,
+            None => Forced::Fenced,
+        };
+        match landed {
+            Forced::Stored => {}
+            Forced::Fenced | Forced::Superseded => {
+                self.events.fenced.add();
+                return None;
+            }
+            Forced::Outlived => {
+                self.events.fenced.add();
+                self.forget(&key);
+                return None;
+            }
         }
         let remote = self.remote.as_ref()?;
         // A loader that blocks its thread may run for longer than its time-out: the store need not
@@ -88,8 +106,41 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
         let fence = flying.fence.filter(|_| !is_too_late);
         let (captured, lease) = (flying.captured, flying.lease);
-        let shared = Shared { key, kept, loaded_at: now, captured, fence, lease, is_forced };
-        (is_forced || fence.is_some()).then_some(shared)
+        let is_to_be_told = forced.is_some() || fence.is_some();
+        let forced = forced.map(|watch| (watch, left));
+        let shared = Shared { key, kept, loaded_at: now, captured, fence, lease, forced };
+        is_to_be_told.then_some(shared)
+    }
+
+    /// Lands with what is not to be stored. What there was is not served any more where it has been replaced: whatever it
+    /// was, by the news that there is none, and what is stale by any value.
+    fn land_unstored(&self, flying: Flying<V>, content: Result<V, Error>, now: Instant) {
+        let key = flying.lead.key().into_owned();
+        let is_none = content.is_err();
+        let is_outdated = |entry: &Entry<V>| {
+            is_none || !matches!(self.standing_of_heard(entry, now), Standing::Fresh | Standing::Due)
+        };
+        // What was looked for there and not found need not be removed there.
+        let lies_there = self.remote.is_some() && flying.previous.as_ref().is_some_and(is_outdated);
+        let has_landed = flying.lead.land(content, |key| {
+            if self.local.get(&key.as_key()).is_some_and(|entry| is_outdated(&entry)) {
+                self.local.remove(&key.as_key());
+            }
+        });
+        if has_landed && lies_there {
+            self.disown(&key);
+        }
+    }
+
+    /// Removes the key from both tiers, without waiting for it.
+    fn forget(&self, key: &Key<'_>) {
+        self.flights.fence(key, || self.local.remove(key));
+        self.disown(key);
+    }
+
+    /// Has the remote tier forget the key, and does not read it there before.
+    fn disown(&self, key: &Key<'_>) {
+        self.remote.as_ref().inspect(|remote| remote.owe_removal(key));
     }
 
     /// Lands with what there was, if that may stand in for the failure, else with the error.
@@ -99,16 +150,19 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             flying.lead.land(Err(error), |_| ());
             return;
         }
+        if flying.lead.replaces() {
+            // What there was is older than what another forced load brought since.
+            let key = flying.lead.key().into_owned();
+            flying.lead.land(Err(error), |_| ());
+            self.forget(&key);
+            return;
+        }
         let throttle = self.settings.policy.throttle();
         let may_stand_in = self.settings.serve_stale_if.as_ref().is_none_or(|may| may(&error));
         if may_stand_in && self.fallback(&flying).is_some() {
             tracing::debug!(cache = %self.settings.name, "a stale value stands in for a load that failed: {error}");
-            // Who was answered before has been counted, for what is loaded ahead there is nobody to answer, and who
-            // forced the load is told that it failed.
-            if flying.purpose == Purpose::Need && !flying.lead.has_released() {
-                self.events.stale_hits.add();
-            }
             flying.lead.failed(error.clone());
+            flying.lead.stands_in(true);
             if let Some(entry) = flying.previous.take() {
                 let times = entry.times().after_failure(now, throttle);
                 flying.previous = Some(self.again(entry, times));
@@ -118,10 +172,10 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 Some(goes_on) => flying = goes_on,
             }
         }
-        let throttle = self.settings.error_throttle;
+        let error_throttle = self.settings.error_throttle;
         let kept = Kept {
             content: Err(error.clone()),
-            fresh: throttle,
+            fresh: error_throttle,
             load_cost: Duration::ZERO,
             validator: None,
             cost: None,
@@ -132,37 +186,64 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let idle = self.settings.time_to_idle;
         let is_good = |entry: &Entry<V>| {
             let is_forgotten = idle.is_some_and(|idle| entry.is_idle(idle, now));
-            !is_forgotten && matches!(self.standing(entry, now), Standing::Fresh | Standing::Due)
+            !is_forgotten
+                && match self.standing(entry, now) {
+                    Standing::Fresh | Standing::Due => true,
+                    Standing::Revalidate | Standing::Throttled => may_stand_in && entry.content.is_ok(),
+                    Standing::Stale | Standing::Gone => false,
+                }
         };
-        let keeps = flying.previous.as_ref().is_some_and(is_good);
-        flying.lead.land(Err(error), |key| {
+        let key = flying.lead.key().into_owned();
+        let previous = flying.previous.take();
+        let lies_there =
+            self.remote.is_some() && previous.as_ref().is_some_and(|entry| entry.content.is_ok());
+        let mut is_kept = false;
+        let has_landed = flying.lead.land(Err(error), |key| {
             // The remote tier may have nothing of it, as one that is full, and memory be as good as before.
-            let keeps = keeps || self.local.get(&key.as_key()).is_some_and(|entry| is_good(&entry));
-            if !throttle.is_zero() && !keeps {
+            let there = self.local.get(&key.as_key());
+            if let Some(good) = there.into_iter().chain(previous).find(is_good) {
+                is_kept = true;
+                let times = good.times().after_failure(now, throttle);
+                self.local.insert(key, self.again(good, times));
+            } else if !error_throttle.is_zero() {
                 self.local.insert(key, entry);
             }
         });
+        // It would be found there by the next, and stand in for the failure until that is known again.
+        if has_landed && !is_kept && !may_stand_in && lies_there {
+            self.disown(&key);
+        }
     }
 }
 
 impl<V: Clone + Send + Sync + 'static> Shared<V> {
     pub(super) async fn with(self, tiers: &Tiers<V>) {
         let Some(remote) = &tiers.remote else { return };
-        let Self { key, kept, loaded_at, captured, fence, lease, is_forced } = self;
-        let fence = lease.as_ref().and_then(Held::fence).or(fence);
+        let Self { key, kept, loaded_at, captured, fence, mut lease, forced } = self;
+        let of_lease = match &mut lease {
+            Some(lease) => lease.fence().await,
+            None => None,
+        };
+        let fence = of_lease.or(fence);
         // Others may remember, and the remote tier may have, what was good until now.
         let item = Item::Key(key.clone(), Invalidation::Expire);
-        let told = if is_forced { remote.announce(&item).await } else { None };
+        let told = if forced.is_some() { remote.announce(&item).await } else { None };
         let written = match fence {
             Some(fence) => tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await,
             None => None,
         };
-        if is_forced {
+        if let Some((watch, left)) = forced {
             if !matches!(written, Some(Written::Stored(_))) {
                 // Refused because of a load that may have read before this one: what that stored is not to stay, either.
                 // What fails is owed.
                 let _ = remote.remove(&key).await;
             }
+            // Once more: whatever read the remote tier between the landing and the change there has read what was to be
+            // replaced.
+            watch.fence(|is_unchanged| match left.filter(|_| is_unchanged) {
+                Some(entry) => tiers.local.insert((&key).into(), entry),
+                None => tiers.local.remove(&key),
+            });
             let _ = remote.done(told, &item, Ok(())).await;
         }
         if let Some(lease) = lease.filter(|_| written.is_some()) {

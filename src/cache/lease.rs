@@ -58,7 +58,11 @@ pub(super) struct Held<V: Clone + Send + Sync + 'static> {
 /// What a lease is written with, again and again.
 struct Claim {
     key: Key<'static>,
+    /// What it is known by, if whether it was written is not.
+    holder: u64,
     fence: Fence,
+    /// The store did not say what became of the last write.
+    is_unsure: bool,
     captured: Captured,
     before: Option<Before>,
 }
@@ -172,21 +176,29 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // Everybody for himself, where the remote tier does not answer.
         let Some(fence) = flying.fence else { return true };
         let (key, captured) = (flying.lead.key().into_owned(), flying.captured.clone());
-        let mut claim = Claim { key, fence, captured, before: flying.before.take() };
-        match self.attend(slice::from_ref(&*flying), patience, claim.write(remote, lease)).await {
-            Some(Written::Stored(_)) => {
-                flying.lease = Some(Held { tiers: Arc::clone(self), claim: Some(claim) });
-                true
-            }
-            Some(Written::Refused) => false,
-            None => true,
+        let before = flying.before.take();
+        let mut claim = Claim { key, holder: fastrand::u64(..), fence, is_unsure: false, captured, before };
+        let written = self.attend(slice::from_ref(&*flying), patience, claim.write(remote, lease)).await;
+        if written == Some(Written::Refused) {
+            return false;
         }
+        if written.is_some() || claim.is_unsure {
+            flying.lease = Some(Held { tiers: Arc::clone(self), claim: Some(claim) });
+        }
+        true
     }
 }
 
 impl<V: Clone + Send + Sync + 'static> Held<V> {
     /// What is to be compared when the value is written over the lease; `None` if that is over.
-    pub(super) fn fence(&self) -> Option<Fence> {
+    pub(super) async fn fence(&mut self) -> Option<Fence> {
+        let claim = self.claim.as_mut()?;
+        if claim.is_unsure
+            && let Some(remote) = &self.tiers.remote
+            && claim.is_over(remote).await == Some(true)
+        {
+            self.claim = None;
+        }
         Some(self.claim.as_ref()?.fence)
     }
 
@@ -247,12 +259,32 @@ impl Claim {
         remote: &Remote<V>,
         lease: Duration,
     ) -> Option<Written> {
+        if self.is_unsure && self.is_over(remote).await? {
+            return Some(Written::Refused);
+        }
         let (bytes, life) = self.sealed(remote, lease)?;
-        let written = remote.put(&self.key, bytes, life, Some(self.fence)).await.ok()?;
-        if let Written::Stored(fence) = written {
+        let written = remote.put(&self.key, bytes, life, Some(self.fence)).await;
+        // What was refused, or not begun, was not done.
+        let has_no_answer =
+            |error: &Error| matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Unavailable);
+        self.is_unsure = written.as_ref().is_err_and(has_no_answer);
+        if let Ok(Written::Stored(fence)) = written {
             self.fence = fence;
         }
-        Some(written)
+        written.ok()
+    }
+
+    /// Looks for the lease where the store did not say whether it was written: it lies there under a fence that nobody
+    /// was told, and everybody would wait for it until its time is over. `None` if the store does not answer now, either.
+    async fn is_over<V: Send + Sync + 'static>(&mut self, remote: &Remote<V>) -> Option<bool> {
+        let slot = remote.read(&self.key, &[]).await.ok()?.slot;
+        let lying = slot.entry.as_ref().and_then(|stored| Envelope::open(&stored.bytes, &self.key)?.lease);
+        if lying.is_some_and(|lease| lease.holder == self.holder) {
+            self.fence = slot.fence;
+            self.is_unsure = false;
+        }
+        // As it was before the write, which may yet be made.
+        Some(slot.fence != self.fence)
     }
 
     fn sealed<V>(&self, remote: &Remote<V>, lease: Duration) -> Option<(Bytes, Duration)> {
@@ -260,7 +292,7 @@ impl Claim {
             // A write may arrive as late as the time-out.
             let left = before.dies_at.since(remote.clock.now()).saturating_sub(remote.timeout);
             if !left.is_zero() {
-                let (term, life) = Lease::over(lease, left);
+                let (term, life) = Lease::over(lease, left, self.holder);
                 let mut envelope = Envelope::open(&before.bytes, &self.key)?;
                 envelope.lease = (!lease.is_zero()).then_some(term);
                 // The lease stands or falls with the stamps that the load saw. Of a value that was made to expire
@@ -274,7 +306,7 @@ impl Claim {
             }
         }
         let (epoch, tags) = self.captured.stamps()?;
-        let (term, life) = Lease::over(lease.max(OVER), Duration::ZERO);
+        let (term, life) = Lease::over(lease.max(OVER), Duration::ZERO, self.holder);
         let envelope = Envelope {
             epoch,
             tags,

@@ -133,11 +133,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     pub(super) async fn await_outcome(self: &Arc<Self>, flight: &Flight<V>) -> Result<V, Error> {
         match flight.outcome(self.waiter(Purpose::Need), &self.clock, &self.epoch).await {
-            Outcome::Landed(outcome) => outcome,
-            Outcome::Meanwhile(value) => {
+            Outcome::Landed(Ok(value)) if !flight.is_stale() => Ok(value),
+            Outcome::Landed(Ok(value)) | Outcome::Meanwhile(value) => {
                 self.events.stale_hits.add();
+                self.events.stale_misses.add(1);
                 Ok(value)
             }
+            Outcome::Landed(Err(error)) => Err(error),
         }
     }
 
@@ -148,16 +150,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             |found: &Remembered<V>| !matches!(found, Remembered::Due(_) | Remembered::Revalidate(_));
         let found = || match purpose {
             Purpose::Need => self.remembered(key),
-            Purpose::Refresh => self.considered(key).filter(is_wanted),
-            Purpose::Force => None,
+            Purpose::Refresh | Purpose::Force => self.considered(key).filter(is_wanted),
         };
         let waiter = self.waiter(purpose);
-        // Whoever loads now may have read before a forced load was asked for.
-        let too_long = match purpose {
-            Purpose::Force => self.flights.fence(key, || Duration::ZERO),
-            _ => self.max_local_life,
+        let boarding = match purpose {
+            Purpose::Force => Boarding::Lead(self.flights.force(key, began)),
+            _ => self.flights.board(key, &self.epoch, began, self.max_local_life, found),
         };
-        match self.flights.board(key, &self.epoch, began, too_long, found) {
+        match boarding {
             Boarding::Found(remembered) => Boarded::Found(remembered),
             Boarding::Join(flight) => {
                 if counts {
@@ -342,8 +342,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         match &flying.previous {
             Some(entry) if flying.purpose == Purpose::Need && is_throttled(entry) => {
-                self.events.stale_hits.add();
-                self.land_previous(flying, Seen::is_left)
+                flying.lead.stands_in(true);
+                let goes_on = self.land_previous(flying, Seen::is_left);
+                goes_on.inspect(|flying| flying.lead.stands_in(false))
             }
             _ => Some(flying),
         }

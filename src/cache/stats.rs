@@ -8,7 +8,7 @@ use std::{
 use metrics::{Label, counter, gauge};
 
 use super::availability::RemoteStatus;
-use crate::event::Event;
+use crate::{event::Event, stripe::Counter};
 
 /// What a [`Cache`](super::Cache) did since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Stats {
     /// Answered from the process's own memory.
     pub hits: u64,
     /// Answered with a stale value, because the load was slow or had failed, or runs behind the answer. Not among
-    /// the hits.
+    /// the hits; those who waited first are among the misses.
     pub stale_hits: u64,
     /// Answered from memory with "there is no such value".
     pub negative_hits: u64,
@@ -32,8 +32,8 @@ pub struct Stats {
     pub throttled: u64,
     /// Loaders that ran.
     pub loads: u64,
-    /// Loads, among those, that nobody waited for: a value was loaded again ahead of its end, or behind a stale
-    /// answer.
+    /// Loads that nobody waited for: of a value again ahead of its end, or behind a stale answer. Those are counted, too,
+    /// that ended before their loader ran, since another process had been earlier; of loads of many, each key.
     pub refreshes: u64,
     /// Loaders that failed, panicked or took too long; and of loads of many that did not, the keys that failed.
     pub load_failures: u64,
@@ -77,6 +77,8 @@ pub struct Stats {
     pub queued: usize,
     /// Of the bus; all zero without one.
     pub bus: BusStats,
+    /// Of the stale answers, those that are misses as well.
+    pub(super) stale_misses: u64,
 }
 
 /// What the bus of a [`Cache`](super::Cache) did since the cache was made.
@@ -104,7 +106,7 @@ impl Stats {
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
     pub fn hit_rate(&self) -> Option<f64> {
         let answered = self.hits + self.stale_hits + self.negative_hits;
-        let looked_up = answered + self.misses;
+        let looked_up = (answered + self.misses).saturating_sub(self.stale_misses);
         // A load ahead looks into the remote tier, too, and nobody has missed anything.
         (looked_up > 0).then(|| ((answered + self.remote_hits) as f64 / looked_up as f64).min(1.0))
     }
@@ -114,6 +116,7 @@ impl Stats {
 pub(super) struct Events {
     pub(super) hits: Event,
     pub(super) stale_hits: Event,
+    pub(super) stale_misses: Counter,
     pub(super) negative_hits: Event,
     pub(super) saved_micros: Event,
     pub(super) misses: Event,
@@ -139,6 +142,7 @@ impl Events {
         Self {
             hits: event("mcp_perf_cache_hits_total"),
             stale_hits: event("mcp_perf_cache_stale_hits_total"),
+            stale_misses: Counter::default(),
             negative_hits: event("mcp_perf_cache_negative_hits_total"),
             saved_micros: event("mcp_perf_cache_saved_load_microseconds_total"),
             misses: event("mcp_perf_cache_misses_total"),

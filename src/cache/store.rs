@@ -1,6 +1,6 @@
 //! The contract of the remote tier.
 
-use std::{fmt, pin::Pin, time::Duration};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -77,6 +77,44 @@ pub trait Store: Send + Sync + 'static {
     /// Answers if the store can be reached, and is to be used. One that can be read, and takes no writes for now, may answer
     /// and say so to those who write; while it refuses, it is not asked after it was away.
     fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+impl<S: Store> Store for Arc<S> {
+    fn get_many(
+        &self,
+        entries: &[&str],
+        stamps: &[&str],
+    ) -> impl Future<Output = Result<Found, Error>> + Send {
+        S::get_many(self, entries, stamps)
+    }
+
+    fn peek_many(
+        &self,
+        entries: &[&str],
+        stamps: &[&str],
+    ) -> impl Future<Output = Result<Found, Error>> + Send {
+        S::peek_many(self, entries, stamps)
+    }
+
+    fn put_if(&self, put: Put<'_>) -> impl Future<Output = Result<Written, Error>> + Send {
+        S::put_if(self, put)
+    }
+
+    fn remove_many(
+        &self,
+        entries: &[&str],
+        hold: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        S::remove_many(self, entries, hold)
+    }
+
+    fn restamp(&self, stamps: &[Restamp<'_>]) -> impl Future<Output = Result<(), Error>> + Send {
+        S::restamp(self, stamps)
+    }
+
+    fn ping(&self) -> impl Future<Output = Result<(), Error>> + Send {
+        S::ping(self)
+    }
 }
 
 /// What [`Store::get_many`] or [`Store::peek_many`] found, in the order of the names it was given.

@@ -115,9 +115,18 @@ pub(crate) struct Cell {
     removals: AtomicU64,
     /// The remote nonce that goes with the version; `None` until the remote tier was asked.
     /// The lock is held for every change of the version, so that the two are read as a pair.
-    remote: Mutex<Option<Stamp>>,
+    remote: Mutex<Heard>,
     /// The same pair, for those who would not wait for the lock: good while its version is still the cell's.
     noted: ArcSwapOption<(Version, Option<Stamp>)>,
+}
+
+/// What the remote tier said of a tag.
+#[derive(Clone, Copy, Default)]
+struct Heard {
+    stamp: Option<Stamp>,
+    /// The half of it that removes, also where the other one is not known: another process made the tag expire, and
+    /// told no nonce.
+    removed: Option<u64>,
 }
 
 /// The cell that every entry of a cache depends on.
@@ -145,7 +154,7 @@ impl Cell {
             return **noted;
         }
         let remote = lock(&self.remote);
-        (self.version(), *remote)
+        (self.version(), remote.stamp)
     }
 
     /// Whether nothing was removed since `seen`.
@@ -168,11 +177,14 @@ impl Cell {
         self.advance(invalidation == Invalidation::Remove);
         self.removals.fetch_add(1, Ordering::AcqRel);
         *remote = match invalidation {
-            Invalidation::Remove => stamp,
+            Invalidation::Remove => Heard { stamp, removed: stamp.map(|stamp| stamp.removed) },
             // Of a half that was never heard nothing can be said.
-            Invalidation::Expire => remote.zip(stamp).map(|(old, new)| old.after(invalidation, new)),
+            Invalidation::Expire => {
+                let stamp = remote.stamp.zip(stamp).map(|(old, new)| old.after(invalidation, new));
+                Heard { stamp, ..*remote }
+            }
         };
-        self.noted.store(Some(Arc::new((self.version(), *remote))));
+        self.noted.store(Some(Arc::new((self.version(), remote.stamp))));
     }
 
     fn removals(&self) -> u64 {
@@ -197,12 +209,12 @@ impl Cell {
             return asked_in;
         }
         let mut remote = lock(&self.remote);
-        if self.version() == asked_at && *remote != Some(answer) {
-            self.advance(remote.is_none_or(|known| !answer.has_not_removed(known)));
-            *remote = Some(answer);
-            self.noted.store(Some(Arc::new((self.version(), *remote))));
+        if self.version() == asked_at && remote.stamp != Some(answer) {
+            self.advance(remote.removed != Some(answer.removed));
+            *remote = Heard { stamp: Some(answer), removed: Some(answer.removed) };
+            self.noted.store(Some(Arc::new((self.version(), remote.stamp))));
         }
-        (self.version(), remote.filter(|known| *known == answer))
+        (self.version(), remote.stamp.filter(|known| *known == answer))
     }
 }
 

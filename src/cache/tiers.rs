@@ -177,9 +177,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         value
     }
 
-    /// What memory says, to one who answers nobody with it.
+    /// What memory says, to one who answers nobody with it, and for whom chance has decided that a load is due.
     pub(super) fn considered(&self, key: &Key<'_>) -> Option<Remembered<V>> {
-        self.reconsider(self.local.get(key)?)
+        let entry = self.local.get(key)?;
+        let may_be_due = self.clock.now() >= entry.times().ahead_from;
+        Some(match self.reconsider(entry)? {
+            Remembered::Fresh(value) if may_be_due => Remembered::Due(value),
+            remembered => remembered,
+        })
     }
 
     /// What to make of an entry that is not to be served without a second thought.

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     num::NonZeroUsize,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -77,6 +77,8 @@ struct Behind<V: Clone + Send + Sync + 'static> {
     changed: Notify,
     /// Told when pauses are to be cut short.
     hurry: Notify,
+    /// As many wait as are written at once.
+    filled: Notify,
     /// Told how many are pending.
     exported: Gauge,
 }
@@ -144,6 +146,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             changed: Notify::new(),
             hurry: Notify::new(),
+            filled: Notify::new(),
             exported,
         }))
     }
@@ -177,6 +180,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             storing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             changed: Notify::new(),
             hurry: Notify::new(),
+            filled: Notify::new(),
             exported: shared.exported.clone(),
         });
         change(&mut behind);
@@ -215,6 +219,9 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             if !queue.push(key, value, tags, self.0.capacity) {
                 return Err(Error::new(ErrorKind::Overloaded, "the queue of writes is full"));
             }
+            if queue.order.len() == self.0.max_batch {
+                self.0.filled.notify_waiters();
+            }
         }
         self.0.show();
         self.0.run();
@@ -226,7 +233,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
         .await
     }
 
-    /// The value: from memory, from the queue, from the remote tier or from `loader`.
+    /// The value: from the queue, from memory, from the remote tier or from `loader`.
     ///
     /// Reads that must see this process's own writes have to come this way: when memory was too small for an entry
     /// that is still queued, the source has an older value.
@@ -245,23 +252,25 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<BoxError> + 'static,
     {
-        if let Some(value) = self.0.cache.fresh(key) {
-            return Ok(value);
-        }
+        // Before memory: who loaded by way of the cache itself may have read the source from before.
         if let Some(pending) = lock(&self.0.queue).pending.get(key as &dyn AsKey) {
             return Ok(pending.value.clone());
+        }
+        if let Some(value) = self.0.cache.fresh(key) {
+            return Ok(value);
         }
         self.0.cache.get_or_load_tagged(key, tags, loader).await
     }
 
     /// Takes no more writes, writes what is queued without further delay, and returns how many keys were still
-    /// unwritten when that was done or `deadline` had passed. What failed before is tried at once, and then again, one key
+    /// unwritten when that was done or `timeout` had passed. What failed before is tried at once, and then again, one key
     /// after the other, ten in a second.
     ///
     /// # Cancel safety
     ///
     /// The writing goes on.
-    pub async fn shutdown(&self, deadline: Duration) -> usize {
+    #[must_use = "what is unwritten is lost with the process"]
+    pub async fn shutdown(&self, timeout: Duration) -> usize {
         lock(&self.0.queue).close();
         self.0.hurry.notify_one();
         self.0.run();
@@ -274,7 +283,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
                 changed.await;
             }
         };
-        let _ = tokio::time::timeout(deadline, drained).await;
+        let _ = tokio::time::timeout(timeout, drained).await;
         self.queued()
     }
 }
@@ -395,6 +404,9 @@ async fn write_all<V: Clone + Send + Sync + 'static>(mut running: Running<V>) {
     let behind = Arc::clone(&running.behind);
     let mut failures: u32 = 0;
     loop {
+        // Before the look: whoever fills a batch after it is heard.
+        let mut filled = pin!(behind.filled.notified());
+        filled.as_mut().enable();
         let pause = {
             let queue = lock(&behind.queue);
             match failures {
@@ -404,8 +416,12 @@ async fn write_all<V: Clone + Send + Sync + 'static>(mut running: Running<V>) {
             }
         };
         if !pause.is_zero() {
-            // Cut short by a shutdown.
-            let _ = tokio::time::timeout(pause, behind.hurry.notified()).await;
+            // Cut short by a shutdown, and when there is enough to be written, unless it is the source that rests.
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = behind.hurry.notified() => {}
+                () = &mut filled, if failures == 0 => {}
+            }
         }
         let (batch, is_over) = {
             let mut queue = lock(&behind.queue);
