@@ -1,7 +1,10 @@
-//! How the end of a connection is noticed of which the other side says nothing: it lost its power, or something in
-//! between forgot the connection.
+//! How connections are made where a host has several addresses; and how the end of one is noticed of which the other side
+//! says nothing: it lost its power, or something in between forgot the connection.
 
 use std::{io, time::Duration};
+
+#[cfg(feature = "redis")]
+use std::net::SocketAddr;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -14,6 +17,22 @@ pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const KEEPALIVE_RETRIES: u32 = 3;
 /// How long what was sent may not be acknowledged.
 pub(crate) const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connects to the first of the addresses that answers. Each has the same share of what is left of the time, so that one
+/// that is silent does not use up that of the others.
+#[cfg(feature = "redis")]
+pub(crate) async fn connect_to_any(addresses: &[SocketAddr], within: Duration) -> io::Result<TcpStream> {
+    let share = within / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failure = error,
+            Err(elapsed) => failure = io::Error::new(io::ErrorKind::TimedOut, elapsed),
+        }
+    }
+    Err(failure)
+}
 
 /// Asks the other side for a sign of life now and then. What is `None` is as the system has it.
 pub(crate) fn keep_alive(
@@ -57,6 +76,29 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    /// One whose queue is full answers nothing.
+    #[cfg(feature = "redis")]
+    #[tokio::test]
+    async fn address_that_is_silent_leaves_time_for_the_next() {
+        let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        silent.listen(0).unwrap();
+        let there = silent.local_addr().unwrap().as_socket().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(Ok(waits)) =
+            tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(there)).await
+        {
+            queue.push(waits);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = listener.local_addr().unwrap();
+        let stream = connect_to_any(&[there, live], Duration::from_secs(2)).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live);
+        let error = connect_to_any(&[there], Duration::from_millis(100)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(connect_to_any(&[], Duration::from_secs(1)).await.is_err());
+    }
 
     #[tokio::test]
     async fn options_are_those_that_were_asked_for() {

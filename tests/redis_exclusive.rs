@@ -80,12 +80,13 @@ async fn command_whose_caller_has_gone_takes_nothing_and_its_answer_is_nobody_el
         }
         let error = connection.query::<String>(&cmd("PING")).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Disconnected, "nor is it the same caller's");
-        drop(connection);
-        assert_eq!(pool.stats().closed.broken, round);
+        // Whether or not the connection is returned.
         until("the server has let go", async || (blocked(&server).await == 0).then_some(())).await;
 
         let mut others = server.connection().await;
         () = Cmd::rpush("jobs", "job").query_async(&mut others).await.unwrap();
+        drop(connection);
+        assert_eq!(pool.stats().closed.broken, round);
         let mut connection = get(&pool).await.unwrap();
         assert_eq!(echo(&mut connection, "mine").await, "mine");
         let job: Option<(String, String)> = ask(&mut connection, &Cmd::blpop("jobs", 1.0)).await;

@@ -485,6 +485,13 @@ async fn primary_that_became_a_replica_is_left_for_another_connection() {
     assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"other"[..]));
 }
 
+/// How many commands the server refused since it was full.
+async fn refusals(redis: &mut MultiplexedConnection) -> u64 {
+    let statistics: String = ask(redis, "INFO errorstats").await;
+    let count = statistics.lines().find_map(|line| line.strip_prefix("errorstat_OOM:count="));
+    count.unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn full_server_refuses_writes_and_answers_reads() {
     let server = RedisServer::start();
@@ -510,6 +517,13 @@ async fn full_server_refuses_writes_and_answers_reads() {
     let put = Put::new("absent", "late".into(), MINUTE).only_if(absent.entries[0].fence);
     let refused = store.put_if(put).await.unwrap_err();
     assert!(refused.kind() == ErrorKind::Refused && refused.to_string().contains("OOM"), "{refused}");
+    // What would be refused again is not tried for each that is absent.
+    let before = refusals(&mut redis).await;
+    for _ in 0..20 {
+        assert!(read(&store, "another").await.unwrap().is_none());
+    }
+    let tried = refusals(&mut redis).await - before;
+    assert!(tried <= 2, "{tried} of 20");
     let () = ask(&mut redis, "CONFIG SET maxmemory 0").await;
     let put = Put::new("absent", "late".into(), MINUTE).only_if(absent.entries[0].fence);
     let refused = store.put_if(put).await.unwrap_err();

@@ -6,7 +6,7 @@ use ::redis::{ConnectionAddr, IntoConnectionInfo};
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::lookup_host,
 };
 
 use super::{
@@ -108,7 +108,8 @@ impl Address {
             #[cfg(not(unix))]
             Place::Socket(_) => return Err(std::io::Error::from(std::io::ErrorKind::Unsupported).into()),
         };
-        let stream = TcpStream::connect((&**host, port)).await?;
+        let addresses: Vec<_> = lookup_host((&**host, port)).await?.collect();
+        let stream = tcp::connect_to_any(&addresses, CONNECT_TIMEOUT).await?;
         stream.set_nodelay(true)?;
         // A command may wait on the server for as long as it likes, and so may we: for one that is there.
         tcp::keep_alive(&stream, KEEPALIVE_IDLE, Some(KEEPALIVE_INTERVAL), Some(KEEPALIVE_RETRIES))?;
@@ -128,7 +129,9 @@ impl Address {
                 greeting.add(&[b"AUTH", user.as_bytes(), password.as_bytes()]);
             }
             (None, Some(password)) => greeting.add(&[b"AUTH", password.as_bytes()]),
-            (_, None) => {}
+            // One that needs none (`nopass`): without a word we would be another one, who may do more.
+            (Some(user), None) => greeting.add(&[b"AUTH", user.as_bytes(), b""]),
+            (None, None) => {}
         }
         if self.database != 0 {
             greeting.add(&[b"SELECT", self.database.to_string().as_bytes()]);

@@ -113,6 +113,13 @@ pub(super) struct Values {
     pub(super) values: SmallVec<[Option<Value>; USUAL]>,
 }
 
+impl Values {
+    /// Whether there is nothing for one of the names from this one on.
+    pub(super) fn lacks(&self, from: usize) -> bool {
+        self.values.iter().skip(from).any(Option::is_none)
+    }
+}
+
 pub(super) type Waiter<T> = oneshot::Sender<Result<T, Fault>>;
 
 /// A caller's read.

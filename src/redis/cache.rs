@@ -21,8 +21,8 @@
 //! # Trips
 //!
 //! A read is one trip, of entries and stamps at once, and reads that are made at the same time share it. Only what turned
-//! out to be absent takes a second one, which writes a nonce in its place and reads again. A write is one call of a
-//! script.
+//! out to be absent takes a second one, which writes a nonce in its place and reads that again; none for a second after a
+//! server would not write it. A write is one call of a script.
 
 use std::{
     error::Error as _,
@@ -278,7 +278,7 @@ impl RedisStore {
     }
 
     /// What is found, and when by the server's clock.
-    async fn get_some(&self, entries: &[&str], stamps: &[&str]) -> Result<(Found, u64), Error> {
+    async fn get_some<'a>(&self, entries: &[&'a str], stamps: &[&'a str]) -> Result<(Found, u64), Error> {
         let is_large = entries.iter().any(|name| self.pool.likely_size(name) == Size::Large);
         let size = if is_large { Size::Large } else { Size::Small };
         let prolonged = if fastrand::u32(..PROLONG) == 0 { stamps } else { &[] };
@@ -290,18 +290,37 @@ impl RedisStore {
             before
         };
         let mut found = self.read(size, entries, stamps, prolong).await?;
-        if found.values.iter().any(Option::is_none) {
+        // Without a stamp nothing can be told. Without a note what is absent can, and is only not to be stored.
+        let mut later = Values::default();
+        if found.lacks(entries.len()) || found.lacks(0) && !self.pool.notes_nothing() {
+            let is_missing = |place: usize| found.values[place].is_none();
+            let missing = |names: &[&'a str], from: usize| -> Vec<&'a str> {
+                names
+                    .iter()
+                    .enumerate()
+                    .filter(|(place, _)| is_missing(from + place))
+                    .map(|(_, name)| *name)
+                    .collect()
+            };
+            let (absent, unmade) = (missing(entries, 0), missing(stamps, entries.len()));
             // A server that is full refuses to note an absence, and can be read all the same.
-            let note = || self.notes_of_absence(entries, stamps, &found);
-            found = self.read(size, entries, stamps, note).await?;
+            let note = || self.notes_of_absence(&absent, &unmade);
+            later = self.read(size, &absent, &unmade, note).await?;
+            self.pool.has_noted(!later.lacks(0));
+            if later.history != found.history {
+                // The one before tells nothing of this one.
+                found = self.read(size, entries, stamps, || self.notes_of_absence(entries, stamps)).await?;
+                later = Values::default();
+            }
         }
-        let (time, history) = (found.time, found.history);
-        if found.values.iter().skip(entries.len()).any(Option::is_none) {
-            // Another one each time would say that all of it was removed, each time.
-            return Err(Error::new(ErrorKind::Refused, "redis refused (read): it noted no stamp"));
-        }
-        let mut values = found.values.into_iter();
-        let slots = entries.iter().zip(&mut values).map(|(name, value)| {
+        let history = found.history;
+        let mut later_values = later.values.into_iter();
+        let mut values = found.values.into_iter().map(|value| match value {
+            // By the time at which it was read: the life that is left counts from before the question.
+            None => (later_values.next().flatten(), later.time),
+            value => (value, found.time),
+        });
+        let slots = entries.iter().zip(&mut values).map(|(name, (value, time))| {
             let is_large = value.as_ref().is_some_and(|value| value.len() >= LARGE);
             if is_large || size == Size::Large {
                 self.pool.note_size(name, if is_large { Size::Large } else { Size::Small });
@@ -312,10 +331,13 @@ impl RedisStore {
             }
         });
         let entries = slots.collect();
+        // Another one each time would say that all of it was removed, each time.
+        let unmade = || Error::new(ErrorKind::Refused, "redis refused (read): it noted no stamp");
         // What is no stamp was not written by us, and equals nothing.
-        let stamp = |value: Option<Value>| stamp(value.as_deref(), history).unwrap_or_else(Stamp::random);
-        let stamps = values.map(stamp).collect();
-        Ok((Found { entries, stamps }, time))
+        let stamp = |value: Value| stamp(Some(&value), history).unwrap_or_else(Stamp::random);
+        let stamps = values.map(|(value, _)| value.map(stamp).ok_or_else(unmade));
+        let stamps = stamps.collect::<Result<_, _>>()?;
+        Ok((Found { entries, stamps }, found.time))
     }
 
     /// What the strings of entries begin with. Not all of it at one time, and it need not be: an entry that is there
@@ -342,17 +364,15 @@ impl RedisStore {
         Ok(found)
     }
 
-    /// Nonces in the place of what was not found.
-    fn notes_of_absence(&self, entries: &[&str], stamps: &[&str], found: &Values) -> Commands {
-        let is_absent = |place: usize| matches!(found.values.get(place), Some(None));
+    /// Nonces in the place of whatever of this is absent.
+    fn notes_of_absence(&self, entries: &[&str], stamps: &[&str]) -> Commands {
         let mut notes = Commands::default();
         let life = milliseconds(ABSENT_LIFE);
-        for (_, name) in entries.iter().enumerate().filter(|(place, _)| is_absent(*place)) {
-            let nonce = header(ABSENT);
-            notes.add_named(b"SET", &[self.tag(), name], &[&nonce, b"NX", b"PX", &life]);
+        for name in entries {
+            notes.add_named(b"SET", &[self.tag(), name], &[&header(ABSENT), b"NX", b"PX", &life]);
         }
         let life = milliseconds(STAMP_LIFE);
-        for (_, name) in stamps.iter().enumerate().filter(|(place, _)| is_absent(entries.len() + place)) {
+        for name in stamps {
             let stamp = Stamp::random().to_bytes();
             notes.add_named(b"SET", &[self.tag(), name], &[&stamp, b"NX", b"PX", &life]);
         }
@@ -397,6 +417,7 @@ impl Store for RedisStore {
                 note
             };
             self.run("write", Size::Small, note).await?;
+            self.pool.has_noted(true);
             let problem = "redis refused (write): it had noted no absence to be filled";
             return Err(Error::new(ErrorKind::Refused, problem));
         }

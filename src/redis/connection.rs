@@ -112,7 +112,13 @@ impl Connection {
     /// Asks for the history, and tells whether there was an answer, if a question was given.
     pub(super) async fn ask(&self) -> Result<bool, Fault> {
         let Some(question) = &self.shared.question else { return Ok(true) };
-        let answer = match self.run(question.clone())?.await.unwrap_or(Err(Fault::Lost(Lost::Closed))) {
+        let mut answer = self.answer(question.clone()).await;
+        // The names are on their way to another node, and are still this one's. It says so of every name that is not there,
+        // and of none that is; so it is asked without one.
+        if matches!(&answer, Err(Fault::Refused(refusal)) if matches!(refusal.code(), "ASK" | "TRYAGAIN")) {
+            answer = self.answer(History::question_of_role()).await;
+        }
+        let answer = match answer {
             // Who may not ask does without, and who asks a server that does not know the command.
             Err(Fault::Refused(refusal)) if matches!(refusal.code(), "NOPERM" | "ERR") => return Ok(false),
             answer => answer?,
@@ -120,6 +126,10 @@ impl Connection {
         let history = answer.first().map_or(Ok(None), History::of)?;
         *lock(&self.shared.history) = history.unwrap_or_default();
         Ok(history.is_some())
+    }
+
+    async fn answer(&self, commands: Commands) -> Result<Vec<Token>, Fault> {
+        self.run(commands)?.await.unwrap_or(Err(Fault::Lost(Lost::Closed)))
     }
 
     /// Reads values, after running other commands whose answers are of no interest.

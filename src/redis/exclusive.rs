@@ -3,9 +3,9 @@
 //! The connections of a cache carry the calls of many callers at once, and a command that waits on the server, as
 //! `BLPOP`, would hold up all of them. For such commands a pool lends connections, and then what one caller leaves is a
 //! danger to the next: a command whose caller has gone still waits on the server, takes an element that nobody will see,
-//! and its answer is read as that of the next command. So a connection knows whether it is at rest: it counts as broken
-//! from the moment a command is sent until its answer is read to the end, and one that is returned meanwhile is closed,
-//! which ends the command on the server, too.
+//! and its answer is read as that of the next command. So the command has the connection's stream until its answer is read
+//! to the end, and takes it along when it is dropped: the server sees it closed and ends the command, whether or not the
+//! connection is returned.
 
 use std::{
     error::Error as _,
@@ -90,10 +90,9 @@ pub struct RedisManager {
 
 /// A connection to Redis that one caller has to itself, made by a [`RedisManager`].
 pub struct RedisConnection {
-    stream: Box<dyn Stream>,
+    /// With a command until its answer is read to the end, and gone with one that was not.
+    stream: Option<Box<dyn Stream>>,
     incoming: BytesMut,
-    /// A command was sent whose answer was not read to its end.
-    is_owed: bool,
     has_changed: bool,
     generation: Arc<Generation>,
     /// The generation that it belongs to.
@@ -101,7 +100,8 @@ pub struct RedisConnection {
 }
 
 impl RedisManager {
-    /// Connections to `redis://[user:password@]host[:port][/database]`, `rediss://` or `unix:///path`.
+    /// Connections to `redis://[user:password@]host[:port][/database]`, `rediss://` or
+    /// `redis+unix:///path[?db=…&user=…&pass=…]`.
     ///
     /// # Errors
     ///
@@ -143,9 +143,8 @@ impl ManageConnection for RedisManager {
         let born = self.generation.current();
         let stream = self.address.open().await.map_err(not_connected)?;
         Ok(RedisConnection {
-            stream,
+            stream: Some(stream),
             incoming: BytesMut::new(),
-            is_owed: false,
             has_changed: false,
             generation: Arc::clone(&self.generation),
             born,
@@ -182,17 +181,18 @@ impl RedisConnection {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its end it leaves a connection that answers no more, and that the pool closes when it is returned.
-    /// The server notices that the connection is closed and does not carry out a command that was still waiting.
+    /// Dropped before its end it closes the connection, which answers no more and is not lent again. The server notices
+    /// that within moments and does not carry out a command that was still waiting. What it has answered by then is lost:
+    /// an element that must not be is taken by `BLMOVE` to a list of those that are being worked at, or from a stream with
+    /// `XREADGROUP`.
     pub async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, Error> {
-        if self.is_owed {
+        let Some(mut stream) = self.stream.take() else {
             return Err(Error::new(ErrorKind::Disconnected, "redis: the connection was given up"));
-        }
+        };
         self.has_changed |= is_changing(command);
-        // Until the answer is here. Whoever leaves meanwhile leaves it so.
-        self.is_owed = true;
-        let answer = self.exchange(&command.get_packed_command()).await.map_err(not_answered)?;
-        self.is_owed = false;
+        let answer = exchange(&mut stream, &mut self.incoming, &command.get_packed_command()).await;
+        let answer = answer.map_err(not_answered)?;
+        self.stream = Some(stream);
         let wrong = |error| Error::refused("redis answered with another type than was asked for", error);
         match answer {
             Value::ServerError(refusal) => {
@@ -209,32 +209,39 @@ impl RedisConnection {
     /// Whether nobody should use it any more.
     #[must_use]
     pub fn is_over(&mut self) -> bool {
-        self.is_owed || self.has_changed || self.born < self.generation.current() || self.has_heard()
+        self.has_changed || self.born < self.generation.current() || self.has_heard()
     }
 
-    async fn exchange(&mut self, command: &[u8]) -> Result<Value, Fault> {
-        self.stream.write_all(command).await?;
-        self.stream.flush().await?;
-        let mut extent = Extent::default();
-        loop {
-            if let Some(length) = extent.of(&self.incoming)? {
-                let answer = self.incoming.split_to(length);
-                return parse_redis_value(&answer).map_err(|_| Fault::Lost(Lost::NotRedis));
-            }
-            if self.stream.read_buf(&mut self.incoming).await? == 0 {
-                return Err(Fault::Lost(Lost::Closed));
-            }
-        }
-    }
-
-    /// Whether there is an end, or anything else that is no answer. Nothing is waited for.
+    /// Whether it is closed, or there is an end or anything else that is no answer. Nothing is waited for.
     fn has_heard(&mut self) -> bool {
+        let Some(stream) = &mut self.stream else { return true };
         let mut unheard = [0; 1];
         let mut context = Context::from_waker(Waker::noop());
-        let heard = Pin::new(&mut *self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut unheard));
+        let heard = Pin::new(&mut **stream).poll_read(&mut context, &mut ReadBuf::new(&mut unheard));
         let has_heard = !self.incoming.is_empty() || heard.is_ready();
-        self.is_owed |= has_heard;
+        if has_heard {
+            self.stream = None;
+        }
         has_heard
+    }
+}
+
+async fn exchange(
+    stream: &mut Box<dyn Stream>,
+    incoming: &mut BytesMut,
+    command: &[u8],
+) -> Result<Value, Fault> {
+    stream.write_all(command).await?;
+    stream.flush().await?;
+    let mut extent = Extent::default();
+    loop {
+        if let Some(length) = extent.of(incoming)? {
+            let answer = incoming.split_to(length);
+            return parse_redis_value(&answer).map_err(|_| Fault::Lost(Lost::NotRedis));
+        }
+        if stream.read_buf(incoming).await? == 0 {
+            return Err(Fault::Lost(Lost::Closed));
+        }
     }
 }
 
@@ -288,7 +295,7 @@ fn not_connected(fault: Fault) -> Error {
 
 impl fmt::Debug for RedisConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisConnection").field("is_owed", &self.is_owed).finish_non_exhaustive()
+        f.debug_struct("RedisConnection").field("is_open", &self.stream.is_some()).finish_non_exhaustive()
     }
 }
 

@@ -40,6 +40,8 @@ const BETWEEN_NODES: Duration = Duration::from_millis(20);
 /// For how long a refusal to let us in is that of everybody who asks: somebody has to set something right, and until then
 /// each attempt is a line in the server's log, and all of a caller's time.
 const REFUSED: Duration = Duration::from_millis(500);
+/// For how long a server that would not note what is absent, most likely because it is full, is not asked to.
+const UNASKED: Duration = Duration::from_secs(1);
 /// How many names are remembered for having been large.
 const LARGE_NAMES: usize = 1024;
 
@@ -52,6 +54,8 @@ struct Inner {
     small: Lane,
     large: Lane,
     large_names: Box<[AtomicU64; LARGE_NAMES]>,
+    /// Until when it is not asked to note what is absent, in nanoseconds.
+    notes_nothing_until: AtomicU64,
 }
 
 /// Where the server is.
@@ -112,7 +116,8 @@ impl Pool {
         let (has_told, moved, counts) = (AtomicBool::new(false), Mutex::default(), OnceLock::new());
         let site = Arc::new(Site { configured: address, question, has_told, moved, names, counts });
         let large_names = Box::new([const { AtomicU64::new(0) }; LARGE_NAMES]);
-        Self(Arc::new(Inner { small: Lane::new(&site), large: Lane::new(&site), site, large_names }))
+        let (small, large) = (Lane::new(&site), Lane::new(&site));
+        Self(Arc::new(Inner { site, small, large, large_names, notes_nothing_until: AtomicU64::new(0) }))
     }
 
     pub(super) fn names(&self) -> &Naming {
@@ -209,6 +214,26 @@ impl Pool {
             Size::Small => {
                 let _ = place.compare_exchange(name, 0, Ordering::Relaxed, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// Whether the server would not note what is absent, a moment ago.
+    pub(super) fn notes_nothing(&self) -> bool {
+        // Looked at first: nearly always there is no need of the time.
+        match self.0.notes_nothing_until.load(Ordering::Relaxed) {
+            0 => false,
+            until => self.0.site.counts().clock.now().as_nanos() < until,
+        }
+    }
+
+    /// Takes note of whether it did.
+    pub(super) fn has_noted(&self, everything: bool) {
+        let until = &self.0.notes_nothing_until;
+        if !everything {
+            let end = self.0.site.counts().clock.now().after(UNASKED);
+            until.store(end.as_nanos(), Ordering::Relaxed);
+        } else if until.load(Ordering::Relaxed) > 0 {
+            until.store(0, Ordering::Relaxed);
         }
     }
 

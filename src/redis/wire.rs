@@ -106,7 +106,10 @@ pub(super) struct Refusal(Arc<str>);
 impl Refusal {
     pub(super) fn new(line: &[u8]) -> Self {
         let line = String::from_utf8_lossy(&line[..line.len().min(LONGEST_REFUSAL)]);
-        Self(line.replace(char::is_control, " ").into())
+        // Before version 7 a script that asks for what is not to be had is told so with its own name and line in front.
+        let of_script = line.strip_prefix("@user_script: ").and_then(|rest| rest.split_once(": "));
+        let said = of_script.map_or(&*line, |(_, said)| said.strip_prefix('-').unwrap_or(said));
+        Self(said.replace(char::is_control, " ").into())
     }
 
     /// Its kind: the first word, if that is one of capital letters.
@@ -433,5 +436,9 @@ mod tests {
         assert_eq!(refusal.code(), "NOPERM");
         assert_eq!(format!("{refusal:?}"), "Refusal(\"NOPERM\")");
         assert_eq!(Refusal::new(b"it's secret").code(), "");
+        let of_script =
+            Refusal::new(b"@user_script: 12: -READONLY You can't write against a read only replica.");
+        assert_eq!(of_script.code(), "READONLY");
+        assert_eq!(Refusal::new(b"@user_script: 12").code(), "");
     }
 }
