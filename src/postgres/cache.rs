@@ -52,9 +52,13 @@ const MOST_LIFE: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// One row written in so many starts a purge.
 const PURGE_EVERY: u32 = 500;
+/// How many rows one statement deletes at most. Writes wait for it, and large rows take as long as many small ones: it
+/// deletes fewer when it took longer than [`PURGE_LONG`], and more again when it took a quarter of that.
 const PURGE_BATCH: u32 = 500;
-const PURGE_BATCHES: u32 = 20;
-/// After this the server is taken to be away.
+const PURGE_LONG: Duration = Duration::from_millis(50);
+/// A purge ends after so many rows, or after so long. After that a statement is not waited for, either: the server is taken
+/// to be away.
+const PURGE_MOST: u64 = 10_000;
 const PURGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A [`Store`] in PostgreSQL. Connects when it is first used.
@@ -66,7 +70,17 @@ pub struct PostgresStore {
     tables: Arc<Tables>,
     reads: Pool,
     writes: Pool,
-    purging: Arc<AtomicBool>,
+    purging: Arc<Purging>,
+}
+
+/// What is known of purges.
+struct Purging {
+    is_on: Arc<AtomicBool>,
+    /// How many rows the next statement deletes at most.
+    batch: AtomicU32,
+    /// Whether the last one failed.
+    fails: AtomicBool,
+    clock: Clock,
 }
 
 impl PostgresStore {
@@ -129,7 +143,13 @@ impl PostgresStore {
         let generation = Arc::new(Generation::new("postgres", Clock::system()));
         let pool = |size| Pool::new(connector.clone(), Arc::clone(&tables), size, &generation);
         let (reads, writes) = (pool(READERS), pool(WRITERS));
-        Self { connector, tables, reads, writes, purging: Arc::default() }
+        let purging = Arc::new(Purging {
+            is_on: Arc::default(),
+            batch: AtomicU32::new(PURGE_BATCH),
+            fails: AtomicBool::new(false),
+            clock: Clock::system(),
+        });
+        Self { connector, tables, reads, writes, purging }
     }
 
     /// Makes the schema, the tables and their indexes, unless they are there.
@@ -153,7 +173,8 @@ impl PostgresStore {
     /// Deletes the rows of what died more than eleven minutes ago, and says how many there were. The writers see to
     /// that by themselves; this is for a scheduler of your own.
     ///
-    /// At most 10,000 entries and 500 stamps in one call. What others hold locked is left for the next.
+    /// At most 10,000 entries and 500 stamps in one call, or what ten seconds suffice for; in batches of at most 500, or of
+    /// as many as take some 50 ms, since writes wait meanwhile. What others hold locked is left for the next.
     ///
     /// # Errors
     ///
@@ -163,19 +184,36 @@ impl PostgresStore {
     ///
     /// Dropped, it has deleted whole batches.
     pub async fn purge(&self) -> Result<u64, Error> {
-        let mut purged = 0;
-        for _ in 0..PURGE_BATCHES {
-            let batch = self.purge_batch(Query::PurgeEntries).await?;
-            purged += batch;
-            if batch < u64::from(PURGE_BATCH) {
+        let Purging { batch, clock, .. } = &*self.purging;
+        let (began, mut purged) = (clock.now(), 0);
+        while purged < PURGE_MOST && clock.now().since(began) < PURGE_TIMEOUT {
+            let most = batch.load(Ordering::Relaxed);
+            let began = clock.now();
+            let rows = match self.purge_batch(Query::PurgeEntries, most).await {
+                Ok(rows) => rows,
+                // By the server's own time-out for a statement: as many would take as long the next time.
+                Err(error) if error.kind() == ErrorKind::TimedOut && most > 1 => {
+                    batch.store((most / 4).max(1), Ordering::Relaxed);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let took = clock.now().since(began);
+            if took > PURGE_LONG {
+                batch.store((most / 2).max(1), Ordering::Relaxed);
+            } else if took < PURGE_LONG / 4 {
+                batch.store((most * 2).min(PURGE_BATCH), Ordering::Relaxed);
+            }
+            purged += rows;
+            if rows < u64::from(most) {
                 break;
             }
         }
-        Ok(purged + self.purge_batch(Query::PurgeStamps).await?)
+        Ok(purged + self.purge_batch(Query::PurgeStamps, PURGE_BATCH).await?)
     }
 
-    async fn purge_batch(&self, query: Query) -> Result<u64, Error> {
-        let most = i64::from(PURGE_BATCH);
+    async fn purge_batch(&self, query: Query, most: u32) -> Result<u64, Error> {
+        let most = i64::from(most);
         let batch = self.writes.run("purge", |session| async move { session.count(query, &[&most]).await });
         tokio::time::timeout(PURGE_TIMEOUT, batch)
             .await
@@ -188,12 +226,18 @@ impl PostgresStore {
         if fastrand::usize(..PURGE_EVERY as usize) >= rows {
             return;
         }
-        let Some(purging) = Flag::raise(&self.purging) else { return };
+        let Some(purging) = Flag::raise(&self.purging.is_on) else { return };
         let store = self.clone();
         tokio::spawn(async move {
-            match store.purge().await {
+            let purged = store.purge().await;
+            let failed = store.purging.fails.swap(purged.is_err(), Ordering::Relaxed);
+            match purged {
                 Ok(purged) => tracing::debug!(purged, "postgres: rows of what is dead were deleted"),
-                Err(error) => tracing::debug!("postgres: purge failed: {error}"),
+                // A server that is away is told of elsewhere.
+                Err(error) if failed || error.kind() == ErrorKind::Unavailable => {
+                    tracing::debug!("postgres: purge failed: {error}");
+                }
+                Err(error) => tracing::warn!("postgres: the tables grow, for a purge failed: {error}"),
             }
             drop(purging);
         });

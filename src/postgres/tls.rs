@@ -46,7 +46,10 @@ where
     fn connect(self, stream: S) -> Self::Future {
         Box::pin(async move {
             let config = self.trust.config().await?;
-            let mut make = MakeRustlsConnect::new(ClientConfig::clone(&config));
+            let mut config = ClientConfig::clone(&config);
+            // Without it a server refuses `sslnegotiation=direct`; one that knows nothing of it takes no notice.
+            config.alpn_protocols = vec![b"postgresql".to_vec()];
+            let mut make = MakeRustlsConnect::new(config);
             let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut make, &self.host);
             connect.connect(stream).await
         })
