@@ -763,6 +763,72 @@ async fn after_a_test_that_failed_other_idle_connections_are_not_waited_for() {
     assert_eq!(pool.stats().closed.invalid, 8);
 }
 
+/// By the system's clock: a paused one never lets a moment pass between two looks at it.
+#[tokio::test]
+async fn connection_that_is_newer_than_a_test_that_failed_is_lent() {
+    let server = Server::default();
+    let pool = Pool::builder("test", server.clone()).size(2).connects(2, 1_000.0).test_after(Duration::ZERO);
+    let pool = pool.build().unwrap();
+    let both = [pool.get().await.unwrap(), pool.get().await.unwrap()];
+    drop(both);
+    server.restarts();
+    let before = server.attempts();
+    for _ in 0..3 {
+        assert!(tokio::time::timeout(5 * SECOND, pool.get()).await.expect("it is lent").unwrap().is_alive());
+    }
+    assert!(server.attempts() - before <= 2, "{}", server.attempts() - before);
+    assert_eq!(pool.stats().closed.invalid, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_that_is_always_to_be_asked_is() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).test_after(Duration::ZERO).build().unwrap();
+    for asked in 1..=3 {
+        drop(pool.get().await.unwrap());
+        assert_eq!(server.tests(), asked);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn test_whose_caller_has_gone_is_made_again_however_long_ago_that_was() {
+    let server = Server::default();
+    let pool = builder(&server).size(1).test_timeout(2 * SECOND).build().unwrap();
+    let id = pool.get().await.unwrap().id();
+    *server.0.testing.lock().unwrap() = SECOND;
+    sleep(5 * SECOND).await;
+    assert!(tokio::time::timeout(SECOND / 2, pool.get()).await.is_err(), "its test takes longer");
+    sleep(60 * SECOND).await;
+    assert_eq!(pool.get().await.unwrap().id(), id);
+    // Together, it was asked for as long as a test may take.
+    sleep(60 * SECOND).await;
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    for _ in 0..4 {
+        assert!(tokio::time::timeout(SECOND / 2, pool.get()).await.is_err());
+    }
+    server.0.tests_hang.store(false, Ordering::SeqCst);
+    assert_ne!(pool.get().await.unwrap().id(), id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_whom_their_own_class_holds_up_leave_room_for_the_others() {
+    let server = Server::default();
+    let few = Share::new().at_most(1);
+    let pool = builder(&server).size(2).max_waiting(8).class("few", few).build().unwrap();
+    let class = pool.class("few").unwrap();
+    let _held = pool.get_for(class).await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        waiting.push(asks_for(&pool, class).await);
+    }
+    let refused = pool.get_for(class).await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    let last = pool.get().await.unwrap();
+    let waits = asks(&pool).await;
+    drop(last);
+    assert!(waits.await.unwrap().is_ok());
+}
+
 #[tokio::test(start_paused = true)]
 async fn connection_in_doubt_that_fails_its_test_says_nothing_of_the_others() {
     let server = Server::default();

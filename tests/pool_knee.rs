@@ -23,7 +23,7 @@ use mcp_perf::{
     clock::Clock,
     pool::{
         Pool, PoolBuilder, Share, Sizing,
-        sizing::{Decision, Fixed, Reason, Sample},
+        sizing::{Decision, Fixed, Gain, Reason, Sample},
     },
     testing::{FakeServer, Usl},
 };
@@ -146,6 +146,21 @@ async fn pool_finds_the_size_at_which_its_server_does_most_and_tells_how() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pool_stops_growing_where_its_gain_says() {
+    let mut ends = Vec::new();
+    for gain in [Gain::LATENCY, Gain::THROUGHPUT, Gain::new(0.02).unwrap()] {
+        fastrand::seed(1);
+        let server = FakeServer::new(Usl::new(0.1, 0.002)).connecting(SECOND / 50);
+        let pool = builder(&server).gain(gain).build().unwrap();
+        // More than can be done with any number.
+        let _load = Load::start(&pool, 500.0);
+        sleep(3 * MINUTE).await;
+        ends.push(pool.stats().proven);
+    }
+    assert!(ends.is_sorted() && ends[0] + 2 <= ends[2], "{ends:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn pool_that_observes_says_what_it_would_do_and_does_nothing() {
     let log = Log::hear();
     let server = FakeServer::new(usl()).connecting(SECOND / 50);
@@ -217,6 +232,31 @@ async fn pool_that_keeps_some_for_others_grows_and_one_whose_callers_may_have_no
         "{:#?}",
         log.fields("reason")
     );
+}
+
+/// Those that wait for their own class are no reason to keep as many as the others needed in the busy hours.
+#[tokio::test(start_paused = true)]
+async fn pool_whose_reports_wait_for_each_other_comes_down_to_what_is_of_use() {
+    let server = FakeServer::new(usl()).connecting(SECOND / 50);
+    let pool = builder(&server).initial(8).class("reports", Share::new().at_most(2)).build().unwrap();
+    let reports = pool.class("reports").unwrap();
+    let load = Load::start(&pool, 1.05 * best());
+    sleep(5 * MINUTE).await;
+    load.set(best() / 20.0);
+    for _ in 0..10 {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            while let Ok(mut connection) = pool.get_for(reports).await {
+                connection.query(25 * WORK).await.unwrap();
+            }
+        });
+    }
+    sleep(10 * MINUTE).await;
+    let log = Log::hear();
+    sleep(10 * MINUTE).await;
+    let stats = pool.stats();
+    assert!(stats.target <= 5, "{stats:?}");
+    assert!(log.fields("reason").len() <= 8, "{:#?}", log.fields("reason"));
 }
 
 /// One more whenever somebody waits.

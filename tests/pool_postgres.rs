@@ -485,6 +485,33 @@ async fn failover_that_one_connection_notices_retires_all_and_idle_ones_need_not
 }
 
 #[tokio::test]
+async fn pool_at_a_server_that_takes_no_writes_any_more_goes_to_the_one_that_does() {
+    let (old, new) = (PostgresServer::start(), PostgresServer::start());
+    for server in [&old, &new] {
+        server.psql("create table things (a bigint)").unwrap();
+    }
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", old.port(), new.port());
+    let url = format!("postgres://postgres@{hosts}/postgres?target_session_attrs=read-write");
+    let pool = builder(&url).size(4).build().unwrap();
+    let all = fill(&pool, 4).await;
+    drop(all);
+    assert_eq!((backends(&old), backends(&new)), (4, 0));
+    old.psql("alter system set default_transaction_read_only = on").unwrap();
+    old.psql("select pg_reload_conf()").unwrap();
+    let insert = async || {
+        let connection = get(&pool).await.unwrap();
+        connection.execute_cached("insert into things values (1)", &[]).await
+    };
+    // Who is told of it first has an error, and nobody after.
+    until("it is heard of", async || insert().await.is_err().then_some(())).await;
+    for _ in 0..8 {
+        insert().await.unwrap();
+    }
+    until("the old one is left", async || (backends(&old) == 0).then_some(())).await;
+    assert!(backends(&new) > 0);
+}
+
+#[tokio::test]
 async fn connection_that_was_being_made_when_all_were_retired_is_not_lent() {
     let server = PostgresServer::start();
     let manager = manager(&server.url());
@@ -719,6 +746,78 @@ async fn pool_that_borrows_from_a_stock_is_at_its_share_when_the_lease_is_lost()
     while let Some(caller) = callers.join_next().await {
         caller.unwrap();
     }
+}
+
+/// Law 12, as a server sees it that has just so many connections: four pools whose callers want more than their shares
+/// by turns.
+#[tokio::test]
+async fn pools_that_share_a_tight_server_are_refused_nothing_and_use_what_others_leave() {
+    const SHARE: u32 = 4;
+    const STOCK: u32 = 8;
+    const BUDGET: u32 = 4 * SHARE + STOCK;
+    // As many as there are in the budget, and one for the test.
+    let settings = [("max_connections", "27"), ("superuser_reserved_connections", "3")];
+    assert_eq!(BUDGET, 27 - 3);
+    let server = PostgresServer::start_with(&settings);
+    server.psql("create role fleet login").unwrap();
+    let url = format!("postgres://fleet@127.0.0.1:{}/postgres", server.port());
+    let pools: Vec<Postgres> = (0..4)
+        .map(|process| {
+            let named = |of: &str| format!("fleet/{process}{of}");
+            let manager =
+                |of| PostgresManager::builder(&url).unwrap().application_name(named(of)).build().unwrap();
+            let budget = PostgresBudget::builder(manager("-leases"), "fleet").share(SHARE).stock(STOCK);
+            let builder = Pool::builder(named(""), manager("")).adaptive(2..=BUDGET).sizing(Greedy(2));
+            builder.connects(100, 100.0).allowance(budget.build().unwrap()).build().unwrap()
+        })
+        .collect();
+    let count = "select count(*) from pg_stat_activity where usename = 'fleet'";
+    let most = AtomicU64::new(0);
+    for turn in 0..8 {
+        let busy = &pools[turn % 4];
+        let is_over = Arc::new(AtomicBool::new(false));
+        let mut callers = JoinSet::new();
+        for (index, pool) in pools.iter().enumerate() {
+            for _ in 0..if index == turn % 4 { 20 } else { 2 } {
+                let (pool, is_over) = (pool.clone(), Arc::clone(&is_over));
+                callers.spawn(async move {
+                    while !is_over.load(Ordering::Relaxed) {
+                        let connection = get(&pool).await.unwrap();
+                        connection.query_cached("select pg_sleep(0.005)", &[]).await.unwrap();
+                    }
+                });
+            }
+        }
+        until("who has callers has borrowed", async || {
+            let backends = server.psql(count).unwrap().parse().unwrap();
+            assert!(backends <= u64::from(BUDGET), "{backends}");
+            most.fetch_max(backends, Ordering::Relaxed);
+            eprintln!(
+                "{turn}: {backends} {:?}",
+                pools
+                    .iter()
+                    .map(|pool| (
+                        pool.stats().open,
+                        pool.stats().ceiling,
+                        pool.stats().target,
+                        pool.stats().waiting
+                    ))
+                    .collect::<Vec<_>>()
+            );
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            (busy.stats().open > SHARE).then_some(())
+        })
+        .await;
+        is_over.store(true, Ordering::Relaxed);
+        while let Some(caller) = callers.join_next().await {
+            caller.unwrap();
+        }
+    }
+    for pool in &pools {
+        let stats = pool.stats();
+        assert_eq!((stats.connect_failures, stats.timeouts), (0, 0), "{stats:?}");
+    }
+    assert!(most.into_inner() > u64::from(4 * SHARE));
 }
 
 /// Wants as many as there are callers.

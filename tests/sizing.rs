@@ -356,6 +356,36 @@ fn one_query_in_a_hundred_that_takes_two_thousand_times_longer_does_not_keep_a_p
     }
 }
 
+/// A hundredth of the calls wait for something else for 200 ms, and most is done by having more of those at once, however
+/// much the others slow each other down: from 0.1 ms to 0.5 ms at 64 connections.
+#[test]
+fn lookups_that_slow_each_other_down_do_not_hide_that_more_is_done() {
+    let takes = |size: f64| (0.1e-3 * (1.0 + 4.0 * (size / 64.0).powi(4)), 0.2);
+    for seed in 0..40 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        // Of twelve, nearly normal.
+        let mut noise = |deviation: f64| deviation * ((0..12).map(|_| random.f64()).sum::<f64>() - 6.0);
+        let mut sizing = ThroughputVerified::new(Bounds::new(2, 64).unwrap(), 2).seed(seed);
+        for second in 1..=60 {
+            let size = sizing.target();
+            let (quick, slow) = takes(f64::from(size));
+            let queries = f64::from(size) / (0.99 * quick + 0.01 * slow);
+            let of_slow = (queries / 100.0) * (1.0 + noise((queries / 100.0).powf(-0.5)));
+            let completed = 100.0 * of_slow * (1.0 + noise(of_slow.max(1.0).powf(-0.5)));
+            let mut sample = Sample::default();
+            (sample.window, sample.completed, sample.slow) = (SECOND, completed as u64, of_slow as u64);
+            sample.hold_typical = Duration::from_secs_f64(quick * (1.0 + noise(0.05)));
+            sample.hold_slow = Duration::from_secs_f64(slow * (1.0 + noise(0.01)));
+            (sample.hold_p50, sample.hold_p99) = (sample.hold_typical, sample.hold_slow);
+            (sample.in_use_mean, sample.in_use_max) = (f64::from(size), size);
+            (sample.waiting, sample.max_waiting, sample.full_fraction) = (128 - size, 128 - size, 1.0);
+            (sample.was_full, sample.target, sample.open) = (true, size, size);
+            sizing.step(&sample, second * SECOND);
+        }
+        assert_eq!(sizing.proven(), 64, "seed {seed}");
+    }
+}
+
 #[test]
 fn low_load_never_grows() {
     let case = large();

@@ -169,7 +169,7 @@ impl<M: ManageConnection> Shared<M> {
     /// How many to ask for: what there is, and a quarter more where that does not do.
     fn wanted(&self) -> u32 {
         let (level, ceiling, there) = (self.gate.level(), self.ceiling(), self.there());
-        if level.waiting == 0 {
+        if self.gate.waiting_for_more() == 0 {
             return there;
         }
         // While callers wait nothing is given back: the sizing may be about to try it.

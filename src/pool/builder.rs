@@ -107,21 +107,20 @@ impl<M: ManageConnection> PoolBuilder<M> {
         }
     }
 
-    /// So many connections, always: 10 unless set. 1 to 1,048,576.
+    /// Sets a fixed size, in connections: 10 unless set. 1 to 1,048,576.
     #[doc(alias = "max_size")]
     pub fn size(mut self, connections: u32) -> Self {
         (self.mode, self.floor, self.ceiling) = (Mode::Fixed, connections, connections);
         self
     }
 
-    /// As many connections as turn out to be of use, within these bounds: 1 to 1,048,576.
+    /// Lets the pool size itself within these bounds, by the throughput that it measures: 1 to 1,048,576.
     pub fn adaptive(mut self, connections: RangeInclusive<u32>) -> Self {
         (self.mode, self.floor, self.ceiling) = (Mode::Adaptive, *connections.start(), *connections.end());
         self
     }
 
-    /// As many connections as [`initial`](Self::initial) says, always; the log says what
-    /// [`adaptive`](Self::adaptive) would do with these bounds.
+    /// Keeps the [initial](Self::initial) size, and logs what [`adaptive`](Self::adaptive) would do with these bounds.
     pub fn observe(mut self, connections: RangeInclusive<u32>) -> Self {
         (self.mode, self.floor, self.ceiling) = (Mode::Observe, *connections.start(), *connections.end());
         self
@@ -329,8 +328,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
         self
     }
 
-    /// From when on a connection that is held is told of in the log, with the place where it was asked for: never
-    /// unless set; more than zero and at most a year.
+    /// Logs connections that are held for longer than this, with the place in the code that asked for them: none unless set;
+    /// more than zero and at most a year.
     #[doc(alias = "leak_detection_threshold")]
     pub fn leak_threshold(mut self, held: impl Into<Option<Duration>>) -> Self {
         self.leak_threshold = held.into();

@@ -47,8 +47,8 @@ impl Class {
 /// ```
 /// use mcp_perf::pool::Share;
 ///
-/// // Two servers in a process, 20 connections: 8 sure for each, 4 for whoever comes first. When the pool grows to
-/// // 30, either may have what the other is not sure of.
+/// // Two servers in a process, 20 connections: 8 guaranteed to each, 4 for whoever comes first. When the pool grows to
+/// // 30, either may have what is not guaranteed to the other.
 /// let server = Share::new().guarantee(8).at_most(22);
 /// # let _ = server;
 /// ```

@@ -30,8 +30,10 @@ impl<M: ManageConnection> Pool<M> {
         PoolBuilder::new(name.into(), manager)
     }
 
-    /// A connection, as soon as it is the caller's turn and there is one. The caller asks when the future is first
-    /// polled, which has to be on a tokio runtime with its timer enabled.
+    /// Checks out a connection, waiting for the caller's turn: first come, first served within a class.
+    ///
+    /// The caller is in line from when the future is first polled, which has to be on a tokio runtime with its timer
+    /// enabled.
     ///
     /// # Errors
     ///
@@ -94,9 +96,11 @@ impl<M: ManageConnection> Pool<M> {
         async move { self.0.lend(self.call(class, place, Patience::Either)?).await }
     }
 
-    /// A connection if nobody has to return theirs first, else `None`; also where the last place is that of one that is
-    /// closed and not [gone](PoolBuilder::gone_when) yet. It may have to be opened, which is waited for; if that fails
-    /// while others have connections, it is `None`, too.
+    /// Checks out a connection if nobody has to return one first, else `None`. It may still wait for a new connection to be
+    /// opened.
+    ///
+    /// `None`, too, where the last place is that of a connection that is closed and not [gone](PoolBuilder::gone_when) yet,
+    /// and where opening one fails while others have connections.
     ///
     /// # Errors
     ///
@@ -207,7 +211,7 @@ impl<M: ManageConnection> Pool<M> {
 
     /// Lets nobody in any more, sends away those who wait, and closes every connection: idle ones now, others when
     /// they are returned. It waits for that, and until all are [gone](PoolBuilder::gone_when), for no longer than
-    /// `deadline`; not for one that is still being opened, which is closed as soon as it is. What an
+    /// `timeout`; not for one that is still being opened, which is closed as soon as it is. What an
     /// [`Allowance`](super::Allowance) holds, as leases and a connection of its own, it gives back when the last clone
     /// of the pool and the last connection are gone.
     ///
@@ -219,7 +223,7 @@ impl<M: ManageConnection> Pool<M> {
     /// # Cancel safety
     ///
     /// Dropped, it only stops waiting.
-    pub async fn shutdown(&self, deadline: Duration) -> Result<(), Error> {
+    pub async fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
         let shared = &self.0;
         shared.gate.close();
         // In this order: what is opened after it is not admitted, and what was before it is retired.
@@ -233,7 +237,7 @@ impl<M: ManageConnection> Pool<M> {
             shared.look_at_idle(shared.clock.now()).await;
             shared.supply.all_returned().await;
         };
-        tokio::time::timeout(deadline, closed).await.map_err(|_| {
+        tokio::time::timeout(timeout, closed).await.map_err(|_| {
             let waited_for = match shared.supply.count().out {
                 0 => "connections to be closed",
                 1.. => "connections to be returned",

@@ -189,6 +189,16 @@ impl Gate {
         lock(&self.state).level()
     }
 
+    /// How many wait who would be served if there were more permits.
+    pub(super) fn waiting_for_more(&self) -> u32 {
+        lock(&self.state).waiting_for_more()
+    }
+
+    /// Whether this class has as many as it may, so that who waits waits for its own.
+    pub(super) fn has_most(&self, class: usize) -> bool {
+        lock(&self.state).classes.has_most(class)
+    }
+
     /// How many are in use above the target after it fell.
     pub(super) fn debt(&self) -> u32 {
         let Level { in_use, target, .. } = lock(&self.state).judged();
@@ -224,19 +234,23 @@ impl State {
     /// What the size is to be judged by: without the one that the system has beside the target, and with what is kept
     /// from those who wait.
     fn judged(&self) -> Level {
-        let Level { in_use, target, waiting, .. } = self.level();
+        let Level { in_use, target, .. } = self.level();
         let beside = self.has_one_more && in_use > target;
         let free = target.saturating_sub(in_use);
-        let kept = if free > 0 && waiting > 0 && self.are_kept_waiting() { free } else { 0 };
+        let waiting = self.waiting_for_more();
+        let kept = if waiting > 0 { free } else { 0 };
         Level { in_use: in_use - u32::from(beside), target, waiting, kept }
     }
 
-    /// Whether somebody waits who would be served if there were more. Who waits for his own class to give one back would
+    /// How many wait who would be served if there were more. Those who wait for their own class to give one back would
     /// not.
-    #[cold]
-    fn are_kept_waiting(&self) -> bool {
-        let mut waiting = self.lines.by_class().enumerate();
-        waiting.any(|(class, waiting)| waiting > 0 && !self.classes.has_most(class))
+    #[inline]
+    fn waiting_for_more(&self) -> u32 {
+        if self.lines.waiting() == 0 {
+            return 0;
+        }
+        let waiting = self.lines.by_class().enumerate();
+        waiting.filter(|(class, _)| !self.classes.has_most(*class)).map(|(_, waiting)| waiting).sum()
     }
 
     fn set_target(&mut self, target: u32, now: Instant) -> Vec<Waker> {
@@ -250,7 +264,7 @@ impl State {
 
     /// Goes back to where there were more permits if too many wait.
     fn retreat(&mut self, now: Instant) -> Vec<Waker> {
-        let waiting = self.lines.waiting();
+        let waiting = self.waiting_for_more();
         match self.retreat.take_if(|retreat| waiting > retreat.waiting) {
             Some(retreat) => {
                 self.has_retreated = true;
@@ -287,7 +301,9 @@ impl State {
     }
 
     fn join(&mut self, class: usize, waker: &Waker, now: Instant) -> Result<Ticket, Denied> {
-        if self.lines.waiting_beside(class) >= self.room {
+        // Those whom their own class holds up leave room for the others, who may be served before them.
+        let is_held_up = self.classes.has_most(class) && self.lines.of(class) >= (self.room / 2).max(1);
+        if self.lines.waiting_beside(class) >= self.room || is_held_up {
             return Err(Denied::Full);
         }
         self.usage.count(self.judged(), now);

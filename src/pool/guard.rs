@@ -4,6 +4,7 @@ use std::{
     fmt,
     ops::{Deref, DerefMut},
     sync::Arc,
+    time::Duration,
 };
 
 use bb8::ManageConnection;
@@ -59,7 +60,7 @@ impl<M: ManageConnection> Connection<M> {
     pub(super) fn begin(&mut self) {
         self.stored.uses += 1;
         // What it does from here on tells more than a test that nobody waited for.
-        self.stored.untested_since = None;
+        self.stored.tested_for = Duration::ZERO;
         self.lease.has_permit = true;
     }
 
@@ -119,6 +120,10 @@ impl<M: ManageConnection> Drop for Connection<M> {
         let Self { stored, lease } = self;
         let tracked: &mut Tracked<M::Connection> = stored;
         let now = lease.shared.clock.now();
+        if let Some(since) = tracked.tested_since.take() {
+            // Nobody waited for what it came to.
+            tracked.tested_for = tracked.tested_for.saturating_add(now.since(since));
+        }
         if std::thread::panicking() {
             tracked.ending.get_or_insert(Ending::Broken);
         }

@@ -22,6 +22,8 @@ use crate::{clock::Instant, sync::lock};
 pub(super) const TICK: Duration = Duration::from_secs(1);
 /// How many ticks lie between two looks at every idle connection, unless one was found broken or is one too many.
 const LOOK: u64 = 10;
+/// For so many windows in a row more are open than are of use before what is borrowed of them is given back.
+const IDLE_WINDOWS: u32 = 5;
 
 /// What is done with what a [`Sizing`] decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,12 +135,18 @@ impl<M: ManageConnection> Shared<M> {
         true
     }
 
-    /// Where the server has too many connections, those above the size are what it is short of: they are closed, but
-    /// for what is kept open. (Idle, they would stay until the size is back, and never be missed.)
+    /// Where the server has too many connections, those above the size are what it is short of, and where others share an
+    /// allowance they may be what those are short of: they are closed, but for what is kept open. (Idle, they would stay
+    /// until the size is back, and never be missed.)
     fn give_back(&self, sample: &Sample, target: u32) {
         let size = target.max(self.settings.keep_open);
+        // What is borrowed and not of use for a while is of use to others. Where two sizes are tried in turn, the larger one is.
+        let is_idle = self.allowed.as_ref().is_some_and(|allowed| sample.open > size.max(allowed.own));
+        let windows =
+            if is_idle { self.watch.idle_windows.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
+        self.watch.idle_windows.store(windows, Ordering::Relaxed);
         let gives_way_to = match self.watch.gives_way_to.load(Ordering::Relaxed) {
-            _ if sample.too_many_connections > 0 => size,
+            _ if sample.too_many_connections > 0 || windows >= IDLE_WINDOWS => size,
             0 => return,
             most if sample.open <= most => 0,
             most => most.max(size),
@@ -235,6 +243,7 @@ impl<M: ManageConnection> Drop for Taken<'_, M> {
         while self.count > 0 {
             self.is_back();
         }
+        self.pool.supply.has_looked();
     }
 }
 

@@ -30,7 +30,7 @@
 //!   PostgreSQL's, until a query that runs on it is cancelled and the server has hung up, of a silent one for no longer
 //!   than a few seconds.
 //!   After the target fell, what is in use above it is *debt*: the next returns pay it, and nobody enters before.
-//! - **Classes.** What a class is [sure of](Share::guarantee) is there at once, and within one hold time after a
+//! - **Classes.** What a class is [guaranteed](Share::guarantee) is there at once, and within one hold time after a
 //!   shrink; what is not used by its class and not kept is lent to the others. [`Class::SYSTEM`] is served first. Where
 //!   there are fewer connections than permits, the same holds for who gets the next one.
 //! - **The real reason.** A caller whose connection cannot be opened is told why, at once, unless one is out that may
@@ -47,7 +47,7 @@
 //!
 //! Nothing is taken back from a caller: one that never returns its connection keeps it. The
 //! [leak threshold](PoolBuilder::leak_threshold) tells of those. A caller who holds one connection and waits for
-//! another may wait for himself: take one at a time, or [`try_get`](Pool::try_get) the second.
+//! another may wait for itself: take one at a time, or [`try_get`](Pool::try_get) the second.
 //!
 //! # How large
 //!

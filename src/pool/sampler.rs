@@ -12,6 +12,7 @@ pub(super) struct Sampler {
     began: Instant,
     holds: Counted,
     waits: Counted,
+    own_waits: Counted,
     timeouts: u64,
     /// For other reasons than the next field's.
     connect_failures: u64,
@@ -29,6 +30,7 @@ impl Sampler {
             began,
             holds: recorded.holds.histogram.counted(),
             waits: recorded.waits.histogram.counted(),
+            own_waits: recorded.own_waits.counted(),
             timeouts: recorded.timeouts.sum(),
             connect_failures: recorded.other_failures.load(Ordering::Relaxed),
             too_many_connections: recorded.too_many_connections.sum(),
@@ -43,12 +45,19 @@ impl Sampler {
     pub(super) fn sample<M: ManageConnection>(&mut self, shared: &Shared<M>, now: Instant) -> Sample {
         let next = Self::at(shared, self.began);
         let (holds, waits) = (next.holds.since(&self.holds), next.waits.since(&self.waits));
+        // Those would not be over sooner with more connections.
+        let waits = waits.since(&next.own_waits.since(&self.own_waits));
+        let hold_typical = holds.geometric_mean();
+        let (slow, hold_slow) = holds.longer_than(hold_typical.saturating_mul(Sample::SLOW));
         let window = shared.gate.window(now);
         let count = shared.supply.count();
         let sample = Sample {
             window: window.length,
             completed: holds.total(),
-            hold_typical: holds.geometric_mean(),
+            hold_typical,
+            slow,
+            hold_slow,
+            hold_mixed: Duration::ZERO,
             hold_p50: holds.percentile(0.5),
             hold_p99: holds.percentile(0.99),
             wait_p50: waits.percentile(0.5),

@@ -104,6 +104,8 @@ pub(super) struct Watch {
     pub(super) surplus: AtomicU32,
     /// How many may be open while the others are given back to a server that has too many; zero says all.
     pub(super) gives_way_to: AtomicU32,
+    /// For how many windows in a row more were open than are of use.
+    pub(super) idle_windows: AtomicU32,
     /// Ends the tasks with the pool.
     pub(super) tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
@@ -134,8 +136,13 @@ impl<M: ManageConnection> Shared<M> {
         let (permit, now) = match self.gate.try_acquire(call.class, call.began) {
             Ok(permit) => (permit, call.began),
             Err(Denied::Taken) => {
+                let is_held_up = self.gate.has_most(call.class);
                 let permit = self.wait_for_permit(call).await?;
-                (permit, self.clock.now())
+                let now = self.clock.now();
+                if is_held_up {
+                    self.recorded.own_waits.record(now.since(call.began));
+                }
+                (permit, now)
             }
             Err(denied) => return Err(yielded(self.denied(denied)).await),
         };
@@ -160,7 +167,7 @@ impl<M: ManageConnection> Shared<M> {
     ) -> Result<Option<Connection<M>>, Error> {
         // What comes from here on is no wait for others: it is in the times of connecting, or is a test.
         let waited = now.since(call.began);
-        let mut are_cut_off = false;
+        let mut cut_off = None;
         let mut set_aside = 0;
         let mut place = End::Back;
         loop {
@@ -186,9 +193,11 @@ impl<M: ManageConnection> Shared<M> {
             match self.look(&mut connection, now) {
                 Look::Fit => {}
                 Look::Unfit => continue,
-                // What cut off one idle connection has most likely cut off the others, and on a server that is silent
-                // each test would take its whole time. What is wrong with one in doubt is its own.
-                Look::Unknown { is_stale: true, .. } if are_cut_off => {
+                // What cut off one idle connection has most likely cut off the others that nobody has used since, and on a
+                // server that is silent each test would take its whole time. What is wrong with one in doubt is its own.
+                Look::Unknown { is_stale: true, .. }
+                    if cut_off.is_some_and(|cut_off| connection.tracked().last_used < cut_off) =>
+                {
                     connection.tracked().ending = Some(Ending::Invalid);
                     continue;
                 }
@@ -204,8 +213,12 @@ impl<M: ManageConnection> Shared<M> {
                     continue;
                 }
                 Look::Unknown { is_stale, is_doubtful } => {
+                    let began = self.clock.now();
                     if !self.test(&mut connection, call.began).await? {
-                        are_cut_off |= is_stale && !is_doubtful;
+                        let has_failed = connection.tracked().ending == Some(Ending::Invalid);
+                        if has_failed && is_stale && !is_doubtful {
+                            cut_off = Some(began);
+                        }
                         drop(connection);
                         now = self.clock.now();
                         continue;
@@ -226,12 +239,12 @@ impl<M: ManageConnection> Shared<M> {
             tracked.ending = Some(ending);
             return Look::Unfit;
         }
-        if tracked.untested_since.is_some_and(|since| now.since(since) > self.settings.test_timeout) {
+        if tracked.tested_for >= self.settings.test_timeout {
             // It had as long as it may take, and whoever was about to hear of it had gone.
             tracked.ending = Some(Ending::Invalid);
             return Look::Unfit;
         }
-        let is_stale = now.since(tracked.last_used) > self.settings.test_after;
+        let is_stale = now.since(tracked.last_used) >= self.settings.test_after;
         let is_doubtful = self.tracking.is_doubtful(tracked);
         if is_stale || is_doubtful { Look::Unknown { is_stale, is_doubtful } } else { Look::Fit }
     }
@@ -257,7 +270,7 @@ impl<M: ManageConnection> Shared<M> {
         let patience = self.left(began).max(GRACE).min(test_timeout);
         let tracked = connection.tracked();
         // Until it says so nobody knows, also where this future is dropped.
-        tracked.untested_since.get_or_insert_with(|| self.clock.now());
+        tracked.tested_since = Some(self.clock.now());
         let tested = tokio::time::timeout(patience, self.tracking.test(tracked)).await;
         if tested.is_err() && patience < test_timeout {
             // It may be fit, and is left to whoever has more time.
@@ -274,13 +287,14 @@ impl<M: ManageConnection> Shared<M> {
     /// Takes note of what the test of a connection came to, and returns whether it may be lent.
     fn judge(&self, connection: &mut Connection<M>, is_fit: bool) -> bool {
         let tracked = connection.tracked();
+        tracked.tested_since = None;
         if !is_fit {
             tracked.ending = Some(Ending::Invalid);
             return false;
         }
         let now = self.clock.now();
         tracked.is_dirty = false;
-        tracked.untested_since = None;
+        tracked.tested_for = Duration::ZERO;
         tracked.last_used = now;
         // It may have been retired meanwhile, or the pool shut down.
         tracked.ending = self.tracking.examine(tracked, now);

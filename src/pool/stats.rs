@@ -5,7 +5,10 @@ use std::{sync::atomic::AtomicU64, time::Duration};
 use metrics::{Label, counter, gauge, histogram};
 
 use super::{holders::Held, tracked::Ending};
-use crate::event::{Event, Times};
+use crate::{
+    event::{Event, Times},
+    timing::histogram::Histogram,
+};
 
 /// What a [`Pool`](super::Pool) is doing, and did since it was made: percentiles and counts are of all that time. An exporter's
 /// histograms tell of the last minutes.
@@ -35,6 +38,7 @@ pub struct Stats {
     /// Callers whose turn it is and who wait for a connection to be opened or returned.
     pub waiting_for_connection: u32,
     /// How much of the target was in use in the last full second, the mean over time; 0 to 1.
+    #[doc(alias = "utilization")]
     pub utilisation: f64,
     /// Calls that got a connection.
     pub gets: u64,
@@ -109,6 +113,8 @@ pub struct Closed {
 /// built.
 pub(super) struct Recorded {
     pub(super) waits: Times,
+    /// Of those, the waits of callers whom their own class held up.
+    pub(super) own_waits: Histogram,
     pub(super) holds: Times,
     pub(super) connects: Times,
     pub(super) connect_failures: Event,
@@ -135,6 +141,7 @@ impl Recorded {
         let gauge = |name: &'static str| gauge!(name, labels.clone());
         Self {
             waits: times("mcp_perf_pool_wait_seconds"),
+            own_waits: Histogram::new(),
             holds: times("mcp_perf_pool_hold_seconds"),
             connects: times("mcp_perf_pool_connect_seconds"),
             connect_failures: event("mcp_perf_pool_connect_failures_total"),

@@ -47,6 +47,8 @@ struct State {
     idle: u32,
     /// Lent, on the way to a caller, or being looked at.
     out: u32,
+    /// Of those, as many at most are being looked at, and back in a moment.
+    looked_at: u32,
     /// Given up, and not gone yet.
     closing: u32,
     /// Openers.
@@ -82,6 +84,7 @@ impl Supply {
         let classes = Classes::new(shares, 0);
         let lines = Lines::new(&classes);
         let state = State {
+            looked_at: 0,
             idle: 0,
             out: 0,
             closing: 0,
@@ -161,7 +164,13 @@ impl Supply {
         let mut state = lock(&self.state);
         let idle = std::mem::take(&mut state.idle);
         state.out += idle;
+        state.looked_at = idle;
         idle
+    }
+
+    /// All of those are back, or given up.
+    pub(super) fn has_looked(&self) {
+        lock(&self.state).looked_at = 0;
     }
 
     /// A connection is nobody's from here on, though it is out: it is tested, and then put back as one that was
@@ -239,7 +248,7 @@ impl Supply {
     /// Whether nothing is being opened for whoever came last, so that somebody has to return a connection first.
     pub(super) fn is_in_vain(&self) -> bool {
         let state = lock(&self.state);
-        state.lines.waiting() > state.opening
+        state.lines.waiting() > state.opening + state.looked_at
     }
 
     /// Of the openers that there should be, so many are not to be had.

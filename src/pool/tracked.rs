@@ -62,8 +62,10 @@ pub(super) struct Tracked<C> {
     pub(super) uses: u64,
     /// Whether it has to be looked at before it is lent again, however recently it was used.
     pub(super) is_dirty: bool,
-    /// Since when it was tested again and again by callers who had no time to wait for what it says.
-    pub(super) untested_since: Option<Instant>,
+    /// Since when it is being tested.
+    pub(super) tested_since: Option<Instant>,
+    /// For how long it was tested before, by callers who had no time to wait for what it says.
+    pub(super) tested_for: Duration,
     /// Why it does not stay.
     pub(super) ending: Option<Ending>,
 }
@@ -180,7 +182,8 @@ impl<M: ManageConnection> ManageConnection for Tracking<M> {
             last_used: now,
             uses: 0,
             is_dirty: false,
-            untested_since: None,
+            tested_since: None,
+            tested_for: Duration::ZERO,
             ending: None,
         })
     }

@@ -53,10 +53,11 @@ const WANTING: i32 = i32::MAX;
 const WANT: &str = "select pg_try_advisory_lock_shared($1, $2)";
 const WANT_NO_MORE: &str = "select pg_advisory_unlock_shared($1, $2)";
 /// How many sessions hold or want blocks, and whether others than this one want more.
-const CLAIMS: &str = "select count(distinct pid), \
-    count(*) filter (where objid = $2::int4::oid and pid <> pg_backend_pid()) > 0 \
+const CLAIMS: &str = "select count(*), coalesce(bool_or(wants), false), min(blocks) filter (where wants) from (\
+    select pid, bool_or(objid = $2::int4::oid) and pid <> pg_backend_pid() as wants, \
+    count(*) filter (where objid <> $2::int4::oid) as blocks \
     from pg_locks where locktype = 'advisory' and objsubid = 2 and classid = $1::int4::oid and granted \
-    and database = (select oid from pg_database where datname = current_database())";
+    and database = (select oid from pg_database where datname = current_database()) group by pid) as claims";
 const GIVE_BACK: &str = "select pg_advisory_unlock($1, block) from unnest($2::int4[]) as block";
 const OBSERVE: &str = "select current_setting('max_connections')::int8, \
     current_setting('superuser_reserved_connections')::int8 \
@@ -304,8 +305,10 @@ impl PostgresBudget {
         let claims = session.connection.query_one_cached(CLAIMS, &[&class, &WANTING]).await?;
         let claimants = claims.try_get::<_, i64>(0).ok().and_then(|count| usize::try_from(count).ok());
         let others_want = claims.try_get(1).unwrap_or_default();
+        let least = claims.try_get::<_, Option<i64>>(2).ok().flatten();
+        let least = least.and_then(|blocks| usize::try_from(blocks).ok());
         session.limit = match others_want && demand.gives_way {
-            true => limit(session.blocks.len(), self.blocks as usize, claimants.unwrap_or_default()),
+            true => limit(session.blocks.len(), self.blocks as usize, claimants.unwrap_or_default(), least),
             false => usize::MAX,
         };
         Ok(())
@@ -404,10 +407,11 @@ impl Session {
     }
 }
 
-/// How many blocks somebody who has so many may keep where others want more: one's part, rounded up, and half of what is
-/// above it.
-fn limit(blocks: usize, all: usize, claimants: usize) -> usize {
-    let part = all.div_ceil(claimants.max(1));
+/// How many blocks somebody who has so many may keep where others want more: one's part, and half of what is above it. The
+/// part is rounded up, unless one of those has less than a whole part.
+fn limit(blocks: usize, all: usize, claimants: usize, least: Option<usize>) -> usize {
+    let (whole, rounded_up) = (all / claimants.max(1), all.div_ceil(claimants.max(1)));
+    let part = if least.is_some_and(|least| least < whole) { whole } else { rounded_up };
     part + blocks.saturating_sub(part) / 2
 }
 
@@ -471,13 +475,16 @@ mod tests {
     fn who_has_most_gives_way_until_all_have_their_part() {
         let mut blocks = 5;
         let steps: Vec<usize> = std::iter::from_fn(|| {
-            let kept = limit(blocks, 5, 4);
+            let kept = limit(blocks, 5, 4, Some(1));
             let given = std::mem::replace(&mut blocks, kept) - kept;
             (given > 0).then_some(kept)
         })
         .collect();
         assert_eq!(steps, [3, 2]);
-        assert_eq!((limit(1, 5, 4), limit(0, 0, 0), limit(100, 5, 0)), (2, 0, 52));
+        let of_five = |blocks, claimants| limit(blocks, 5, claimants, None);
+        assert_eq!((of_five(1, 4), limit(0, 0, 0, None), of_five(100, 0)), (2, 0, 52));
+        // Whoever comes late finds three each, and nothing for itself.
+        assert_eq!((limit(3, 12, 5, Some(0)), limit(3, 12, 5, Some(2))), (2, 3));
     }
 
     #[test]

@@ -110,6 +110,11 @@ impl Allowance for ObservedShare {
         share.saturating_sub(1).max(1)
     }
 
+    /// The even part, which nobody else counts on.
+    fn own(&self) -> u32 {
+        self.budget.static_share().saturating_sub(1).max(1)
+    }
+
     async fn want(&self, _: Demand) {
         let at = self.clock.now();
         match self.look().await {

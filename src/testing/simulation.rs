@@ -412,10 +412,15 @@ impl Simulation {
 
     fn sample(&mut self, window: f64) -> Sample {
         let seen = &mut self.seen;
+        let hold_typical = typical(&seen.holds);
+        let (slow, hold_slow) = slow(&seen.holds, hold_typical);
         Sample {
             window: self.window,
             completed: seen.holds.len() as u64,
-            hold_typical: typical(&seen.holds),
+            hold_typical,
+            slow,
+            hold_slow,
+            hold_mixed: Duration::ZERO,
             hold_p50: quantile(&mut seen.holds, 0.5),
             hold_p99: quantile(&mut seen.holds, 0.99),
             wait_p50: quantile(&mut seen.waits, 0.5),
@@ -459,6 +464,15 @@ impl Calls {
 fn typical(holds: &[f64]) -> Duration {
     let logarithms: f64 = holds.iter().map(|hold| hold.max(1e-9).ln()).sum();
     if holds.is_empty() { Duration::ZERO } else { seconds((logarithms / holds.len() as f64).exp()) }
+}
+
+/// How many took more than ten times what is typical, and their mean.
+#[expect(clippy::cast_precision_loss, reason = "a mean")]
+fn slow(holds: &[f64], typical: Duration) -> (u64, Duration) {
+    let longest = f64::from(Sample::SLOW) * typical.as_secs_f64();
+    let slow = || holds.iter().filter(|hold| **hold > longest);
+    let count = slow().count();
+    (count as u64, seconds(slow().sum::<f64>() / count.max(1) as f64))
 }
 
 fn count(callers: usize) -> u32 {

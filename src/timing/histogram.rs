@@ -111,6 +111,18 @@ impl Counted {
         Duration::try_from_secs_f64((sum / self.total as f64).exp() / 1e9).unwrap_or_default()
     }
 
+    /// How many values are longer than this, and their mean: to a bucket.
+    #[cfg(feature = "pool")]
+    #[expect(clippy::cast_precision_loss, reason = "a mean, of buckets")]
+    pub(crate) fn longer_than(&self, duration: Duration) -> (u64, Duration) {
+        let first = bucket(nanos(duration)) + 1;
+        let longer = || self.counts.iter().enumerate().skip(first).filter(|(_, count)| **count > 0);
+        let count = longer().map(|(_, count)| count).sum::<u64>();
+        let middle = |index: usize| f64::midpoint(upper_edge(index - 1) as f64, upper_edge(index) as f64);
+        let sum: f64 = longer().map(|(index, count)| *count as f64 * middle(index)).sum();
+        (count, Duration::try_from_secs_f64(sum / (count as f64).max(1.0) / 1e9).unwrap_or_default())
+    }
+
     /// The smallest bucket edge that at least this share of the values is not above. `share` in 0..=1.
     #[expect(
         clippy::cast_precision_loss,

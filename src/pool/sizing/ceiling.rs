@@ -1,7 +1,9 @@
 //! How high the ceiling is right now: lowered when the server refuses connections, raised again slowly.
 //!
 //! The server's limit is shared with other processes, which all see the refusal and all give way: a multiplicative
-//! cut and an additive return let them converge to equal shares (Chiu and Jain, 1989).
+//! cut and an additive return let them converge to equal shares (Chiu and Jain, 1989). Where as many as were refused are
+//! not refused again, most likely somebody has left, as in a rolling update, and it goes on by more and more: as TCP's
+//! CUBIC does beyond the window that it lost (RFC 9438).
 
 use std::time::Duration;
 
@@ -11,8 +13,10 @@ use super::{Bounds, Sample};
 const CUT: f64 = 0.7;
 /// Refusals within this time are one: what was in flight when the first came in says nothing new.
 const SETTLES: Duration = Duration::from_secs(2);
-/// How long the ceiling takes to rise by one.
+/// After so long the ceiling rises by one.
 const RISES: Duration = Duration::from_secs(30);
+/// And above what was open when it was cut every so often by twice as many as before.
+const RISES_ON: Duration = Duration::from_secs(10);
 
 /// The ceiling that the server's refusals leave.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +28,11 @@ pub(super) struct Ceiling {
 struct Cut {
     size: u32,
     at: Duration,
-    raised: Duration,
+    /// How many were open then.
+    open: u32,
+    /// When it rises next, and by how many.
+    rises: Duration,
+    by: u32,
 }
 
 impl Ceiling {
@@ -34,14 +42,17 @@ impl Ceiling {
             let settled = self.cut.is_none_or(|cut| now.saturating_sub(cut.at) >= SETTLES);
             if settled {
                 let size = self.cut.map_or(u32::MAX, |cut| cut.size).min(share(sample.open, CUT));
-                self.cut = Some(Cut { size: bounds.clamp(size), at: now, raised: now });
+                let rises = now.saturating_add(RISES);
+                self.cut = Some(Cut { size: bounds.clamp(size), at: now, open: sample.open, rises, by: 1 });
             }
             return settled;
         }
         if let Some(cut) = &mut self.cut {
-            while now.saturating_sub(cut.raised) >= RISES && cut.size < bounds.ceiling() {
-                cut.raised += RISES;
-                cut.size += 1;
+            while now >= cut.rises && cut.size < bounds.ceiling() {
+                cut.size = cut.size.saturating_add(cut.by);
+                let is_above = cut.size > cut.open;
+                cut.rises = cut.rises.saturating_add(if is_above { RISES_ON } else { RISES });
+                cut.by = if is_above { cut.by.saturating_mul(2) } else { 1 };
             }
             if cut.size >= bounds.ceiling() {
                 self.cut = None;
@@ -85,6 +96,24 @@ mod tests {
         assert_eq!(ceiling.within(&quiet, bounds).ceiling(), 15);
         ceiling.heed(&quiet, bounds, 3600 * SECOND);
         assert_eq!(ceiling.within(&quiet, bounds).ceiling(), 24);
+    }
+
+    #[test]
+    fn ceiling_above_what_was_refused_rises_by_more_and_more() {
+        let bounds = Bounds::new(2, 40).unwrap();
+        let quiet = Sample::default();
+        let mut ceiling = Ceiling::default();
+        let mut at = |second: u32, ceiling: &mut Ceiling| {
+            ceiling.heed(&quiet, bounds, second * SECOND);
+            ceiling.within(&quiet, bounds).ceiling()
+        };
+        // A process that comes to a full server, of which others leave.
+        ceiling.heed(&refused(0), bounds, Duration::ZERO);
+        let course = [0, 29, 30, 40, 50, 60, 70, 80].map(|second| at(second, &mut ceiling));
+        assert_eq!(course, [2, 2, 3, 5, 9, 17, 33, 40]);
+        ceiling.heed(&refused(5), bounds, 100 * SECOND);
+        let course = [100, 130, 160, 190, 200, 210].map(|second| at(second, &mut ceiling));
+        assert_eq!(course, [3, 4, 5, 6, 8, 12]);
     }
 
     #[test]

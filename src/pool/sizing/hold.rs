@@ -1,4 +1,9 @@
-//! How long a typical query takes, also where hardly any come back.
+//! How long a typical query takes, also where hardly any come back; and how long one takes on average where a few of them
+//! take much longer.
+//!
+//! The mean of a window depends on how many slow ones there are in it, which is chance and nothing that the size of the pool
+//! has a part in. So it is made up of how long the others take, how long the slow ones do, and of the share of them in
+//! the last minute or so (stratified, that is, as a survey is).
 
 use std::time::Duration;
 
@@ -13,7 +18,15 @@ pub(super) struct Hold {
     typical: Duration,
     /// For how long nothing has come back.
     silence: Duration,
+    /// What came back in the last minute or so, and the slow ones among them: older windows count less.
+    completed: f64,
+    slow: f64,
+    /// How long the last slow ones took on average.
+    slow_takes: Duration,
 }
+
+/// Of what was counted, so much counts a window later.
+const REMEMBERED: f64 = 0.98;
 
 impl Hold {
     /// Takes in a window, and hands it on with what is typical where nothing came back in it: in a silence that is
@@ -28,6 +41,14 @@ impl Hold {
         } else {
             self.silence = Duration::ZERO;
             self.join(sample.typical_hold(), (sample.completed as f64 / ENOUGH).min(1.0));
+            self.completed = REMEMBERED * self.completed + sample.completed as f64;
+            self.slow = REMEMBERED * self.slow + sample.slow.min(sample.completed) as f64;
+            if sample.slow > 0 {
+                self.slow_takes = sample.hold_slow;
+            }
+            let of_slow = self.slow_takes.as_secs_f64() * self.slow / self.completed;
+            let mixed = sample.typical_hold().as_secs_f64() + of_slow;
+            known.hold_mixed = Duration::try_from_secs_f64(mixed).unwrap_or_default();
         }
         known
     }
@@ -69,6 +90,20 @@ mod tests {
         assert_eq!(silences, [3, 3, 3, 4, 5]);
         assert_eq!(hold.note(&window(20, SECOND)).hold_typical, SECOND);
         assert_eq!(silent(&mut hold), SECOND);
+    }
+
+    #[test]
+    fn how_many_are_slow_in_a_window_is_chance_and_how_long_they_take_is_not() {
+        let mut hold = Hold::default();
+        let mut mixed = |slow, takes| {
+            let sample = Sample { slow, hold_slow: takes, ..window(10_000, SECOND / 10_000) };
+            hold.note(&sample).mixed_hold().as_secs_f64()
+        };
+        for slow in [100, 90, 110, 80, 120, 95] {
+            assert!((mixed(slow, SECOND / 5) / 0.0021 - 1.0).abs() < 0.06);
+        }
+        assert!((mixed(100, SECOND / 2) / 0.0051 - 1.0).abs() < 0.06);
+        assert_eq!(Hold::default().note(&window(100, SECOND)).mixed_hold(), SECOND, "none are");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) struct Rates(VecDeque<Window>);
 struct Window {
     seconds: f64,
     completed: f64,
-    /// What would have come back if every query had been a typical one: mean in use ÷ typical hold × seconds.
+    /// What would have come back if as many queries had been slow as usually are: mean in use ÷ hold of that mix × seconds.
     typical: f64,
 }
 
@@ -29,7 +29,7 @@ struct Window {
 pub(super) struct Estimates {
     /// By returns.
     pub(super) throughput: Estimate,
-    /// By how long a typical query takes, if that is known.
+    /// By how long queries take, with as many slow ones as usual, if that is known.
     pub(super) pace: Option<Estimate>,
 }
 
@@ -63,7 +63,7 @@ impl Rates {
         let window = Window {
             seconds,
             completed: sample.completed as f64,
-            typical: sample.in_use_mean / sample.typical_hold().as_secs_f64() * seconds,
+            typical: sample.in_use_mean / sample.mixed_hold().as_secs_f64() * seconds,
         };
         match self.0.back_mut() {
             Some(last) if last.completed < FEWEST && last.seconds < LONGEST => last.join(window),
@@ -144,11 +144,24 @@ impl Pairs {
         let error = if count < 3.0 {
             differ.max(USUAL) / count.sqrt()
         } else {
-            let squares: f64 = self.0.iter().map(|logarithm| (logarithm - mean).powi(2)).sum();
+            // Of either order a mean of its own: in the first window of a turn there are queries of the other size, and
+            // that they leave out of the mean of both, but not of what the pairs differ by.
+            let orders = if count < 4.0 { 1 } else { 2 };
+            let squares: f64 = (0..orders).map(|order| self.squares(order, orders)).sum();
+            let free = count - orders as f64;
             // Widened as that of two rows.
-            (squares / (count - 1.0) / count).sqrt().max(AGREED) * (1.0 + 3.0 / (count - 1.0))
+            (squares / free / count).sqrt().max(AGREED) * (1.0 + 3.0 / free)
         };
         Some(Change { value: mean.exp_m1(), error: error * mean.exp() })
+    }
+}
+
+impl Pairs {
+    /// How much every `orders`th of them from one on differs from their mean, as the sum of squares.
+    fn squares(&self, from: usize, orders: usize) -> f64 {
+        let of_order = || self.0.iter().skip(from).step_by(orders);
+        let mean = of_order().sum::<f64>() / of_order().count() as f64;
+        of_order().map(|logarithm| (logarithm - mean).powi(2)).sum()
     }
 }
 
@@ -222,6 +235,18 @@ mod tests {
 
     fn throughput(rates: &Rates) -> Estimate {
         rates.estimates().unwrap().throughput
+    }
+
+    #[test]
+    fn order_of_the_two_sizes_is_no_noise() {
+        let mut pairs = Pairs::default();
+        for (pair, noise) in [0.01, -0.02, 0.02, 0.0, -0.03, 0.02].into_iter().enumerate() {
+            // The size that comes first has a fifth less, since the other one's queries have the connections still.
+            let order: f64 = if pair % 2 == 0 { 0.8 } else { 1.25 };
+            pairs.push(2.0 * order * f64::exp(noise));
+        }
+        let change = pairs.change(true, 0.1).unwrap();
+        assert!((change.value - 1.0).abs() < 0.02 && change.error < 0.05, "{change:?}");
     }
 
     #[test]

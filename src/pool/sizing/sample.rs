@@ -21,6 +21,15 @@ pub struct Sample {
     pub hold_p50: Duration,
     /// How long they had been out: 99 % no longer than this.
     pub hold_p99: Duration,
+    /// How many of them had been out for more than [ten times](Self::SLOW) of what is typical, and how long those had been on
+    /// average. Where a few queries take a hundred times longer, what is done depends on how many of them there are, which
+    /// is chance, and on how long they take, which is not. Zero says that there are none, or that it is not measured.
+    pub slow: u64,
+    /// How long those had been out: the mean.
+    pub hold_slow: Duration,
+    /// How long a query would take on average if as many of them were slow as usually are: by
+    /// [`Hold`](super::hold::Hold).
+    pub(crate) hold_mixed: Duration,
     /// How long callers waited for a permit, without connecting and checking: the median, those who did not wait
     /// included.
     pub wait_p50: Duration,
@@ -62,6 +71,9 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// So many times what is typical is slow.
+    pub const SLOW: u32 = 10;
+
     /// Returns per second, if any can be told.
     pub(super) fn throughput(&self) -> Option<f64> {
         let seconds = self.window.as_secs_f64();
@@ -79,6 +91,12 @@ impl Sample {
     /// How long a typical connection was out: zero if that is not known.
     pub(super) fn typical_hold(&self) -> Duration {
         if self.hold_typical.is_zero() { self.hold_p50 } else { self.hold_typical }
+    }
+
+    /// How long a query takes on average, with as many slow ones as there usually are; what is typical if that is not
+    /// known.
+    pub(super) fn mixed_hold(&self) -> Duration {
+        if self.hold_mixed.is_zero() { self.typical_hold() } else { self.hold_mixed }
     }
 
     /// The mean time that connections were out, by Little's law: mean in use ÷ returns per second.

@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 const LONGEST_OF_LARGE: Duration = Duration::from_secs(10);
 const LONGEST_HOLDS: u32 = 10;
 const LONGEST_OF_ALL: Duration = Duration::from_secs(600);
-/// By how much the time of a typical query has to tell more than the count of returns does to be asked instead, and
+/// By how much the time that queries take has to tell more than the count of returns does to be asked instead, and
 /// after how long.
 const SHARPER: f64 = 2.0;
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -38,6 +38,8 @@ const DRIFT: f64 = 0.15;
 const CERTAIN: f64 = 2.5;
 /// Standard errors that have to do at the end.
 const LIKELY: f64 = 1.0;
+/// By so many the count of returns is believed whatever the time of queries says, before the end as well.
+const SURE: f64 = 4.0;
 /// Below this share of the time with callers waiting, the queue is gone.
 const QUEUE_GONE: f64 = 0.25;
 /// Below this share of what was done and of what was in use before, and with the queue gone, the load is.
@@ -263,14 +265,17 @@ impl Trial {
         let contradicts =
             |better: bool| other.and_then(|other| self.is_better(other, CERTAIN)) == Some(!better);
         let contradicted = better.is_some_and(contradicts);
-        if !over && (better.is_none() || contradicted || !certain) {
+        let sure = self.is_better(change, SURE).filter(|_| measured >= PATIENCE);
+        if !over && sure.is_none() && (better.is_none() || contradicted || !certain) {
             return Verdict::Measuring;
         }
+        // What is done is what is counted, if that is certain.
+        let better = sure.or_else(|| if contradicted { self.is_better(change, CERTAIN) } else { better });
         let queue_gone = self.backlog / self.windows < QUEUE_GONE;
         let (before, after) = (self.before.throughput.mean, self.rates.mean());
         if queue_gone && change.value > -2.0 * change.error {
             Verdict::Keep { reason: Reason::DemandMet, steep: false }
-        } else if better == Some(true) && !contradicted {
+        } else if better == Some(true) {
             Verdict::Keep { reason: Reason::Kept { before, after }, steep: self.is_steep(sharper) }
         } else {
             let has_risen = self.direction() == Direction::Up && sharper.value > LIKELY * sharper.error;
@@ -278,7 +283,7 @@ impl Trial {
         }
     }
 
-    /// What changed, by the count of returns and by how long a typical query takes.
+    /// What changed, by the count of returns and by how long queries take.
     fn changes(&self) -> (Option<Change>, Option<Change>) {
         let after = self.rates.estimates();
         let before = self.before;
@@ -336,7 +341,7 @@ impl Turns {
     fn push(&mut self, sample: &Sample) {
         let seconds = sample.window.as_secs_f64();
         let rates =
-            [sample.completed as f64 / seconds, sample.in_use_mean / sample.typical_hold().as_secs_f64()];
+            [sample.completed as f64 / seconds, sample.in_use_mean / sample.mixed_hold().as_secs_f64()];
         self.was_slack |= sample.backlog() < FULL;
         let is_at_size = self.is_at_size();
         self.windows += 1;

@@ -34,7 +34,7 @@
 //!    quickest below that are two things; and when that is over, what was of use before is tried again at once. So it is
 //!    after five minutes in which they waited half of the time.
 //! 5. *Refusal.* The server has too many connections: the ceiling is cut to 0.7 of those that are open, and rises by
-//!    one every 30 s. Whatever connecting failed for, there are no trials and no shrinking for 30 s; but other failures
+//!    one every 30 s, and above what was open then by more and more. Whatever connecting failed for, there are no trials and no shrinking for 30 s; but other failures
 //!    cut nothing, since a server that restarts will be as large as before.
 //!
 //! Why a trial decides when it does: the difference has to be 2.5 standard errors from what is needed, by the variance
@@ -54,9 +54,11 @@
 //! may last: hours pass near the size that it began with.
 //!
 //! Where one query in a hundred takes a hundred times longer, the count of returns varies by a tenth even over half a
-//! minute, and a quarter more connections bring a fortieth near the knee. [`Sample::hold_typical`] varies by a tenth of
-//! that. If it is the sharper of the two it is asked instead, as mean in use ÷ typical hold. Where the two surely say
-//! opposite things a trial goes on, and is in vain if they still do at its end. That takes for granted that what slows down a typical query slows down all of them.
+//! minute, and a quarter more connections bring a fortieth near the knee. How long queries take varies by a tenth of that,
+//! if the slow ones are told apart ([`Sample::hold_typical`], [`Sample::hold_slow`]) and are taken to be as many as they
+//! usually are. If it is the sharper of the two it is asked instead, as mean in use ÷ hold of that mix. Where the two surely
+//! say opposite things a trial goes on, and at its end, or once the count is off by four standard errors, it is as the
+//! count says.
 //!
 //! What it does not see: other processes at the same server. Each finds that more connections get it a larger share.
 //! A budget bounds them, not this.
@@ -186,13 +188,17 @@ impl ThroughputVerified {
     }
 
     fn decide(&mut self, sample: &Sample, now: Duration) -> Reason {
-        self.in_use.note(sample.in_use_max, now);
+        // What was kept for others is of use as well, as far as it was there.
+        let of_use =
+            sample.in_use_max.saturating_add(sample.max_kept).min(self.target.max(sample.in_use_max));
+        self.in_use.note(of_use, now);
         if sample.connect_failures > 0 || sample.too_many_connections > 0 {
             self.failed = Some(now);
         }
         let cut = self.ceiling.heed(sample, self.bounds, now);
         let bounds = self.ceiling.within(sample, self.bounds);
-        if cut || self.target > bounds.ceiling() {
+        let is_out_of_reach = self.trial.as_ref().is_some_and(|trial| trial.size > bounds.ceiling());
+        if cut || self.target > bounds.ceiling() || is_out_of_reach {
             let tried = self.relief.break_off(self.target, now);
             let before = self.trial.take().map(|trial| trial.from).or(tried);
             let size = before.map_or(self.target, |before| before.min(self.target));
@@ -971,6 +977,50 @@ mod tests {
         let lowered = Sample { ceiling: Some(0), ..pool.busy(500) };
         pool.step(&lowered);
         assert_eq!(pool.sizing.target(), 2, "the floor stands");
+    }
+
+    /// Also while the size before is in force, in its turn.
+    #[test]
+    fn trial_of_more_than_is_allowed_by_now_ends() {
+        for windows in 1..8 {
+            let mut pool = Closed::new(2, 64, 8);
+            assert_eq!(pool.until_decided(|_| 500), Reason::TryingMore);
+            for _ in 0..windows {
+                let sample = pool.busy(500);
+                if pool.step(&sample) != Reason::Measuring {
+                    break;
+                }
+            }
+            for _ in 0..100 {
+                let done = 100 * u64::from(pool.sizing.target());
+                let sample = Sample { ceiling: Some(12), ..pool.busy(done) };
+                pool.step(&sample);
+                assert!(pool.sizing.target().max(pool.sizing.proven()) <= 12, "after {windows} windows");
+            }
+        }
+    }
+
+    /// Nine are kept for somebody who does not come; below 23 somebody else waits for them.
+    #[test]
+    fn what_is_kept_for_others_is_not_given_up_again_and_again() {
+        let mut pool = Closed::new(2, 31, 23);
+        let mut shrunk = 0;
+        for _ in 0..1_800 {
+            let size = pool.sizing.target();
+            let sample = match size {
+                23.. => pool.idle(14),
+                _ => Sample {
+                    in_use_max: size - 9,
+                    max_kept: 9,
+                    waiting: 2,
+                    max_waiting: 2,
+                    full_fraction: 0.3,
+                    ..pool.idle(0)
+                },
+            };
+            shrunk += usize::from(pool.step(&sample) == Reason::Unused);
+        }
+        assert!(shrunk <= 7, "{shrunk} times in half an hour");
     }
 
     #[test]
