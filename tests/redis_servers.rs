@@ -433,8 +433,13 @@ async fn store_finds_its_node_of_a_cluster_and_follows_the_names_to_another() {
         let is_refused = error.kind() == ErrorKind::Refused && error.to_string().contains(answer);
         assert!(is_refused, "{error}");
     }
-    assert!(store.get_many(&["name"], &[]).await.unwrap().entries[0].entry.is_some());
     let stats: String = ask(&mut one.1, "INFO commandstats").await;
+    // One that connects meanwhile finds what is here.
+    let late = RedisStore::new(&one.0.url()).unwrap();
+    late.ping().await.unwrap();
+    for store in [&store, &late] {
+        assert!(store.get_many(&["name"], &[]).await.unwrap().entries[0].entry.is_some());
+    }
     let reads = stats.lines().find(|line| line.starts_with("cmdstat_mget:")).unwrap();
     assert!(reads.contains("rejected_calls=6,"), "each tried again, twice: {reads}");
 
@@ -483,6 +488,36 @@ async fn primary_that_became_a_replica_is_left_for_another_connection() {
     let () = ask(&mut redis, "REPLICAOF NO ONE").await;
     put(&store, "name", b"other").await.unwrap();
     assert_eq!(read(&store, "name").await.unwrap().as_deref(), Some(&b"other"[..]));
+}
+
+#[tokio::test]
+async fn what_is_absent_is_read_again_and_what_is_there_is_not() {
+    let server = RedisServer::start();
+    let (store, mut redis) = (RedisStore::new(&server.url()).unwrap(), server.connection().await);
+    let names: Vec<String> = (0..20).map(|name| name.to_string()).collect();
+    for name in &names {
+        let large = Put::new(name, vec![7; 10_000].into(), MINUTE);
+        store.put_if(large).await.unwrap();
+    }
+    let sent = async |redis: &mut MultiplexedConnection| {
+        let statistics: String = ask(redis, "INFO stats").await;
+        let sent = statistics.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+        sent.unwrap().parse::<u64>().unwrap()
+    };
+    let wanted: Vec<&str> = names.iter().map(String::as_str).chain(["absent", "nor this"]).collect();
+    store.get_many(&[], &["stamp"]).await.unwrap();
+    let before = sent(&mut redis).await;
+    let found = store.get_many(&wanted, &["stamp", "another"]).await.unwrap();
+    let sent = sent(&mut redis).await - before;
+    assert!((200_000..300_000).contains(&sent), "{sent} bytes");
+    let are_there: Vec<bool> = found.entries.iter().map(|slot| slot.entry.is_some()).collect();
+    assert_eq!(are_there, [vec![true; 20], vec![false; 2]].concat());
+    assert_eq!(found.stamps, store.get_many(&[], &["stamp", "another"]).await.unwrap().stamps);
+    // The fences are those of what was noted.
+    for (index, name) in [(20, "absent"), (21, "nor this")] {
+        let late = Put::new(name, "late".into(), MINUTE).only_if(found.entries[index].fence);
+        assert!(matches!(store.put_if(late).await.unwrap(), Written::Stored(_)));
+    }
 }
 
 /// How many commands the server refused since it was full.
@@ -549,6 +584,11 @@ async fn user_password_database_and_name_are_taken_from_the_url_and_shown_nowher
         assert!(error.to_string().contains(code), "{error}");
         assert!(!format!("{error} {error:?} {store:?}").contains("hunter2"));
     }
+    // One that needs no password is not taken for the default user, who may do more.
+    let () = ask(&mut redis, "ACL SETUSER plain on nopass ~* +@all").await;
+    let manager = RedisManager::new(&at("plain")).unwrap();
+    let who = manager.connect().await.unwrap().query::<String>(redis::cmd("ACL").arg("WHOAMI")).await;
+    assert_eq!(who.unwrap(), "plain");
     let () = ask(&mut redis, "CONFIG SET requirepass secret").await;
     let error = RedisStore::new(&server.url()).unwrap().ping().await.unwrap_err();
     assert_eq!((error.kind(), error.to_string().contains("NOAUTH")), (ErrorKind::Refused, true), "{error}");
