@@ -3,7 +3,7 @@
 use std::{
     fmt,
     hash::{BuildHasher, Hash, Hasher, RandomState},
-    sync::Arc,
+    sync::{Arc, Once},
     time::Duration,
 };
 
@@ -62,7 +62,10 @@ pub struct Subject {
 
 /// The outcome. Being over the limit is not an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "there is no third outcome, and nobody should have to guess at one"
+)]
 pub enum Decision {
     /// Go on; every subject was charged.
     Allow(Standing),
@@ -385,9 +388,12 @@ impl Denial {
     }
 }
 
-/// A subject of another limiter: nothing is known of it, so nothing is granted.
+/// A subject of another limiter: nothing is known of it, so nothing is granted. Told once: all calls are refused, and
+/// nothing else says that it is for a mistake of the program.
 #[cold]
 fn foreign(subject: Subject) -> Decision {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| tracing::error!("a subject of another limiter is refused, as all of those are"));
     Decision::Deny(Denial { policy: subject.policy, limit: 0, left: Left::default(), wait: NEVER })
 }
 

@@ -117,6 +117,13 @@ impl Principal {
     }
 }
 
+/// For [`Key::private`](crate::cache::Key::private) of a cache of one's own.
+impl AsRef<[u8]> for Principal {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
 impl fmt::Debug for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Principal(..)")
