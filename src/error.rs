@@ -34,9 +34,9 @@ pub enum ErrorKind {
     Closed,
     /// A value could not be turned into bytes. Nothing was stored in the remote tier.
     Codec,
-    /// A setting is impossible; the message names it.
+    /// A setting is invalid; the message names it.
     Configuration,
-    /// The other side does not let this user in, or not with this password.
+    /// The server rejected the user or the password.
     Credentials,
     /// The connection broke during a call. Whether the call was carried out is not known.
     Disconnected,
@@ -44,22 +44,22 @@ pub enum ErrorKind {
     HostNotFound,
     /// The loader answered with an error, which is the source, or with what it may not answer.
     Load,
-    /// There is no such value, said its loader: an answer rather than a failure.
+    /// The loader reported that there is no such value: an answer rather than a failure.
     NotFound,
-    /// As many wait already as may. Nothing was begun.
+    /// The queue is full: as many callers wait as may. Nothing was started.
     Overloaded,
     /// The loader panicked, or other code that was given to this crate and is awaited; or the runtime went down under it.
     Panicked,
     /// A loader asked, directly or by way of others, for the value that it was loading.
     Recursion,
-    /// The other side answered, and refused. Trying again does not help.
+    /// The server answered, and refused. Retrying does not help.
     Refused,
     /// Something took longer than its deadline.
     TimedOut,
     /// No encrypted connection could be agreed on: the other side speaks no TLS, or is not trusted. Of Redis it is
     /// [`Unavailable`](Self::Unavailable).
     Tls,
-    /// The other side has as many connections as it takes.
+    /// The server's limit of connections is reached.
     TooManyConnections,
     /// The other side could not be reached, or gave the call up for another one, as after a deadlock, in which case nothing
     /// was changed. From the stores of a cache it also stands for a lost connection: the call may have been carried out.

@@ -1,5 +1,6 @@
-//! The performance layer that an MCP server embeds: cached answers, rate limits and timing, around any
-//! [`rmcp`](https://docs.rs/rmcp) server or as parts that each work alone.
+//! Response caching, rate limiting and latency metrics for MCP servers: around any [`rmcp`](https://docs.rs/rmcp)
+//! server, or as parts (among them a two-tier cache and database pools that size themselves) that each work alone, in any
+//! tokio service.
 //!
 //! ```
 //! # #[cfg(feature = "rmcp")] {
@@ -26,7 +27,7 @@
 //! | module | what it does | feature |
 //! |---|---|---|
 //! | [`timing`] | how long things take, by kind of work, with percentiles | |
-//! | [`limit`] | who may do how much of what: GCRA in fixed memory, several limits in one decision | |
+//! | [`limit`] | rate limits: GCRA in fixed memory, several limits in one decision | |
 #![cfg_attr(
     feature = "rmcp",
     doc = "| [`rmcp`] | around a server: all of this for every transport and protocol revision | `rmcp` |"
@@ -38,11 +39,11 @@
 //! | [`cache`] | values in memory, and behind it a store that processes share | |
 #![cfg_attr(
     feature = "pool",
-    doc = "| [`pool`] | connections to a database, fairly shared, as many as are of use | `pool` |"
+    doc = "| [`pool`] | a connection pool over any bb8 manager: first come, first served, with classes, sized by measured throughput | `pool` |"
 )]
 #![cfg_attr(
     not(feature = "pool"),
-    doc = "| `pool` | connections to a database, fairly shared, as many as are of use | `pool` |"
+    doc = "| `pool` | a connection pool over any bb8 manager: first come, first served, with classes, sized by measured throughput | `pool` |"
 )]
 #![cfg_attr(
     feature = "redis",
@@ -62,9 +63,9 @@
 )]
 //! | [`clock`] | where all of them read the time | |
 //!
-//! [`guide`] has the pages that go across: how a request flows, which of a cache's settings is for what, what happens
-//! when something fails, what an exporter gets and what to be woken for, how to tune a pool (with the features `pool` and
-//! `postgres`), how to write a backend, and how to test with all this. Begin with [`caching`](guide::caching).
+//! The [`guide`] covers the flow of a request, choosing a cache's settings, failure modes, metrics and alerts, tuning a
+//! pool (with the features `pool` and `postgres`), writing a backend, and testing. Start with
+//! [`caching`](guide::caching).
 //!
 //! # Features
 //!
@@ -85,16 +86,25 @@
 //!
 //! Features only add. The default build holds no driver, no server and no TLS.
 //!
-//! # Promises, and what is none
+//! # Guarantees and limits
 //!
 //! - What is cached was asked for by name; nothing else changes what a client sees. The official conformance
 //!   suite gives the same verdicts, check by check, with the wrapper and without.
 //! - A value that was read before an invalidation is not stored after it; one caller's private answer is never
 //!   another's. Both are tests that step through the races.
 //! - Memory is bounded: caches by entries or bytes, limiters by keys, timing by series.
-//! - Dropping a future anywhere leaves every count and every waiter right. No `unsafe`. No panic that input
-//!   could cause.
+//! - Dropping a future anywhere leaves every count and every waiter right. No `unsafe`. Untrusted input never causes a
+//!   panic.
 //! - A cache is a copy: what must be true at this instant does not belong in one.
+//! - Not for rate limits that several processes share ([`limit`] counts in one process), nor for one process that only
+//!   wants a bounded map: `moka` or `quick_cache` alone is leaner.
+//!
+//! # Public dependencies
+//!
+//! Types of these crates are in signatures, so a new major version of one is a breaking release of this crate: `bytes` 1,
+//! `serde` 1; with `tower`: `http` 1, `tower-layer` and `tower-service` 0.3; with `rmcp`: `rmcp` 3, `hyper` 1; with `pool`:
+//! `bb8` 0.9; with `postgres`: `tokio-postgres` 0.7; with `redis`: `redis` 1. Metrics go to the recorder that is installed
+//! for `metrics` 0.24.
 //!
 //! Minimum Rust: 1.88. It rises in minor releases, to versions at least six months old.
 

@@ -5,7 +5,7 @@
 //! | [`caching`] | what a cache's settings are for, with their defaults |
 //! | [`request_flow`] | what a call goes through, and what waits for what |
 //! | [`failure_modes`] | what happens when something fails, what is logged and counted, and how to end all of it |
-//! | [`metrics`] | every name that an exporter gets, and what to be woken for |
+//! | [`metrics`] | every name that an exporter gets, and alerts |
 //! | `tuning_a_pool` | how to check what a pool does, and how several processes share a server (features `pool`, `postgres`) |
 //! | [`testing`] | how to test with a clock of your own, stores that fail, and a server that is slow |
 //! | [`writing_a_backend`] | what a store has to promise |
