@@ -359,6 +359,7 @@ fn one_query_in_a_hundred_that_takes_two_thousand_times_longer_does_not_keep_a_p
 /// A hundredth of the calls wait for something else for 200 ms, and most is done by having more of those at once, however
 /// much the others slow each other down: from 0.1 ms to 0.5 ms at 64 connections.
 #[test]
+#[expect(clippy::cast_possible_truncation, reason = "whole queries")]
 fn lookups_that_slow_each_other_down_do_not_hide_that_more_is_done() {
     let takes = |size: f64| (0.1e-3 * (1.0 + 4.0 * (size / 64.0).powi(4)), 0.2);
     for seed in 0..40 {

@@ -24,7 +24,6 @@
 //! match limiter.check(&[caller.on("alice"), everybody.on(&())], 1) {
 //!     Decision::Allow(standing) => assert_eq!(standing.remaining(), 19),
 //!     Decision::Deny(denial) => println!("again in {:?}", denial.retry_after()),
-//!     _ => unreachable!(),
 //! }
 //! # Ok::<(), mcp_perf::Error>(())
 //! ```

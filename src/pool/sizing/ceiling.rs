@@ -103,7 +103,7 @@ mod tests {
         let bounds = Bounds::new(2, 40).unwrap();
         let quiet = Sample::default();
         let mut ceiling = Ceiling::default();
-        let mut at = |second: u32, ceiling: &mut Ceiling| {
+        let at = |second: u32, ceiling: &mut Ceiling| {
             ceiling.heed(&quiet, bounds, second * SECOND);
             ceiling.within(&quiet, bounds).ceiling()
         };
