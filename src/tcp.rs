@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+#[cfg(feature = "redis")]
+use tokio::time::sleep;
 
 /// How long nothing may be heard before the other side is asked for a sign of life.
 pub(crate) const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
@@ -22,9 +24,11 @@ pub(crate) const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// that is silent does not use up that of the others.
 #[cfg(feature = "redis")]
 pub(crate) async fn connect_to_any(addresses: &[SocketAddr], within: Duration) -> io::Result<TcpStream> {
-    let share = within / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    let end = sleep(within).deadline();
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
+    for (tried, address) in addresses.iter().enumerate() {
+        let left = end.saturating_duration_since(sleep(Duration::ZERO).deadline());
+        let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         match tokio::time::timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => failure = error,

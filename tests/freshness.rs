@@ -1610,3 +1610,82 @@ async fn what_another_node_made_to_expire_stands_in_where_store_and_source_are_a
     store.fail_reads(1_000);
     assert_eq!(get(&two, "a", None).await.unwrap(), "old");
 }
+
+/// A refresh under way, and how to end it.
+fn refreshing(
+    cache: &Texts,
+    value: &'static str,
+) -> (oneshot::Sender<()>, tokio::task::JoinHandle<Result<String, Error>>) {
+    let (end, ended) = oneshot::channel::<()>();
+    let cache = cache.clone();
+    let load = move |_| async move {
+        ended.await.map_err(io::Error::other)?;
+        Ok::<_, io::Error>(value.to_owned())
+    };
+    (end, tokio::spawn(async move { cache.refresh(&key(), &[], load).await }))
+}
+
+/// A load that came between has taken its place, so the removal has barred that one.
+#[tokio::test]
+async fn refresh_whose_place_was_taken_stores_nothing_over_a_later_removal() {
+    let clock = Clock::manual();
+    let cache = settings(&clock).loader_tags().build().unwrap();
+    load(&cache, "old").await.unwrap();
+    let (end, refreshed) = refreshing(&cache, "from before");
+    settle().await;
+    cache.remove(&Key::public("another")).await.unwrap();
+    cache.remove_by_tag("some tag").await.unwrap();
+    cache.remove(&key()).await.unwrap();
+    // That one was fenced. Another begins, and is displaced by a load.
+    end.send(()).unwrap();
+    refreshed.await.unwrap().unwrap();
+    let (end, refreshed) = refreshing(&cache, "from before");
+    settle().await;
+    cache.remove_by_tag("some tag").await.unwrap();
+    assert_eq!(load(&cache, "loaded").await.unwrap(), "loaded");
+    cache.remove(&key()).await.unwrap();
+    end.send(()).unwrap();
+    assert_eq!(refreshed.await.unwrap().unwrap(), "from before");
+    assert_eq!(cache.get(&key()).await, None);
+}
+
+#[tokio::test]
+async fn refresh_that_begins_while_another_is_told_to_the_store_is_the_one_that_stays() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let cache: Texts = settings(&clock).remote(store.clone()).build().await.unwrap();
+    load(&cache, "old").await.unwrap();
+    settle().await;
+    let mut held = store.hold(Step::BeforeWrite);
+    let (end, first) = refreshing(&cache, "first");
+    end.send(()).unwrap();
+    held.reached().await;
+    assert_eq!(first.await.unwrap().unwrap(), "first");
+    let (end, second) = refreshing(&cache, "second");
+    settle().await;
+    held.go_on();
+    settle().await;
+    end.send(()).unwrap();
+    assert_eq!(second.await.unwrap().unwrap(), "second");
+    settle().await;
+    assert_ne!(cache.get(&key()).await.as_deref(), Some("first"));
+    assert_ne!(cache.get(&key()).await.as_deref(), Some("old"));
+}
+
+#[tokio::test]
+async fn refresh_that_nobody_waits_for_any_more_does_not_bring_back_what_another_replaced() {
+    let abandons = |builder: CacheBuilder<String>| builder.drop_abandoned_loads(true);
+    for (_, cache) in alone_and_with_a_store(abandons).await {
+        load(&cache, "old").await.unwrap();
+        settle().await;
+        let (end, first) = refreshing(&cache, "new");
+        settle().await;
+        let (_end_second, second) = refreshing(&cache, "never");
+        settle().await;
+        end.send(()).unwrap();
+        assert_eq!(first.await.unwrap().unwrap(), "new");
+        second.abort();
+        settle().await;
+        assert_ne!(cache.get(&key()).await.as_deref(), Some("old"));
+    }
+}

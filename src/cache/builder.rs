@@ -472,7 +472,9 @@ impl<V: Clone + Send + Sync + 'static> RemoteCacheBuilder<V> {
     /// How many bytes a value may have in the store, before it is compressed: 8 MiB unless set, which is room for
     /// what a server answers; at least 1 and at most [`MAX_VALUE`].
     ///
-    /// A larger one is kept in memory only, which is logged once; to [`insert`](Cache::insert) it is an error.
+    /// A larger one is kept in memory only, which is logged once; to [`insert`](Cache::insert) it is an error. Without a
+    /// [bus](Self::bus) it is loaded anew every [`max_staleness`](Self::max_staleness), since there is nothing to look at
+    /// that would tell whether it still holds.
     /// It bounds what reading one entry may cost as well, whoever wrote it: one that declares more is a miss. So
     /// processes that share a store should have it alike.
     pub fn max_value(mut self, bytes: usize) -> Self {

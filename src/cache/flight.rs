@@ -326,12 +326,29 @@ impl<V> Watch<V> {
 pub(crate) enum Forced {
     /// It was stored.
     Stored,
+    /// It was not, and what there was is gone: other processes may be offered it.
+    Displaced,
     /// The key was removed or inserted since it began.
     Fenced,
     /// Another forced flight is under way, and answers for what there was before.
     Superseded,
     /// The same, and that one has ended already: how, nobody knows.
     Outlived,
+}
+
+impl<V> Watch<V> {
+    /// The same, but a forced flight goes on: whatever this one brought, that one will be newer.
+    pub(crate) fn fence_unless_forced<T>(&self, change: impl FnOnce(bool) -> T) -> T {
+        let key = self.key.as_key();
+        let mut stripe = lock(self.flights.stripe(&key));
+        let is_unchanged = stripe.watched.get(&self.key).is_some_and(|watched| watched.changes == self.since);
+        if stripe.running.get(&self.key).is_some_and(|flight| flight.is_forced) {
+            stripe.changed(&key);
+        } else {
+            stripe.fence(&key);
+        }
+        change(is_unchanged)
+    }
 }
 
 impl<V> Drop for Watch<V> {
@@ -470,38 +487,37 @@ impl<V> Lead<V> {
         self.end(|| true, outcome, store).unwrap_or_default()
     }
 
-    /// Ends a forced flight that was successful: `store` runs unless it was fenced, in the place of whatever a flight will
-    /// bring that took its place, and is what `watch` watches from then on.
+    /// Ends a forced flight that was successful: `store` runs unless it was fenced, and is what `watch` watches from then on.
+    /// It is told whether the value may be stored. It may not where another flight has taken the place of this one, which was
+    /// under way for too long: that was fenced in its place, if anything was removed since. What that one will bring, or has
+    /// brought, may be from before all the same, and is not to stay.
     pub(crate) fn land_over(
         mut self,
         outcome: Result<V, Error>,
         watch: &mut Watch<V>,
-        store: impl FnOnce(StoredKey),
+        store: impl FnOnce(StoredKey, bool),
     ) -> Forced {
-        let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
+        let stripe = lock(self.flights.stripe(&self.key.as_key()));
         self.has_landed = true;
-        let tell = Tell { flight: &self.flight, outcome: Some(outcome) };
-        if !self.flight.fenced.load(Ordering::Acquire) {
-            stripe.fence(&self.key.as_key());
-            watch.since = stripe.watched.get(&self.key).map_or(watch.since, |watched| watched.changes);
-            store(self.key.clone());
-            // Dropped after the lock.
-            drop(stripe);
-            drop(tell);
-            return Forced::Stored;
-        }
-        let successor = stripe.running.get(&self.key).filter(|flight| flight.is_forced);
-        let landed = match successor {
-            _ if !self.flight.is_superseded.load(Ordering::Acquire) => Forced::Fenced,
+        // Dropped after the lock, and on unwinding too: `store` runs code of the value's type.
+        let (_tell, mut stripe) = (Tell { flight: &self.flight, outcome: Some(outcome) }, stripe);
+        let is_fenced = self.flight.fenced.load(Ordering::Acquire);
+        let running = stripe.running.get(&self.key);
+        let is_running = running.is_some_and(|latest| Arc::ptr_eq(latest, &self.flight));
+        let successor = running.filter(|flight| flight.is_forced && !is_running);
+        match successor {
+            _ if is_fenced && !self.flight.is_superseded.load(Ordering::Acquire) => return Forced::Fenced,
             Some(successor) => {
                 successor.replaces.store(true, Ordering::Release);
-                Forced::Superseded
+                return Forced::Superseded;
             }
-            None => Forced::Outlived,
-        };
-        drop(stripe);
-        drop(tell);
-        landed
+            None if is_fenced => return Forced::Outlived,
+            None => {}
+        }
+        stripe.fence(&self.key.as_key());
+        watch.since = stripe.watched.get(&self.key).map_or(watch.since, |watched| watched.changes);
+        store(self.key.clone(), is_running);
+        if is_running { Forced::Stored } else { Forced::Displaced }
     }
 
     /// Whether what there was before it is not to stand in for it.

@@ -1,6 +1,8 @@
 //! How a flight ends: with what its loader returned, and what becomes of that in both tiers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use tokio::runtime::Handle;
 
 use super::{
     flight::{Forced, Watch},
@@ -76,17 +78,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let entry = self.entry(&key, &kept, now, heard_at, flying.captured.seen());
         let entry = (!fresh.is_zero()).then_some(entry);
         let left = entry.clone().filter(|_| forced.is_some());
-        let store = |key: StoredKey| match entry {
+        let store = |key: StoredKey, may_stay: bool| match entry.filter(|_| may_stay) {
             None => self.local.remove(&key.as_key()),
             Some(entry) => self.local.insert(key, entry),
         };
         let landed = match &mut forced {
             Some(watch) => flying.lead.land_over(content, watch, store),
-            None if flying.lead.land(content, store) => Forced::Stored,
+            None if flying.lead.land(content, |key| store(key, true)) => Forced::Stored,
             None => Forced::Fenced,
         };
         match landed {
-            Forced::Stored => {}
+            Forced::Stored | Forced::Displaced => {}
             Forced::Fenced | Forced::Superseded => {
                 self.events.fenced.add();
                 return None;
@@ -107,6 +109,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let fence = flying.fence.filter(|_| !is_too_late);
         let (captured, lease) = (flying.captured, flying.lease);
         let is_to_be_told = forced.is_some() || fence.is_some();
+        let left = left.filter(|_| landed == Forced::Stored);
         let forced = forced.map(|watch| (watch, left));
         let shared = Shared { key, kept, loaded_at: now, captured, fence, lease, forced };
         is_to_be_told.then_some(shared)
@@ -140,21 +143,30 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// Has the remote tier forget the key, and does not read it there before.
     fn disown(&self, key: &Key<'_>) {
-        self.remote.as_ref().inspect(|remote| remote.owe_removal(key));
+        let Some(remote) = &self.remote else { return };
+        remote.owe_removal(key);
+        // At once, and so that the others are told which key it is. What fails is owed still.
+        if let Ok(runtime) = Handle::try_current() {
+            let (remote, key) = (Arc::clone(remote), key.clone().into_owned());
+            runtime.spawn(async move { remote.remove(&key).await });
+        }
     }
 
     /// Lands with what there was, if that may stand in for the failure, else with the error.
     pub(super) fn fail(&self, mut flying: Flying<V>, error: Error, now: Instant) {
-        if flying.lead.is_abandoned() {
-            // It says nothing of the source, and there is nobody to be told.
-            flying.lead.land(Err(error), |_| ());
-            return;
-        }
         if flying.lead.replaces() {
             // What there was is older than what another forced load brought since.
             let key = flying.lead.key().into_owned();
+            let is_abandoned = flying.lead.is_abandoned();
+            // Unless something was removed or inserted since, which tells more than either.
+            if flying.lead.land(Err(error), |_| ()) || is_abandoned {
+                self.forget(&key);
+            }
+            return;
+        }
+        if flying.lead.is_abandoned() {
+            // It says nothing of the source, and there is nobody to be told.
             flying.lead.land(Err(error), |_| ());
-            self.forget(&key);
             return;
         }
         let throttle = self.settings.policy.throttle();
@@ -240,7 +252,7 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
             }
             // Once more: whatever read the remote tier between the landing and the change there has read what was to be
             // replaced.
-            watch.fence(|is_unchanged| match left.filter(|_| is_unchanged) {
+            watch.fence_unless_forced(|is_unchanged| match left.filter(|_| is_unchanged) {
                 Some(entry) => tiers.local.insert((&key).into(), entry),
                 None => tiers.local.remove(&key),
             });

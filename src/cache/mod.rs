@@ -24,7 +24,9 @@
 //!   a loader that panics or fails or takes longer than [`load_timeout`](CacheBuilder::load_timeout)
 //!   releases everybody: with the value, or with the one shared error. A failed load is not repeated for
 //!   [`error_throttle`](CacheBuilder::error_throttle). With [`share_loads`](RemoteCacheBuilder::share_loads) it is one
-//!   load for all processes, as long as the store answers in time.
+//!   load for all processes, as long as the store answers in time. (With a remote tier a load is joined for
+//!   [`max_staleness`](RemoteCacheBuilder::max_staleness), since nobody knows what other processes removed since it began:
+//!   of a source that hangs for longer, another load begins after each of those.)
 //! - **Nothing old after an invalidation.** A value that was read before a [`remove`](Cache::remove),
 //!   [`remove_by_tag`](Cache::remove_by_tag) or [`clear`](Cache::clear) is never stored after it, not in
 //!   this process and not in the remote tier, wherever the load was running. Callers that were waiting

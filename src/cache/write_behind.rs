@@ -6,7 +6,10 @@ use std::{
     future::Future,
     num::NonZeroUsize,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -79,6 +82,8 @@ struct Behind<V: Clone + Send + Sync + 'static> {
     hurry: Notify,
     /// As many wait as are written at once.
     filled: Notify,
+    /// Whether anything waits to be written.
+    is_queued: AtomicBool,
     /// Told how many are pending.
     exported: Gauge,
 }
@@ -147,6 +152,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             changed: Notify::new(),
             hurry: Notify::new(),
             filled: Notify::new(),
+            is_queued: AtomicBool::new(false),
             exported,
         }))
     }
@@ -181,6 +187,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             changed: Notify::new(),
             hurry: Notify::new(),
             filled: Notify::new(),
+            is_queued: AtomicBool::new(false),
             exported: shared.exported.clone(),
         });
         change(&mut behind);
@@ -219,6 +226,7 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
             if !queue.push(key, value, tags, self.0.capacity) {
                 return Err(Error::new(ErrorKind::Overloaded, "the queue of writes is full"));
             }
+            self.0.is_queued.store(true, Ordering::Release);
             if queue.order.len() == self.0.max_batch {
                 self.0.filled.notify_waiters();
             }
@@ -253,7 +261,9 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
         E: Into<BoxError> + 'static,
     {
         // Before memory: who loaded by way of the cache itself may have read the source from before.
-        if let Some(pending) = lock(&self.0.queue).pending.get(key as &dyn AsKey) {
+        if self.0.is_queued.load(Ordering::Acquire)
+            && let Some(pending) = lock(&self.0.queue).pending.get(key as &dyn AsKey)
+        {
             return Ok(pending.value.clone());
         }
         if let Some(value) = self.0.cache.fresh(key) {
@@ -428,6 +438,7 @@ async fn write_all<V: Clone + Send + Sync + 'static>(mut running: Running<V>) {
             let batch = queue.take(behind.max_batch, runtime_now());
             let is_over = queue.pending.is_empty();
             if is_over {
+                behind.is_queued.store(false, Ordering::Release);
                 queue.is_running = false;
                 running.is_over = true;
             }

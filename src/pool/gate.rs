@@ -253,6 +253,11 @@ impl State {
         waiting.filter(|(class, _)| !self.classes.has_most(*class)).map(|(_, waiting)| waiting).sum()
     }
 
+    /// How many wait for their own class to give one back.
+    fn held_up(&self) -> u32 {
+        self.lines.waiting() - self.waiting_for_more()
+    }
+
     fn set_target(&mut self, target: u32, now: Instant) -> Vec<Waker> {
         self.usage.count(self.judged(), now);
         self.target = target;
@@ -277,7 +282,8 @@ impl State {
     /// Before the line is full and callers are turned away, unless it is about to be without any retreat.
     fn within_reach(&self, mut retreat: Retreat) -> Retreat {
         if self.lines.waiting() <= self.room / 2 {
-            retreat.waiting = retreat.waiting.min(self.room.saturating_sub(1));
+            let room = self.room.saturating_sub(self.held_up());
+            retreat.waiting = retreat.waiting.min(room.saturating_sub(1));
         }
         retreat
     }
@@ -302,8 +308,8 @@ impl State {
 
     fn join(&mut self, class: usize, waker: &Waker, now: Instant) -> Result<Ticket, Denied> {
         // Those whom their own class holds up leave room for the others, who may be served before them.
-        let is_held_up = self.classes.has_most(class) && self.lines.of(class) >= (self.room / 2).max(1);
-        if self.lines.waiting_beside(class) >= self.room || is_held_up {
+        let are_many = || self.held_up() >= (self.room / 2).max(1);
+        if self.lines.waiting_beside(class) >= self.room || self.classes.has_most(class) && are_many() {
             return Err(Denied::Full);
         }
         self.usage.count(self.judged(), now);

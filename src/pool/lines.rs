@@ -43,11 +43,6 @@ impl<T> Lines<T> {
         self.lines.iter().map(Queue::waiting)
     }
 
-    /// How many of this class wait.
-    pub(super) fn of(&self, class: usize) -> u32 {
-        self.lines[class].waiting()
-    }
-
     /// How many wait who find a place as this class does: the system's own, or all others.
     pub(super) fn waiting_beside(&self, class: usize) -> u32 {
         let system = self.lines[SYSTEM].waiting();

@@ -140,13 +140,16 @@ impl<M: ManageConnection> Shared<M> {
     /// until the size is back, and never be missed.)
     fn give_back(&self, sample: &Sample, target: u32) {
         let size = target.max(self.settings.keep_open);
-        // What is borrowed and not of use for a while is of use to others. Where two sizes are tried in turn, the larger one is.
-        let is_idle = self.allowed.as_ref().is_some_and(|allowed| sample.open > size.max(allowed.own));
+        // What is borrowed and not of use for a while is of use to others. Where two sizes are tried in turn the larger one
+        // is, and where fewer are tried what there is to go back to.
+        let of_use = self.allowed.as_ref().map(|allowed| size.max(allowed.own).max(self.gate.most()));
+        let is_idle = of_use.is_some_and(|of_use| sample.open > of_use);
         let windows =
             if is_idle { self.watch.idle_windows.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
         self.watch.idle_windows.store(windows, Ordering::Relaxed);
         let gives_way_to = match self.watch.gives_way_to.load(Ordering::Relaxed) {
-            _ if sample.too_many_connections > 0 || windows >= IDLE_WINDOWS => size,
+            _ if sample.too_many_connections > 0 => size,
+            _ if windows >= IDLE_WINDOWS => of_use.unwrap_or(size),
             0 => return,
             most if sample.open <= most => 0,
             most => most.max(size),

@@ -133,27 +133,23 @@ impl Call {
 impl<M: ManageConnection> Shared<M> {
     /// Lends a connection, as soon as it is the caller's turn.
     pub(super) async fn lend(self: &Arc<Self>, call: Call) -> Result<Connection<M>, Error> {
-        let (permit, now) = match self.gate.try_acquire(call.class, call.began) {
-            Ok(permit) => (permit, call.began),
+        let (permit, now, is_held_up) = match self.gate.try_acquire(call.class, call.began) {
+            Ok(permit) => (permit, call.began, false),
             Err(Denied::Taken) => {
                 let is_held_up = self.gate.has_most(call.class);
                 let permit = self.wait_for_permit(call).await?;
-                let now = self.clock.now();
-                if is_held_up {
-                    self.recorded.own_waits.record(now.since(call.began));
-                }
-                (permit, now)
+                (permit, self.clock.now(), is_held_up)
             }
             Err(denied) => return Err(yielded(self.denied(denied)).await),
         };
         // Whoever waits for either is not told that one has to be returned first.
-        self.lend_with(permit, call, now).await?.ok_or_else(|| self.miscounted())
+        self.lend_with(permit, call, now, is_held_up).await?.ok_or_else(|| self.miscounted())
     }
 
     /// Lends one if no one else has to return theirs first.
     pub(super) async fn try_lend(self: &Arc<Self>, call: Call) -> Result<Option<Connection<M>>, Error> {
         match self.gate.try_acquire(call.class, call.began) {
-            Ok(permit) => self.lend_with(permit, call, call.began).await,
+            Ok(permit) => self.lend_with(permit, call, call.began, false).await,
             Err(Denied::Taken) => Ok(None),
             Err(denied) => Err(yielded(self.denied(denied)).await),
         }
@@ -164,6 +160,7 @@ impl<M: ManageConnection> Shared<M> {
         permit: Permit<'_>,
         call: Call,
         mut now: Instant,
+        is_held_up: bool,
     ) -> Result<Option<Connection<M>>, Error> {
         // What comes from here on is no wait for others: it is in the times of connecting, or is a test.
         let waited = now.since(call.began);
@@ -228,6 +225,9 @@ impl<M: ManageConnection> Shared<M> {
             connection.begin();
             permit.forget();
             self.recorded.waits.record(waited);
+            if is_held_up {
+                self.recorded.own_waits.record(waited);
+            }
             return Ok(Some(connection));
         }
     }

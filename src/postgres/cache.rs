@@ -53,8 +53,10 @@ const MOST_LIFE: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// One row written in so many starts a purge.
 const PURGE_EVERY: u32 = 500;
 /// How many rows one statement deletes at most. Writes wait for it, and large rows take as long as many small ones: it
-/// deletes fewer when it took longer than [`PURGE_LONG`], and more again when it took a quarter of that.
+/// deletes half as many when it took longer than [`PURGE_LONG`], and twice as many when it did not. Of so few it is the
+/// way to the server that takes long.
 const PURGE_BATCH: u32 = 500;
+const PURGE_FEW: u32 = 50;
 const PURGE_LONG: Duration = Duration::from_millis(50);
 /// A purge ends after so many rows, or after so long. After that a statement is not waited for, either: the server is taken
 /// to be away.
@@ -199,11 +201,8 @@ impl PostgresStore {
                 Err(error) => return Err(error),
             };
             let took = clock.now().since(began);
-            if took > PURGE_LONG {
-                batch.store((most / 2).max(1), Ordering::Relaxed);
-            } else if took < PURGE_LONG / 4 {
-                batch.store((most * 2).min(PURGE_BATCH), Ordering::Relaxed);
-            }
+            let next = if took > PURGE_LONG { (most / 2).max(PURGE_FEW.min(most)) } else { most * 2 };
+            batch.store(next.min(PURGE_BATCH), Ordering::Relaxed);
             purged += rows;
             if rows < u64::from(most) {
                 break;

@@ -109,7 +109,11 @@ impl Address {
             Place::Socket(_) => return Err(std::io::Error::from(std::io::ErrorKind::Unsupported).into()),
         };
         let addresses: Vec<_> = lookup_host((&**host, port)).await?.collect();
-        let stream = tcp::connect_to_any(&addresses, CONNECT_TIMEOUT).await?;
+        let stream = tcp::connect_to_any(&addresses, CONNECT_TIMEOUT).await;
+        let stream = stream.map_err(|error| match error.kind() {
+            std::io::ErrorKind::TimedOut => Fault::Lost(Lost::TimedOut),
+            _ => error.into(),
+        })?;
         stream.set_nodelay(true)?;
         // A command may wait on the server for as long as it likes, and so may we: for one that is there.
         tcp::keep_alive(&stream, KEEPALIVE_IDLE, Some(KEEPALIVE_INTERVAL), Some(KEEPALIVE_RETRIES))?;
