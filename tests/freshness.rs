@@ -1481,7 +1481,12 @@ async fn refusal_that_is_meant_is_answered_again_and_again_whatever_the_store_ha
         settle().await;
         for _ in 0..5 {
             clock.advance(SECOND);
-            assert_eq!(fail(&cache).await.unwrap_err().kind(), ErrorKind::Load);
+            let slowly = || async {
+                settle().await;
+                Err::<String, _>(io::Error::other("forbidden"))
+            };
+            let refused = cache.get_or_load(&key(), slowly).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Load);
             settle().await;
         }
     }
