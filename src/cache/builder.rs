@@ -198,7 +198,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
 
     /// Which failures a stale value may stand in for: all unless set.
     ///
-    /// A "no" is no failure of the source: a caller who may not see a value any more must not be shown the old one.
+    /// A "no" is no failure of the source: a caller who may not see a value any more must not be shown the old one. A stale
+    /// value goes from both tiers when a failure is one of those; a fresh one stays.
     /// The loader's error is the [source](Error::downcast_source) of the one that is given here.
     pub fn serve_stale_if(mut self, may: impl Fn(&Error) -> bool + Send + Sync + 'static) -> Self {
         self.settings.serve_stale_if = Some(Arc::new(may));

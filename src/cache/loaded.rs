@@ -51,7 +51,8 @@ impl<V> Loaded<V> {
         Self::of(What::Value(value), true)
     }
 
-    /// A value for the callers that wait for it and for nobody after them.
+    /// A value for the callers that wait for it and for nobody after them. What is fresh stays, and what is stale is served
+    /// no more, since this is newer: it goes from both tiers.
     #[must_use]
     pub fn do_not_store(value: V) -> Self {
         Self::of(What::Value(value), false)
@@ -62,7 +63,7 @@ impl<V> Loaded<V> {
     /// [`time_to_live`](Self::time_to_live) says otherwise.
     ///
     /// The callers get an error of kind [`NotFound`](crate::ErrorKind::NotFound). A stale value is not served
-    /// instead.
+    /// instead, then or later: it is replaced, or removed from both tiers where the answer is not to be remembered.
     #[must_use]
     pub fn not_found() -> Self {
         Self::of(What::NotFound, true)

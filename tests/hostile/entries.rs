@@ -18,7 +18,7 @@ const COMPRESSION: usize = 4;
 const FLAGS: usize = 5;
 const RAW_LENGTH: std::ops::Range<usize> = 6..10;
 const LEASE: u8 = 1 << 1;
-/// Where a lease says when it and the value before it end, in an entry without a schema.
+/// Where a lease says when it and the value before it end, and who has it, in an entry without a schema.
 const LEASE_ENDS: usize = 22;
 const DEFLATE: u8 = 2;
 /// The sizes at which another compression is chosen.
@@ -171,7 +171,7 @@ where
     // Somebody loads it, and this is what there is until then.
     let mut body = validated[..validated.len() - 8].to_vec();
     body[FLAGS] |= LEASE;
-    body.splice(LEASE_ENDS..LEASE_ENDS, [0; 8]);
+    body.splice(LEASE_ENDS..LEASE_ENDS, [0; 16]);
     entries.push(named("validator", validated));
     entries.push(named("lease", checksummed(&body)));
     entries
