@@ -18,7 +18,9 @@ use tokio::runtime::{self, Runtime};
 
 use super::{
     names,
-    peers::{CachedFunction, CachedStore, Cachekit, Foyer, Hitbox, KEYS, Moka, Ours, Peeked, Peer, Quick, Table},
+    peers::{
+        CachedFunction, CachedStore, Cachekit, Foyer, Hitbox, KEYS, Moka, Ours, Peeked, Peer, Quick, Table,
+    },
 };
 use crate::{
     draws::Draws,
