@@ -173,8 +173,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// How many callers may wait at once: 4,096 unless set, from 1 to 1,048,576. Whoever comes then is turned away at
-    /// once. As many more of [`Class::SYSTEM`](super::Class::SYSTEM) may; of a class that has as many connections as it
-    /// [may](super::Share::at_most) half as many, so that it leaves room for the others.
+    /// once. As many more of [`Class::SYSTEM`](super::Class::SYSTEM) may; of classes that have as many connections as they
+    /// [may](super::Share::at_most) half as many, so that they leave room for the others.
     #[doc(alias = "queue_size")]
     pub fn max_waiting(mut self, callers: u32) -> Self {
         self.max_waiting = callers;
