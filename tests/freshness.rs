@@ -460,19 +460,6 @@ async fn what_was_loaded_together_goes_at_different_times_and_at_the_same_on_eve
 }
 
 #[tokio::test]
-async fn load_ahead_that_fails_costs_nobody_the_value_and_is_not_repeated_at_once() {
-    let clock = Clock::manual();
-    let cache = settings(&clock).refresh_ahead().build().unwrap();
-    load(&cache, "one").await.unwrap();
-    clock.advance(91 * SECOND);
-    for _ in 0..10 {
-        assert_eq!(fail(&cache).await.unwrap(), "one");
-        settle().await;
-    }
-    assert_eq!(cache.stats().loads, 2);
-}
-
-#[tokio::test]
 async fn one_of_two_nodes_loads_ahead_and_the_other_takes_what_that_stored() {
     let clock = Clock::manual();
     let store = MemoryStore::new(clock.clone());
@@ -1343,6 +1330,20 @@ async fn refresh(cache: &Texts, loaded: Loaded<String>) -> Result<String, Error>
     cache.refresh(&key(), &[], move |_| async move { Ok::<_, io::Error>(loaded) }).await
 }
 
+/// A refresh under way, and how its load is to end.
+fn refreshing(
+    cache: &Texts,
+) -> (oneshot::Sender<io::Result<String>>, tokio::task::JoinHandle<Result<String, Error>>) {
+    let (end, ended) = oneshot::channel::<io::Result<String>>();
+    let cache = cache.clone();
+    let load = |_| async move { ended.await.map_err(io::Error::other)? };
+    (end, tokio::spawn(async move { cache.refresh(&key(), &[], load).await }))
+}
+
+fn with(value: &str) -> io::Result<String> {
+    Ok(value.to_owned())
+}
+
 /// Both ways to remember: in memory alone, and with a store behind it.
 async fn alone_and_with_a_store(
     set: impl Fn(CacheBuilder<String>) -> CacheBuilder<String>,
@@ -1384,20 +1385,12 @@ async fn refresh_that_takes_longer_than_max_staleness_replaces_what_was_read_mea
     let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
     load(&two, "old").await.unwrap();
     settle().await;
-    let (go_on, may_go_on) = oneshot::channel::<()>();
-    let refreshing = tokio::spawn({
-        let one = one.clone();
-        let new = |_| async move {
-            may_go_on.await.unwrap();
-            Ok::<_, io::Error>("new".to_owned())
-        };
-        async move { one.refresh(&key(), &[], new).await }
-    });
+    let (end, refreshed) = refreshing(&one);
     settle().await;
     clock.advance(2 * STALENESS);
     assert_eq!(load(&one, "unused").await.unwrap(), "old");
-    go_on.send(()).unwrap();
-    assert_eq!(refreshing.await.unwrap().unwrap(), "new");
+    end.send(with("new")).unwrap();
+    assert_eq!(refreshed.await.unwrap().unwrap(), "new");
     settle().await;
     assert_eq!(load(&one, "unused").await.unwrap(), "new");
     assert_eq!(two.get(&key()).await.as_deref(), Some("new"));
@@ -1410,28 +1403,21 @@ async fn refresh_that_is_overtaken_by_one_that_fails_does_not_bring_back_what_wa
         for (_, cache) in alone_and_with_a_store(|builder| builder).await {
             load(&cache, "old").await.unwrap();
             settle().await;
-            let mut ends = Vec::new();
-            let mut refreshing = Vec::new();
-            for _ in 0..2 {
-                let (end, ended) = oneshot::channel::<io::Result<String>>();
-                let cache = cache.clone();
-                let load = |_| async move { ended.await.unwrap() };
-                refreshing.push(tokio::spawn(async move { cache.refresh(&key(), &[], load).await }));
-                ends.push(end);
-                settle().await;
-            }
-            let (second, first) = (ends.pop().unwrap(), ends.pop().unwrap());
-            let fails = || second.send(Err(io::Error::other("down"))).unwrap();
+            let (end, first) = refreshing(&cache);
+            settle().await;
+            let (end_second, second) = refreshing(&cache);
+            settle().await;
+            let succeeds = || end.send(with("new")).unwrap();
+            let fails = || end_second.send(Err(io::Error::other("down"))).unwrap();
             if is_first_to_end {
-                first.send(Ok("new".to_owned())).unwrap();
+                succeeds();
                 settle().await;
                 fails();
             } else {
                 fails();
                 settle().await;
-                first.send(Ok("new".to_owned())).unwrap();
+                succeeds();
             }
-            let [first, second] = <[_; 2]>::try_from(refreshing).unwrap();
             assert_eq!(first.await.unwrap().unwrap(), "new");
             assert_eq!(second.await.unwrap().unwrap_err().kind(), ErrorKind::Load);
             settle().await;
@@ -1446,23 +1432,13 @@ async fn refresh_that_is_overtaken_by_one_that_is_successful_leaves_that_ones_va
     for (_, cache) in alone_and_with_a_store(|builder| builder).await {
         load(&cache, "old").await.unwrap();
         settle().await;
-        let (end, ended) = oneshot::channel::<()>();
-        let (end_other, other_ended) = oneshot::channel::<()>();
-        let start = |value: &'static str, ended: oneshot::Receiver<()>| {
-            let cache = cache.clone();
-            let load = move |_| async move {
-                ended.await.unwrap();
-                Ok::<_, io::Error>(value.to_owned())
-            };
-            tokio::spawn(async move { cache.refresh(&key(), &[], load).await })
-        };
-        let first = start("first", ended);
+        let (end, first) = refreshing(&cache);
         settle().await;
-        let second = start("second", other_ended);
+        let (end_second, second) = refreshing(&cache);
         settle().await;
-        end.send(()).unwrap();
+        end.send(with("first")).unwrap();
         assert_eq!(first.await.unwrap().unwrap(), "first");
-        end_other.send(()).unwrap();
+        end_second.send(with("second")).unwrap();
         assert_eq!(second.await.unwrap().unwrap(), "second");
         settle().await;
         assert_eq!(cache.get(&key()).await.as_deref(), Some("second"));
@@ -1512,9 +1488,10 @@ async fn answer_that_is_not_to_be_stored_ends_what_is_stale() {
 }
 
 #[tokio::test]
-async fn load_ahead_that_fails_rests_whatever_became_of_the_value_in_the_store() {
-    let denies = |builder: CacheBuilder<String>| builder.refresh_ahead().serve_stale_if(|_| false);
-    let mut all = Vec::from(alone_and_with_a_store(denies).await);
+async fn load_ahead_that_fails_costs_nobody_the_value_and_rests_whatever_became_of_it_in_the_store() {
+    let ahead = |builder: CacheBuilder<String>| builder.refresh_ahead();
+    let mut all = Vec::from(alone_and_with_a_store(ahead).await);
+    all.extend(alone_and_with_a_store(|builder| ahead(builder).serve_stale_if(|_| false)).await);
     let clock = Clock::manual();
     let store = MemoryStore::new(clock.clone());
     let flushed = settings(&clock).refresh_ahead().remote(store.clone()).max_staleness(1_000 * SECOND);
@@ -1616,40 +1593,26 @@ async fn what_another_node_made_to_expire_stands_in_where_store_and_source_are_a
     assert_eq!(get(&two, "a", None).await.unwrap(), "old");
 }
 
-/// A refresh under way, and how to end it.
-fn refreshing(
-    cache: &Texts,
-    value: &'static str,
-) -> (oneshot::Sender<()>, tokio::task::JoinHandle<Result<String, Error>>) {
-    let (end, ended) = oneshot::channel::<()>();
-    let cache = cache.clone();
-    let load = move |_| async move {
-        ended.await.map_err(io::Error::other)?;
-        Ok::<_, io::Error>(value.to_owned())
-    };
-    (end, tokio::spawn(async move { cache.refresh(&key(), &[], load).await }))
-}
-
 /// A load that came between has taken its place, so the removal has barred that one.
 #[tokio::test]
 async fn refresh_whose_place_was_taken_stores_nothing_over_a_later_removal() {
     let clock = Clock::manual();
     let cache = settings(&clock).loader_tags().build().unwrap();
     load(&cache, "old").await.unwrap();
-    let (end, refreshed) = refreshing(&cache, "from before");
+    let (end, refreshed) = refreshing(&cache);
     settle().await;
     cache.remove(&Key::public("another")).await.unwrap();
     cache.remove_by_tag("some tag").await.unwrap();
     cache.remove(&key()).await.unwrap();
     // That one was fenced. Another begins, and is displaced by a load.
-    end.send(()).unwrap();
+    end.send(with("from before")).unwrap();
     refreshed.await.unwrap().unwrap();
-    let (end, refreshed) = refreshing(&cache, "from before");
+    let (end, refreshed) = refreshing(&cache);
     settle().await;
     cache.remove_by_tag("some tag").await.unwrap();
     assert_eq!(load(&cache, "loaded").await.unwrap(), "loaded");
     cache.remove(&key()).await.unwrap();
-    end.send(()).unwrap();
+    end.send(with("from before")).unwrap();
     assert_eq!(refreshed.await.unwrap().unwrap(), "from before");
     assert_eq!(cache.get(&key()).await, None);
 }
@@ -1662,15 +1625,15 @@ async fn refresh_that_begins_while_another_is_told_to_the_store_is_the_one_that_
     load(&cache, "old").await.unwrap();
     settle().await;
     let mut held = store.hold(Step::BeforeWrite);
-    let (end, first) = refreshing(&cache, "first");
-    end.send(()).unwrap();
+    let (end, first) = refreshing(&cache);
+    end.send(with("first")).unwrap();
     held.reached().await;
     assert_eq!(first.await.unwrap().unwrap(), "first");
-    let (end, second) = refreshing(&cache, "second");
+    let (end, second) = refreshing(&cache);
     settle().await;
     held.go_on();
     settle().await;
-    end.send(()).unwrap();
+    end.send(with("second")).unwrap();
     assert_eq!(second.await.unwrap().unwrap(), "second");
     settle().await;
     assert_ne!(cache.get(&key()).await.as_deref(), Some("first"));
@@ -1683,11 +1646,11 @@ async fn refresh_that_nobody_waits_for_any_more_does_not_bring_back_what_another
     for (_, cache) in alone_and_with_a_store(abandons).await {
         load(&cache, "old").await.unwrap();
         settle().await;
-        let (end, first) = refreshing(&cache, "new");
+        let (end, first) = refreshing(&cache);
         settle().await;
-        let (_end_second, second) = refreshing(&cache, "never");
+        let (_end_second, second) = refreshing(&cache);
         settle().await;
-        end.send(()).unwrap();
+        end.send(with("new")).unwrap();
         assert_eq!(first.await.unwrap().unwrap(), "new");
         second.abort();
         settle().await;

@@ -792,19 +792,6 @@ async fn pools_that_share_a_tight_server_are_refused_nothing_and_use_what_others
             let backends = server.psql(count).unwrap().parse().unwrap();
             assert!(backends <= u64::from(BUDGET), "{backends}");
             most.fetch_max(backends, Ordering::Relaxed);
-            eprintln!(
-                "{turn}: {backends} {:?}",
-                pools
-                    .iter()
-                    .map(|pool| (
-                        pool.stats().open,
-                        pool.stats().ceiling,
-                        pool.stats().target,
-                        pool.stats().waiting
-                    ))
-                    .collect::<Vec<_>>()
-            );
-            tokio::time::sleep(Duration::from_millis(500)).await;
             (busy.stats().open > SHARE).then_some(())
         })
         .await;

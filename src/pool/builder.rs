@@ -149,7 +149,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
 
     /// What says how many connections the pool may have right now, for processes that share a server. Only for an
     /// [`adaptive`](Self::adaptive) pool, whose ceiling comes down to it and goes up to it again within a second; what
-    /// is in use above it is closed when it is returned. The lower bound stands whatever is said, so it is to be no more than
+    /// is in use above it is closed when it is returned. Of what is more than the pool's own, connections that are idle above
+    /// the size for some seconds are closed, so that others may have them. The lower bound stands whatever is said, so it is to be no more than
     /// what is always allowed; where the allowance tells what is the pool's [own](super::Allowance::own), more is an error.
     pub fn allowance(mut self, allowance: impl Allowance) -> Self {
         self.allowed = Some(Allowed::new(allowance));
