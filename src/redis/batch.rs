@@ -102,8 +102,11 @@ impl Deref for Value {
     }
 }
 
-/// What a read found.
-#[derive(Debug, Default, PartialEq)]
+/// What a read found, and before that what it wants.
+///
+/// The caller makes it and the caller drops it: what is taken on one thread and given back on another has allocators wait
+/// for each other.
+#[derive(Debug, Default)]
 pub(super) struct Values {
     /// The server's time, in milliseconds, rounded up.
     pub(super) time: u64,
@@ -111,6 +114,7 @@ pub(super) struct Values {
     pub(super) history: History,
     /// In the order of the names.
     pub(super) values: SmallVec<[Option<Value>; USUAL]>,
+    names: Names,
 }
 
 impl Values {
@@ -125,10 +129,20 @@ pub(super) type Waiter<T> = oneshot::Sender<Result<T, Fault>>;
 /// A caller's read.
 #[derive(Debug)]
 pub(super) struct Read {
-    pub(super) names: Names,
+    found: Box<Values>,
     /// To be run before; what they answer is of no interest.
     pub(super) before: Commands,
-    pub(super) waiter: Waiter<Values>,
+    pub(super) waiter: Waiter<Box<Values>>,
+}
+
+impl Read {
+    pub(super) fn new(names: Names, before: Commands, waiter: Waiter<Box<Values>>) -> Self {
+        Self { found: Box::new(Values { names, ..Values::default() }), before, waiter }
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.found.names
+    }
 }
 
 /// Reads on their way.
@@ -163,16 +177,16 @@ enum Stage {
 
 #[derive(Debug)]
 struct Waiting {
-    names: usize,
+    found: Box<Values>,
     /// How many values have to be there.
     needs: usize,
-    waiter: Waiter<Values>,
+    waiter: Waiter<Box<Values>>,
 }
 
 impl Batch {
     /// One question for all of these reads, written to the end of `bytes`.
     pub(super) fn ask(reads: Vec<Read>, history: History, bytes: &mut Vec<u8>) -> Self {
-        let names: usize = reads.iter().map(|read| read.names.len()).sum();
+        let names: usize = reads.iter().map(|read| read.names().len()).sum();
         let mut known: HashMap<&[u8], usize, foldhash::fast::RandomState> =
             HashMap::with_capacity_and_hasher(names, foldhash::fast::RandomState::default());
         let mut distinct: Vec<&[u8]> = Vec::with_capacity(names);
@@ -184,7 +198,7 @@ impl Batch {
         for read in &reads {
             let mut last = 0;
             let before = stamp;
-            for name in read.names.iter() {
+            for name in read.names().iter() {
                 let place = if name == before.0 {
                     before.1
                 } else {
@@ -211,9 +225,8 @@ impl Batch {
         }
         let names = distinct.len();
         let waiting = reads.into_iter().zip(needs);
-        let waiting = waiting
-            .map(|(read, needs)| Waiting { names: read.names.len(), needs, waiter: read.waiter })
-            .collect();
+        let waiting =
+            waiting.map(|(read, needs)| Waiting { found: read.found, needs, waiter: read.waiter }).collect();
         let values = Vec::with_capacity(names);
         let stage = Stage::Time;
         let handed_out = 0;
@@ -282,16 +295,16 @@ impl Batch {
     /// Answers those whose values are all there.
     fn answer(&mut self) {
         while self.waiting.front().is_some_and(|waiting| waiting.needs <= self.values.len()) {
-            let Some(waiting) = self.waiting.pop_front() else { return };
+            let Some(Waiting { mut found, waiter, .. }) = self.waiting.pop_front() else { return };
             let (values, wanted) = (&mut self.values, &mut self.wanted);
             let from = self.handed_out;
-            self.handed_out += waiting.names;
-            let found = self.places[from..self.handed_out].iter().map(|&place| {
+            self.handed_out += found.names.len();
+            (found.time, found.history) = (self.time, self.history);
+            found.values.extend(self.places[from..self.handed_out].iter().map(|&place| {
                 wanted[place] -= 1;
                 if wanted[place] == 0 { values[place].take() } else { values[place].clone() }
-            });
-            let found = Values { time: self.time, history: self.history, values: found.collect() };
-            let _ = waiting.waiter.send(self.fault.clone().map_or(Ok(found), Err));
+            }));
+            let _ = waiter.send(self.fault.clone().map_or(Ok(found), Err));
         }
     }
 }
@@ -301,13 +314,13 @@ mod tests {
     use super::*;
     use crate::redis::wire::Refusal;
 
-    type Answer = oneshot::Receiver<Result<Values, Fault>>;
+    type Answer = oneshot::Receiver<Result<Box<Values>, Fault>>;
 
     fn read(wanted: &[&str]) -> (Read, Answer) {
         let mut names = Names::default();
         wanted.iter().for_each(|name| names.add(&[name]));
         let (waiter, answer) = oneshot::channel();
-        (Read { names, before: Commands::default(), waiter }, answer)
+        (Read::new(names, Commands::default(), waiter), answer)
     }
 
     fn ask(wanted: &[&[&str]]) -> (Batch, String, Vec<Answer>) {

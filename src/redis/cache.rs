@@ -230,7 +230,7 @@ impl RedisStore {
         entries: &[&str],
         stamps: &[&str],
         before: impl Fn() -> Commands + Send + Sync,
-    ) -> Result<Values, Error> {
+    ) -> Result<Box<Values>, Error> {
         let send = |connection: &Connection, _| {
             let mut names = Names::with_capacity(entries.len() + stamps.len());
             for name in entries.iter().chain(stamps) {
@@ -278,7 +278,7 @@ impl RedisStore {
     }
 
     /// What is found, and when by the server's clock.
-    async fn get_some<'a>(&self, entries: &[&'a str], stamps: &[&'a str]) -> Result<(Found, u64), Error> {
+    async fn get_some(&self, entries: &[&str], stamps: &[&str]) -> Result<(Found, u64), Error> {
         let is_large = entries.iter().any(|name| self.pool.likely_size(name) == Size::Large);
         let size = if is_large { Size::Large } else { Size::Small };
         let prolonged = if fastrand::u32(..PROLONG) == 0 { stamps } else { &[] };
@@ -291,33 +291,17 @@ impl RedisStore {
         };
         let mut found = self.read(size, entries, stamps, prolong).await?;
         // Without a stamp nothing can be told. Without a note what is absent can, and is only not to be stored.
-        let mut later = Values::default();
+        let mut later = None;
         if found.lacks(entries.len()) || found.lacks(0) && !self.pool.notes_nothing() {
-            let is_missing = |place: usize| found.values[place].is_none();
-            let missing = |names: &[&'a str], from: usize| -> Vec<&'a str> {
-                names
-                    .iter()
-                    .enumerate()
-                    .filter(|(place, _)| is_missing(from + place))
-                    .map(|(_, name)| *name)
-                    .collect()
-            };
-            let (absent, unmade) = (missing(entries, 0), missing(stamps, entries.len()));
-            // A server that is full refuses to note an absence, and can be read all the same.
-            let note = || self.notes_of_absence(&absent, &unmade);
-            later = self.read(size, &absent, &unmade, note).await?;
-            self.pool.has_noted(!later.lacks(0));
-            if later.history != found.history {
-                // The one before tells nothing of this one.
-                found = self.read(size, entries, stamps, || self.notes_of_absence(entries, stamps)).await?;
-                later = Values::default();
-            }
+            // Boxed, so that those who find everything carry no room for it.
+            (found, later) = Box::pin(self.note(size, entries, stamps, found)).await?;
         }
         let history = found.history;
-        let mut later_values = later.values.into_iter();
+        let (later_values, later_time) = later.map(|later| (later.values, later.time)).unwrap_or_default();
+        let mut later_values = later_values.into_iter();
         let mut values = found.values.into_iter().map(|value| match value {
             // By the time at which it was read: the life that is left counts from before the question.
-            None => (later_values.next().flatten(), later.time),
+            None => (later_values.next().flatten(), later_time),
             value => (value, found.time),
         });
         let slots = entries.iter().zip(&mut values).map(|(name, (value, time))| {
@@ -338,6 +322,36 @@ impl RedisStore {
         let stamps = values.map(|(value, _)| value.map(stamp).ok_or_else(unmade));
         let stamps = stamps.collect::<Result<_, _>>()?;
         Ok((Found { entries, stamps }, found.time))
+    }
+
+    /// Notes what is absent, and reads it once more: returns what was found before, and what is in the place of what was
+    /// missing.
+    async fn note<'a>(
+        &self,
+        size: Size,
+        entries: &[&'a str],
+        stamps: &[&'a str],
+        found: Box<Values>,
+    ) -> Result<(Box<Values>, Option<Box<Values>>), Error> {
+        let is_missing = |place: usize| found.values[place].is_none();
+        let missing = |names: &[&'a str], from: usize| -> Vec<&'a str> {
+            names
+                .iter()
+                .enumerate()
+                .filter(|(place, _)| is_missing(from + place))
+                .map(|(_, name)| *name)
+                .collect()
+        };
+        let (absent, unmade) = (missing(entries, 0), missing(stamps, entries.len()));
+        // A server that is full refuses to note an absence, and can be read all the same.
+        let later = self.read(size, &absent, &unmade, || self.notes_of_absence(&absent, &unmade)).await?;
+        self.pool.has_noted(!later.lacks(0));
+        if later.history == found.history {
+            return Ok((found, Some(later)));
+        }
+        // The one before tells nothing of this one.
+        let found = self.read(size, entries, stamps, || self.notes_of_absence(entries, stamps)).await?;
+        Ok((found, None))
     }
 
     /// What the strings of entries begin with. Not all of it at one time, and it need not be: an entry that is there
@@ -532,7 +546,9 @@ fn slot(content: Option<Bytes>, now: u64, history: History) -> Slot {
     let remaining = remaining(&content, now).unwrap_or_default();
     let entry = (!remaining.is_zero()).then(|| {
         content.advance(HEADER);
-        Stored { bytes: content, remaining }
+        // A slice of what arrived with it, which is not to be kept.
+        let bytes = if content.len() < LARGE { Bytes::copy_from_slice(&content) } else { content };
+        Stored { bytes, remaining }
     });
     Slot { entry, fence: Fence::from_bytes(history.veil(fence)) }
 }

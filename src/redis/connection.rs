@@ -137,9 +137,9 @@ impl Connection {
         &self,
         names: Names,
         before: Commands,
-    ) -> Result<oneshot::Receiver<Result<Values, Fault>>, Fault> {
+    ) -> Result<oneshot::Receiver<Result<Box<Values>, Fault>>, Fault> {
         let (waiter, answer) = oneshot::channel();
-        self.shared.push(Call::Read(Read { names, before, waiter }))?;
+        self.shared.push(Call::Read(Read::new(names, before, waiter)))?;
         Ok(answer)
     }
 

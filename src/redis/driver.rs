@@ -31,7 +31,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite},
     runtime,
@@ -44,6 +43,7 @@ use super::{
     connection::Stream,
     fault::{Fault, Lost},
     history::{AGAIN, History},
+    incoming::Incoming,
     queue::{Call, MOST_CALLS, Shared},
     stats::Counts,
     wire::{self, Token},
@@ -73,10 +73,6 @@ const SENT_IN_A_TICK: u64 = 64 * 1024;
 /// How often a connection in use looks for silence. A timer that is due before those of the callers is good for them as
 /// well: the runtime wakes its driver, which is a call of the system, for every timer that is the next one due.
 const TICK: Duration = Duration::from_millis(50);
-/// How much is read at once.
-const PIECE: usize = 64 * 1024;
-/// The most room that is made at once for a value that is announced.
-const MOST_ROOM: usize = 1024 * 1024;
 /// While so much is not taken by the other end, nothing more is made ready.
 const MOST_UNSENT: usize = 1024 * 1024;
 /// For so many calls room is kept, of about a hundred bytes each.
@@ -86,7 +82,7 @@ const MOST_SPARE: usize = 1024;
 pub(super) struct Driver {
     stream: Box<dyn Stream>,
     shared: Arc<Shared>,
-    incoming: BytesMut,
+    incoming: Incoming,
     outgoing: Vec<u8>,
     written: usize,
     flushed: bool,
@@ -152,7 +148,7 @@ impl Driver {
             clock,
             stream,
             shared,
-            incoming: BytesMut::with_capacity(PIECE),
+            incoming: Incoming::default(),
             outgoing: Vec::new(),
             written: 0,
             flushed: true,
@@ -376,10 +372,8 @@ impl Driver {
             if self.settle()? {
                 return Ok(true);
             }
-            let room = wire::missing(&self.incoming).clamp(PIECE, MOST_ROOM);
-            self.incoming.reserve(room);
-            let room = self.incoming.capacity() - self.incoming.len();
-            match pin!(self.stream.read_buf(&mut self.incoming)).poll(context) {
+            let room = self.incoming.make_room();
+            match pin!(self.stream.read_buf(&mut self.incoming.bytes)).poll(context) {
                 Poll::Ready(Ok(0)) => return Err(Fault::Lost(Lost::Closed)),
                 Poll::Ready(Ok(count)) => {
                     self.was_heard = true;
@@ -395,7 +389,7 @@ impl Driver {
 
     /// Hands out the answers that are there, up to the end of one batch. Returns whether there may be more.
     fn settle(&mut self) -> Result<bool, Fault> {
-        while let Some(token) = wire::next(&mut self.incoming)? {
+        while let Some(token) = wire::next_in_place(&mut self.incoming.bytes)? {
             let is_settled = match self.owed.front_mut().map(|(owed, _)| owed) {
                 None => return Err(Fault::Lost(Lost::NotRedis)),
                 Some(Owed::Batch(batch, _)) => batch.take(token)?,
@@ -433,7 +427,7 @@ impl Driver {
                     });
                     drop(waiter.send(refusal.map_or(Ok(answers), |refusal| Err(Fault::Refused(refusal)))));
                 }
-                Owed::Batch(..) if !self.incoming.is_empty() => return Ok(true),
+                Owed::Batch(..) if !self.incoming.bytes.is_empty() => return Ok(true),
                 _ => {}
             }
         }
@@ -447,6 +441,7 @@ impl Driver {
                 // A turn that is waited for comes when this thread has nothing else to do. Should it never have, the
                 // timer is heard by another.
                 if self.owed.is_empty() && !self.was_used && !self.has_yielded {
+                    self.incoming.rest();
                     return Ok(());
                 }
                 self.was_used = false;
@@ -615,7 +610,7 @@ mod tests {
         driver: Driver,
         says: Arc<std::sync::Mutex<Vec<u8>>>,
         woken: Arc<Woken>,
-        waiting: Vec<oneshot::Receiver<Result<crate::redis::batch::Values, Fault>>>,
+        waiting: Vec<oneshot::Receiver<Result<Box<crate::redis::batch::Values>, Fault>>>,
     }
 
     impl Busy {
@@ -640,7 +635,7 @@ mod tests {
                 let (waiter, answer) = oneshot::channel();
                 let mut names = Names::default();
                 names.add(&["name"]);
-                let read = Read { names, before: Commands::default(), waiter };
+                let read = Read::new(names, Commands::default(), waiter);
                 self.driver.shared.push(Call::Read(read)).unwrap();
                 self.waiting.push(answer);
             }
@@ -748,7 +743,7 @@ mod tests {
             let (waiter, answer) = oneshot::channel();
             let mut names = Names::default();
             names.add(&["name"]);
-            reads.push(Read { names, before: Commands::default(), waiter });
+            reads.push(Read::new(names, Commands::default(), waiter));
             answers.push(answer);
         }
         (0..3).for_each(|_| driver.owe(Owed::Ignored(1)));

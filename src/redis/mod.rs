@@ -40,6 +40,7 @@ mod driver;
 mod exclusive;
 mod fault;
 mod history;
+mod incoming;
 mod pool;
 mod queue;
 mod stats;

@@ -53,7 +53,8 @@ struct Inner {
     site: Arc<Site>,
     small: Lane,
     large: Lane,
-    large_names: Box<[AtomicU64; LARGE_NAMES]>,
+    /// Made for the first of them: most stores have none, and need not look for them.
+    large_names: OnceLock<Box<[AtomicU64; LARGE_NAMES]>>,
     /// Until when it is not asked to note what is absent, in nanoseconds.
     notes_nothing_until: AtomicU64,
 }
@@ -115,9 +116,9 @@ impl Pool {
     pub(super) fn new(address: Address, question: Option<Commands>, names: Naming) -> Self {
         let (has_told, moved, counts) = (AtomicBool::new(false), Mutex::default(), OnceLock::new());
         let site = Arc::new(Site { configured: address, question, has_told, moved, names, counts });
-        let large_names = Box::new([const { AtomicU64::new(0) }; LARGE_NAMES]);
         let (small, large) = (Lane::new(&site), Lane::new(&site));
-        Self(Arc::new(Inner { site, small, large, large_names, notes_nothing_until: AtomicU64::new(0) }))
+        let (large_names, notes_nothing_until) = (OnceLock::new(), AtomicU64::new(0));
+        Self(Arc::new(Inner { site, small, large, large_names, notes_nothing_until }))
     }
 
     pub(super) fn names(&self) -> &Naming {
@@ -170,7 +171,7 @@ impl Pool {
                         self.replace(&connection) && !std::mem::replace(&mut lost, true)
                     }
                     "ASK" | "TRYAGAIN" if tries < TRIES => {
-                        sleep(BETWEEN_NODES * tries).await;
+                        Box::pin(sleep(BETWEEN_NODES * tries)).await;
                         true
                     }
                     "NOSCRIPT" => std::mem::replace(&mut script, Script::InFull) == Script::ByDigest,
@@ -202,18 +203,24 @@ impl Pool {
 
     /// Which connection an entry is likely to need.
     pub(super) fn likely_size(&self, name: &str) -> Size {
-        let (place, name) = self.large_name(name);
+        let Some(large_names) = self.0.large_names.get() else { return Size::Small };
+        let (place, name) = large_name(large_names, name);
         if place.load(Ordering::Relaxed) == name { Size::Large } else { Size::Small }
     }
 
     /// Takes note of the size that an entry has. Where two names meet in one place the later one is remembered.
     pub(super) fn note_size(&self, name: &str, size: Size) {
-        let (place, name) = self.large_name(name);
-        match size {
-            Size::Large => place.store(name, Ordering::Relaxed),
-            Size::Small => {
+        match (size, self.0.large_names.get()) {
+            (Size::Large, _) => {
+                let make = || Box::new([const { AtomicU64::new(0) }; LARGE_NAMES]);
+                let (place, name) = large_name(self.0.large_names.get_or_init(make), name);
+                place.store(name, Ordering::Relaxed);
+            }
+            (Size::Small, Some(large_names)) => {
+                let (place, name) = large_name(large_names, name);
                 let _ = place.compare_exchange(name, 0, Ordering::Relaxed, Ordering::Relaxed);
             }
+            (Size::Small, None) => {}
         }
     }
 
@@ -235,13 +242,6 @@ impl Pool {
         } else if until.load(Ordering::Relaxed) > 0 {
             until.store(0, Ordering::Relaxed);
         }
-    }
-
-    fn large_name(&self, name: &str) -> (&AtomicU64, u64) {
-        let hash = xxh3_64(name.as_bytes()).max(1);
-        #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
-        let place = hash as usize % LARGE_NAMES;
-        (&self.0.large_names[place], hash)
     }
 
     fn lane(&self, size: Size) -> &Lane {
@@ -282,6 +282,14 @@ impl Pool {
         }
         true
     }
+}
+
+/// Where a name is noted, and what is noted there of it.
+fn large_name<'a>(large_names: &'a [AtomicU64; LARGE_NAMES], name: &str) -> (&'a AtomicU64, u64) {
+    let hash = xxh3_64(name.as_bytes()).max(1);
+    #[expect(clippy::cast_possible_truncation, reason = "only the low bits are wanted")]
+    let place = hash as usize % LARGE_NAMES;
+    (&large_names[place], hash)
 }
 
 impl fmt::Debug for Pool {

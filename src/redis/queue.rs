@@ -60,7 +60,7 @@ impl Queue {
 impl Call {
     pub(super) fn size(&self) -> usize {
         match self {
-            Self::Read(read) => read.names.size() + read.before.bytes.len(),
+            Self::Read(read) => read.names().size() + read.before.bytes.len(),
             Self::Run(commands, _) => commands.bytes.len(),
         }
     }

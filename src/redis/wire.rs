@@ -11,6 +11,8 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// From this size on a value is apart from the others: on the connection for large ones, and in memory of its own.
 pub(super) const LARGE: usize = 64 * 1024;
+/// What is shorter is not worth a slice: it takes as long to count who has it as to copy it.
+const SHORT: usize = 64;
 /// The longest line of an answer. Redis says what it has to say in less.
 const LONGEST_LINE: usize = 64 * 1024;
 /// The longest value, as Redis itself limits it.
@@ -196,10 +198,20 @@ impl Extent {
 
 /// Takes the next token off the buffer; `None` while it is not whole.
 pub(super) fn next(buffer: &mut BytesMut) -> Result<Option<Token>, Malformed> {
+    token(buffer, LARGE)
+}
+
+/// The same, for those who are soon done with a value: it may be a slice of the buffer.
+pub(super) fn next_in_place(buffer: &mut BytesMut) -> Result<Option<Token>, Malformed> {
+    token(buffer, SHORT)
+}
+
+/// Values of less than so many bytes are copied.
+fn token(buffer: &mut BytesMut, copied: usize) -> Result<Option<Token>, Malformed> {
     let Some(end) = line_end(buffer)? else { return Ok(None) };
     let (kind, line) = buffer[..end].split_first().ok_or(Malformed)?;
     let token = match kind {
-        b'$' => return value(buffer, end),
+        b'$' => return value(buffer, end, copied),
         b'+' => Token::Status,
         b'-' => Token::Refusal(Refusal::new(line)),
         b':' => Token::Integer(signed(line)?),
@@ -240,7 +252,7 @@ pub fn tokens(pieces: &[&[u8]]) -> Option<(Vec<String>, Vec<u8>)> {
     Some((tokens, buffer.to_vec()))
 }
 
-fn value(buffer: &mut BytesMut, end: usize) -> Result<Option<Token>, Malformed> {
+fn value(buffer: &mut BytesMut, end: usize, copied: usize) -> Result<Option<Token>, Malformed> {
     let Ok(length) = usize::try_from(signed(&buffer[1..end])?) else {
         buffer.advance(end + 2);
         return Ok(Some(Token::Nothing));
@@ -253,10 +265,15 @@ fn value(buffer: &mut BytesMut, end: usize) -> Result<Option<Token>, Malformed> 
     if after != b"\r\n" {
         return Err(Malformed);
     }
-    // A slice would keep all of the buffer alive, however many neighbours are long gone. So what is smaller is copied: the
-    // value, or what came after it.
+    // A slice keeps all of the buffer alive, however many neighbours are long gone. So what is smaller is copied of one that
+    // may be kept: the value, or what came after it.
     let behind = buffer.len() - to;
-    let bytes = if length < LARGE || behind > length {
+    let bytes = if (copied..LARGE).contains(&length) {
+        buffer.advance(from);
+        let bytes = buffer.split_to(length).freeze();
+        buffer.advance(2);
+        bytes
+    } else if length < LARGE || behind > length {
         let bytes = Bytes::copy_from_slice(&buffer[from..to]);
         buffer.advance(to + 2);
         bytes
