@@ -137,7 +137,8 @@ pub(super) struct Read {
 
 impl Read {
     pub(super) fn new(names: Names, before: Commands, waiter: Waiter<Box<Values>>) -> Self {
-        Self { found: Box::new(Values { names, ..Values::default() }), before, waiter }
+        let values = SmallVec::with_capacity(names.len());
+        Self { found: Box::new(Values { names, values, ..Values::default() }), before, waiter }
     }
 
     pub(super) fn names(&self) -> &Names {

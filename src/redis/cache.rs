@@ -619,6 +619,15 @@ mod tests {
     }
 
     #[test]
+    fn slot_keeps_nothing_of_what_arrived_with_it() {
+        let mut arrived = bytes::BytesMut::with_capacity(1 << 16);
+        arrived.extend_from_slice(&entry("0000000000005000", "0000000000005000"));
+        let slot = slot(Some(arrived.split().freeze()), 0);
+        assert_eq!(slot.entry.unwrap().bytes, "bytes");
+        assert!(arrived.try_reclaim(1 << 16));
+    }
+
+    #[test]
     fn fence_of_what_could_not_be_noted_equals_nothing() {
         assert_ne!(slot(None, 0).fence, slot(None, 0).fence);
     }

@@ -19,8 +19,8 @@
 //! # Bounds
 //!
 //! Of what was sent and awaits its answer there is no more than the server takes: once [`MOST_UNSENT`] bytes are not
-//! taken, calls stay in the queue. The server's answer is read in pieces of 64 KiB, and a value that it announces takes
-//! room as it arrives.
+//! taken, calls stay in the queue. The server's answer is read into [pieces](super::incoming) of 128 KiB, and a value that it
+//! announces takes room as it arrives.
 
 use std::{
     collections::VecDeque,
@@ -46,7 +46,7 @@ use super::{
     incoming::Incoming,
     queue::{Call, MOST_CALLS, Shared},
     stats::Counts,
-    wire::{self, Token},
+    wire::Token,
 };
 use crate::{
     clock::{Clock, Instant},
@@ -389,7 +389,7 @@ impl Driver {
 
     /// Hands out the answers that are there, up to the end of one batch. Returns whether there may be more.
     fn settle(&mut self) -> Result<bool, Fault> {
-        while let Some(token) = wire::next_in_place(&mut self.incoming.bytes)? {
+        while let Some(token) = self.incoming.next()? {
             let is_settled = match self.owed.front_mut().map(|(owed, _)| owed) {
                 None => return Err(Fault::Lost(Lost::NotRedis)),
                 Some(Owed::Batch(batch, _)) => batch.take(token)?,

@@ -5,9 +5,12 @@
 //! tree there, is copied twice, and reaches nobody before its last byte; here each value is copied once, and is on its
 //! way to its caller while the next one still arrives.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
+
+#[cfg(feature = "test-util")]
+use super::incoming::Incoming;
 
 /// From this size on a value is apart from the others: on the connection for large ones, and in memory of its own.
 pub(super) const LARGE: usize = 64 * 1024;
@@ -198,20 +201,20 @@ impl Extent {
 
 /// Takes the next token off the buffer; `None` while it is not whole.
 pub(super) fn next(buffer: &mut BytesMut) -> Result<Option<Token>, Malformed> {
-    token(buffer, LARGE)
+    token(buffer, None)
 }
 
-/// The same, for those who are soon done with a value: it may be a slice of the buffer.
+/// The same, for those who are soon done with a value: it may be a slice of the buffer, which stays what it is.
 pub(super) fn next_in_place(buffer: &mut BytesMut) -> Result<Option<Token>, Malformed> {
-    token(buffer, SHORT)
+    token(buffer, Some(SHORT..LARGE))
 }
 
-/// Values of less than so many bytes are copied.
-fn token(buffer: &mut BytesMut, copied: usize) -> Result<Option<Token>, Malformed> {
+/// Values of so many bytes are slices.
+fn token(buffer: &mut BytesMut, sliced: Option<Range<usize>>) -> Result<Option<Token>, Malformed> {
     let Some(end) = line_end(buffer)? else { return Ok(None) };
     let (kind, line) = buffer[..end].split_first().ok_or(Malformed)?;
     let token = match kind {
-        b'$' => return value(buffer, end, copied),
+        b'$' => return value(buffer, end, sliced),
         b'+' => Token::Status,
         b'-' => Token::Refusal(Refusal::new(line)),
         b':' => Token::Integer(signed(line)?),
@@ -241,18 +244,37 @@ pub(super) fn missing(buffer: &[u8]) -> usize {
 #[must_use]
 pub fn tokens(pieces: &[&[u8]]) -> Option<(Vec<String>, Vec<u8>)> {
     let (mut buffer, mut tokens) = (BytesMut::new(), Vec::new());
+    let (mut incoming, mut in_place) = (Incoming::default(), Vec::new());
     for piece in pieces {
         buffer.extend_from_slice(piece);
-        while let Some(token) = next(&mut buffer).ok()? {
-            tokens.push(format!("{token:?}"));
-        }
+        let read = take_all(|| next(&mut buffer), &mut tokens);
         // What more there is room made for, before it has arrived.
-        let _ = missing(&buffer);
+        incoming.make_room();
+        incoming.bytes.extend_from_slice(piece);
+        let read_in_place = take_all(|| incoming.next(), &mut in_place);
+        assert_eq!((&read, &tokens), (&read_in_place, &in_place));
+        read.ok()?;
     }
-    Some((tokens, buffer.to_vec()))
+    assert_eq!(buffer, incoming.bytes);
+    Some((tokens.iter().map(|token| format!("{token:?}")).collect(), buffer.to_vec()))
 }
 
-fn value(buffer: &mut BytesMut, end: usize, copied: usize) -> Result<Option<Token>, Malformed> {
+#[cfg(feature = "test-util")]
+fn take_all(
+    mut next: impl FnMut() -> Result<Option<Token>, Malformed>,
+    tokens: &mut Vec<Token>,
+) -> Result<(), Malformed> {
+    while let Some(token) = next()? {
+        tokens.push(token);
+    }
+    Ok(())
+}
+
+fn value(
+    buffer: &mut BytesMut,
+    end: usize,
+    sliced: Option<Range<usize>>,
+) -> Result<Option<Token>, Malformed> {
     let Ok(length) = usize::try_from(signed(&buffer[1..end])?) else {
         buffer.advance(end + 2);
         return Ok(Some(Token::Nothing));
@@ -268,12 +290,13 @@ fn value(buffer: &mut BytesMut, end: usize, copied: usize) -> Result<Option<Toke
     // A slice keeps all of the buffer alive, however many neighbours are long gone. So what is smaller is copied of one that
     // may be kept: the value, or what came after it.
     let behind = buffer.len() - to;
-    let bytes = if (copied..LARGE).contains(&length) {
+    let stays = sliced.is_some();
+    let bytes = if sliced.is_some_and(|sliced| sliced.contains(&length)) {
         buffer.advance(from);
         let bytes = buffer.split_to(length).freeze();
         buffer.advance(2);
         bytes
-    } else if length < LARGE || behind > length {
+    } else if length < LARGE || behind > length || stays {
         let bytes = Bytes::copy_from_slice(&buffer[from..to]);
         buffer.advance(to + 2);
         bytes
