@@ -34,12 +34,13 @@ use std::sync::Arc;
 use tokio::time::timeout_at;
 
 use super::{
+    captured::CapturedTag,
     load::Flying,
     loaded::{Loaded, What},
     patience::Patience,
     remote::Stamps,
     tags::Stamp,
-    tiers::{CapturedTag, Tiers},
+    tiers::Tiers,
 };
 use crate::{Error, ErrorKind};
 

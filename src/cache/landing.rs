@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::runtime::Handle;
 
 use super::{
+    captured::Captured,
     flight::{Forced, Watch},
     freshness::Standing,
     key::{Key, StoredKey},
@@ -15,7 +16,7 @@ use super::{
     message::Item,
     store::{Fence, Written},
     tags::{Invalidation, Seen},
-    tiers::{Captured, Kept, Tiers},
+    tiers::{Kept, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant};
 

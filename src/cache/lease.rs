@@ -30,6 +30,7 @@ use tokio::{
 use tracing::Instrument;
 
 use super::{
+    captured::Captured,
     envelope::{Envelope, Lease, Payload},
     key::Key,
     load::{Flying, Purpose},
@@ -38,7 +39,7 @@ use super::{
     patience::Patience,
     remote::Remote,
     store::{Fence, Written},
-    tiers::{Captured, Tiers},
+    tiers::Tiers,
 };
 use crate::{Error, ErrorKind, clock::Instant};
 

@@ -14,6 +14,7 @@ use tokio::time::{sleep_until, timeout_at};
 use tracing::Instrument;
 
 use super::{
+    captured::Captured,
     flight::{Aboard, Boarding, Flight, Lead, Outcome},
     freshness::Standing,
     key::{Key, StoredKey},
@@ -27,7 +28,7 @@ use super::{
     remote::Read,
     store::Fence,
     tags::{Epoch, Seen},
-    tiers::{Captured, Remembered, Tiers},
+    tiers::{Remembered, Tiers},
 };
 use crate::{Error, ErrorKind, clock::Instant, error::BoxError};
 

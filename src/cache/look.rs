@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{
+    captured::{Captured, CapturedTag},
     envelope::Envelope,
     freshness::{Standing, Times},
     key::Key,
@@ -13,7 +14,7 @@ use super::{
     remote::{Read, Remote},
     store::{Fence, Stored},
     tags::{Seen, Stamp},
-    tiers::{Captured, CapturedTag, Kept, Tiers},
+    tiers::{Kept, Tiers},
 };
 use crate::{Error, clock::Instant};
 

@@ -20,13 +20,14 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
+    captured::Captured,
     freshness::Standing,
     key::Key,
     load::Flying,
     local::{Entry, Local},
     look::Looked,
     remote::{Read, Remote},
-    tiers::{Captured, Tiers},
+    tiers::Tiers,
 };
 use crate::{Error, ErrorKind, clock::Instant};
 

@@ -14,8 +14,9 @@
 //! then, and its fence takes the place of that of step 3: see `lease`. Tags that a loader chose are noted between 4 and
 //! 5: see `chosen`.
 //!
-//! This file has the state and the steps that touch a tier, `look` what is read there; `load` and `landing` string them
-//! together, `patience` has what callers are given who cannot wait.
+//! This file has the state and what memory says; `captured` what step 1 notes, `look` what is read from the remote tier,
+//! `storing` what is written there; `load` and `landing` string them together, `patience` has what callers are given who
+//! cannot wait.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -23,31 +24,26 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-
 use super::{
     builder::Settings,
+    captured::Captured,
     coherence::{Coherence, Covered},
-    envelope::{Envelope, Payload},
     flight::Flights,
-    format::Encoded,
     freshness::{Standing, Times},
     key::Key,
     load_limit::LoadLimit,
     local::{AnyLocal, Entry, Local},
     message::Item,
-    remote::{Read, Remote, Stamps},
+    remote::Remote,
     stats::{Events, queued_loads},
-    store::{Fence, Written},
-    tags::{Began, Cell, Epoch, Invalidation, Seen, Stamp, Tags, Version},
+    store::Fence,
+    tags::{Cell, Epoch, Invalidation, Seen, Stamp, Tags},
 };
 use crate::{
     Error, ErrorKind,
-    clock::{Clock, Instant, nanos},
+    clock::{Clock, Instant},
 };
 
-/// How often an insertion is begun anew because somebody else wrote the key in between.
-const WRITE_TRIES: usize = 3;
 /// What an entry takes up in memory besides its key and its value, about: the entry itself, the engine's node and
 /// its share of the engine's tables.
 const OVERHEAD: usize = 160;
@@ -89,24 +85,6 @@ pub(super) enum Remembered<V> {
 pub(super) struct Valued<V> {
     value: V,
     saves: u32,
-}
-
-/// The state of the cache and of an entry's tags, noted before the value is read.
-#[derive(Clone)]
-pub(super) struct Captured {
-    pub(super) at: Instant,
-    pub(super) epoch: (Version, Option<Stamp>),
-    pub(super) tags: Vec<CapturedTag>,
-    /// The state of any tag, where the load may choose tags.
-    pub(super) any: Option<CapturedTag>,
-}
-
-#[derive(Clone)]
-pub(super) struct CapturedTag {
-    pub(super) name: Arc<str>,
-    pub(super) cell: Arc<Cell>,
-    version: Version,
-    pub(super) stamp: Option<Stamp>,
 }
 
 /// What is to be stored, in memory and in the remote tier.
@@ -300,19 +278,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    pub(super) fn capture(&self, tags: &[&str]) -> Captured {
-        let capture = |tag: &&str| CapturedTag::of(self.tags.cell(tag));
-        let at = self.clock.now();
-        Captured { at, epoch: self.epoch.capture(), tags: tags.iter().map(capture).collect(), any: None }
-    }
-
-    /// The same before a load, which may choose tags besides these.
-    pub(super) fn capture_for_load(&self, tags: &[&str]) -> Captured {
-        // Before the tags: who invalidates one changes this first.
-        let any = self.any_tag.as_ref().map(|cell| CapturedTag::of(Arc::clone(cell)));
-        Captured { any, ..self.capture(tags) }
-    }
-
     /// Invalidates what carries a tag, or everything, in this process; `stamp` has the nonces that the remote tier is
     /// being told.
     pub(super) fn bump(&self, tag: Option<&str>, invalidation: Invalidation, stamp: Option<Stamp>) {
@@ -320,11 +285,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // This one first: it is looked at last by a load that chose tags.
         self.any_tag.as_ref().inspect(|any| any.bump(Invalidation::Remove, None));
         self.tags.known(tag).inspect(|cell| cell.bump(invalidation, stamp));
-    }
-
-    pub(super) fn began(&self, captured: &Captured) -> Began {
-        let any = captured.any.as_ref().map(|any| &any.cell);
-        Began::now(captured.at, &self.epoch, captured.tags.iter().map(|tag| &tag.cell)).or_any(any)
     }
 
     /// The entry of a value that was made at `from`, and of which other processes were last heard at `heard_at`.
@@ -389,244 +349,5 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         // From when it was given, not from when the remote tier has it: no life is gained on the way there.
         let entry = self.entry(key, kept, captured.at, captured.at, captured.seen());
         self.flights.fence(key, || self.local.insert(key.into(), entry));
-    }
-
-    /// What is left of a life that began at `from`, once it is in the remote tier: that counts from when a write
-    /// arrives, which may be as late as the time-out.
-    fn left(&self, from: Instant, life: Duration, remote: &Remote<V>) -> Duration {
-        life.saturating_sub(self.clock.now().since(from)).saturating_sub(remote.timeout)
-    }
-
-    /// Returns whether what is noted now is what the answer says. If not, another answer or a removal of our
-    /// own came in between, nobody knows which is the newer, and an entry that came with it is not to be
-    /// trusted.
-    pub(super) fn observe(&self, captured: &mut Captured, stamps: &Stamps) -> bool {
-        // Before the tags, as everywhere. No entry carries it.
-        if let (Some(any), Some(stamp)) = (&mut captured.any, stamps.any) {
-            any.observe(stamp);
-        }
-        captured.epoch = self.epoch.observe(captured.epoch, stamps.epoch);
-        let mut agrees = captured.epoch.1 == Some(stamps.epoch);
-        for (tag, stamp) in captured.tags.iter_mut().zip(&stamps.tags) {
-            agrees &= tag.observe(*stamp);
-        }
-        agrees
-    }
-
-    /// Offers a loaded value to the other processes, unless one of them invalidated it meanwhile. `None` unless what
-    /// the fence saw is certain to be there no longer.
-    pub(super) async fn share(
-        &self,
-        remote: &Remote<V>,
-        key: &Key<'_>,
-        kept: &Kept<V>,
-        loaded_at: Instant,
-        captured: &Captured,
-        fence: Fence,
-    ) -> Option<Written> {
-        if captured.stamps().is_none() {
-            // A removal of our own came before the load, and is on its way to the remote tier.
-            self.events.fenced.add();
-            return None;
-        }
-        if remote.is_spared() {
-            self.events.remote_failures.add();
-            return None;
-        }
-        let (bytes, life) = match self.seal(remote, key, kept, loaded_at, captured).await {
-            Ok(Some(sealed)) => sealed,
-            Ok(None) => return None,
-            // Told by the format, and once.
-            Err(error) if error.kind() == ErrorKind::Codec => return None,
-            Err(error) => {
-                remote.tell_unfit(&error);
-                return None;
-            }
-        };
-        let written = remote.put(key, bytes, life, Some(fence)).await.ok();
-        if written == Some(Written::Refused) {
-            self.events.fenced.add();
-            self.flights.fence(key, || self.local.remove(key));
-        }
-        written
-    }
-
-    /// Stores a value in both tiers, the remote one first.
-    pub(super) async fn write_through(
-        &self,
-        key: &Key<'_>,
-        kept: &Kept<V>,
-        mut captured: Captured,
-    ) -> Result<(), Error> {
-        let Some(remote) = &self.remote else { return Ok(()) };
-        let item = Item::Key(key.clone(), Invalidation::Remove);
-        let told = remote.announce(&item).await;
-        let watch = self.flights.watch(key);
-        let written = self.write(remote, key, kept, &mut captured).await;
-        if written.is_err() {
-            // What is there is older than what was to be put there.
-            remote.owe_removal(key);
-        }
-        let entry = self.entry(key, kept, captured.at, captured.at, captured.seen());
-        watch.fence(|is_unchanged| match is_unchanged {
-            true => self.local.insert(key.into(), entry),
-            // A removal that came meanwhile may have reached the remote tier before or after us. Let the
-            // remote tier say which, by having nothing in memory.
-            false => self.local.remove(key),
-        });
-        remote.done(told, &item, written).await
-    }
-
-    async fn write(
-        &self,
-        remote: &Remote<V>,
-        key: &Key<'_>,
-        kept: &Kept<V>,
-        captured: &mut Captured,
-    ) -> Result<(), Error> {
-        // With a fence, though it overwrites whatever is there: a write that was given up may still arrive, and
-        // must not undo a removal that came in between.
-        for _ in 0..WRITE_TRIES {
-            let read = remote.read(key, &captured.names()).await?;
-            if !self.observe(captured, &read.stamps) {
-                continue;
-            }
-            let Some((bytes, life)) = self.seal(remote, key, kept, captured.at, captured).await? else {
-                // Not worth the trip; but what is there is older.
-                return remote.remove(key).await;
-            };
-            if remote.put(key, bytes, life, Some(read.slot.fence)).await? != Written::Refused {
-                return Ok(());
-            }
-        }
-        Err(Error::new(
-            ErrorKind::Unavailable,
-            "the key is written or removed faster than this value can be stored",
-        ))
-    }
-
-    /// Makes what is stored under the key expire, in the remote tier.
-    pub(super) async fn expire_remote(&self, remote: &Remote<V>, key: &Key<'_>) -> Result<(), Error> {
-        let item = Item::Key(key.clone(), Invalidation::Expire);
-        let told = remote.announce(&item).await;
-        let expired = self.write_expired(remote, key).await;
-        if expired.is_err() {
-            remote.owe_removal(key);
-        }
-        remote.done(told, &item, expired).await
-    }
-
-    async fn write_expired(&self, remote: &Remote<V>, key: &Key<'_>) -> Result<(), Error> {
-        for _ in 0..WRITE_TRIES {
-            let read = remote.read(key, &[]).await?;
-            let stale = read.slot.entry.as_ref().and_then(|stored| {
-                let mut envelope = Envelope::open(&stored.bytes, key)?;
-                let left = envelope.value_left(stored.remaining).saturating_sub(remote.timeout);
-                let is_worth_it = !envelope.negative && envelope.fresh < envelope.life && !left.is_zero();
-                // Nor must a load that holds the lease.
-                (envelope.fresh, envelope.life, envelope.lease) = (Duration::ZERO, left, None);
-                is_worth_it.then(|| Some((envelope.seal(key)?, left)))?
-            });
-            // What was never to be stale is removed, and so is what is not there: a load that is running
-            // elsewhere must not store what it read.
-            let Some((bytes, life)) = stale else { return remote.remove(key).await };
-            if remote.put(key, bytes, life, Some(read.slot.fence)).await? != Written::Refused {
-                return Ok(());
-            }
-        }
-        remote.remove(key).await
-    }
-
-    /// The bytes of an entry that was made at `from`, and how long they are to live; `None` if there is not enough
-    /// life left to be worth it.
-    pub(super) async fn seal(
-        &self,
-        remote: &Remote<V>,
-        key: &Key<'_>,
-        kept: &Kept<V>,
-        from: Instant,
-        captured: &Captured,
-    ) -> Result<Option<(Bytes, Duration)>, Error> {
-        // In whole milliseconds, as it is written: of a part of one that is lost the entry would be stale, where none is to be.
-        let fresh = Duration::from_millis(nanos(self.left(from, kept.fresh, remote)) / 1_000_000);
-        let afterlife = match &kept.content {
-            Ok(_) => self.settings.policy.afterlife(),
-            Err(_) => Duration::ZERO,
-        };
-        if fresh.is_zero() {
-            return Ok(None);
-        }
-        let encoded = match &kept.content {
-            Ok(value) => Some(remote.format.encode(value).await?),
-            Err(_) => None,
-        };
-        let too_long = || Error::new(ErrorKind::Refused, "the key or a tag is too long to be stored");
-        let (epoch, tags) = captured.stamps().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unavailable,
-                "the remote tier has not told the stamps to store the value with",
-            )
-        })?;
-        let envelope = Envelope {
-            epoch,
-            tags,
-            fresh,
-            life: fresh + afterlife,
-            load_cost: kept.load_cost,
-            validator: kept.validator.as_deref(),
-            cost: kept.cost,
-            negative: kept.content.is_err(),
-            lease: None,
-            payload: encoded.as_ref().map_or(Payload::EMPTY, Encoded::payload),
-        };
-        Ok(Some((envelope.seal(key).ok_or_else(too_long)?, fresh + afterlife)))
-    }
-}
-
-impl Captured {
-    pub(super) fn seen(&self) -> Seen {
-        Seen::new(self.epoch.0, self.tags.iter().map(CapturedTag::seen).collect())
-    }
-
-    pub(super) fn names(&self) -> Vec<&str> {
-        self.tags.iter().map(|tag| &*tag.name).collect()
-    }
-
-    /// Whether an answer of the remote tier has the stamps that are noted.
-    pub(super) fn says(&self, read: &Read) -> bool {
-        let mut tags = self.tags.iter().zip(&read.stamps.tags);
-        self.epoch.1 == Some(read.stamps.epoch) && tags.all(|(tag, stamp)| tag.stamp == Some(*stamp))
-    }
-
-    /// The stamps to write with an entry; `None` unless the remote tier has told all of them.
-    pub(super) fn stamps(&self) -> Option<(Stamp, Vec<(&str, Stamp)>)> {
-        let tags = self.tags.iter().map(|tag| Some((&*tag.name, tag.stamp?))).collect::<Option<_>>()?;
-        Some((self.epoch.1?, tags))
-    }
-}
-
-impl CapturedTag {
-    fn of(cell: Arc<Cell>) -> Self {
-        let (version, stamp) = cell.capture();
-        Self { name: Arc::clone(cell.name()), cell, version, stamp }
-    }
-
-    /// Takes note of what the remote tier says; returns whether it is what is noted then.
-    fn observe(&mut self, stamp: Stamp) -> bool {
-        (self.version, self.stamp) = self.cell.observe((self.version, self.stamp), stamp);
-        self.stamp == Some(stamp)
-    }
-
-    /// Whether this is all that happened: the tag is as it was when it was noted.
-    pub(super) fn still_holds(&self) -> bool {
-        self.cell.capture().0 == self.version
-    }
-
-    pub(super) fn seen(&self) -> (Arc<Cell>, Version) {
-        (Arc::clone(&self.cell), self.version)
-    }
-
-    pub(super) fn stamped(&self) -> Option<(Arc<str>, Stamp)> {
-        Some((Arc::clone(&self.name), self.stamp?))
     }
 }

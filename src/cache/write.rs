@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Cache, Key, Loaded,
+    captured::Captured,
     flight::Watch,
     front::detached,
     load::unharmed,
@@ -13,7 +14,7 @@ use super::{
     remote::Remote,
     store::{Fence, Written},
     tags::Invalidation,
-    tiers::{Captured, Kept, Tiers},
+    tiers::{Kept, Tiers},
 };
 use crate::{Error, ErrorKind, error::BoxError};
 

@@ -27,6 +27,7 @@
 pub mod bus;
 mod faults;
 pub mod history;
+mod judge;
 mod memory;
 mod memory_bus;
 mod proxy;
