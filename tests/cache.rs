@@ -778,3 +778,15 @@ async fn keys_of_any_bytes_and_size_are_kept_apart_in_both_tiers() {
         clock.advance(STALENESS);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn load_of_very_many_keys_takes_no_stack_for_each() {
+    let cache: Cache<u32> = Cache::builder("many").capacity(1_000).build().unwrap();
+    let names: Vec<String> = (0..100_000).map(|name: u32| name.to_string()).collect();
+    let keys: Vec<Key<'_>> = names.iter().map(Key::public).collect();
+    let load = |missing: Vec<Key<'static>>| async move {
+        Ok::<_, std::io::Error>(missing.into_iter().map(|key| (key, Ok::<u32, std::io::Error>(1))))
+    };
+    let values = cache.get_or_load_many(&keys, &[], load).await;
+    assert!(values.into_iter().all(|value| value.is_ok_and(|value| value == 1)));
+}

@@ -492,7 +492,7 @@ async fn answer_that_there_is_nothing_is_remembered_for_a_while_on_every_node() 
     settle().await;
     assert_eq!(load(&one, "unused").await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(load(&two, "unused").await.unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!((one.get(&key()).await, one.stats().negative_hits, two.stats().loads), (None, 1, 0));
+    assert_eq!((one.get(&key()).await, one.stats().negative_hits, two.stats().loads), (None, 2, 0));
     clock.advance(5 * SECOND);
     assert_eq!(load(&two, "there").await.unwrap(), "there");
 }
@@ -1438,6 +1438,7 @@ async fn refresh_that_is_overtaken_by_one_that_is_successful_leaves_that_ones_va
         settle().await;
         end.send(with("first")).unwrap();
         assert_eq!(first.await.unwrap().unwrap(), "first");
+        assert_eq!(cache.get_local(&key()), None, "what was refreshed is not served until the second ends");
         end_second.send(with("second")).unwrap();
         assert_eq!(second.await.unwrap().unwrap(), "second");
         settle().await;
@@ -1449,7 +1450,10 @@ async fn refresh_that_is_overtaken_by_one_that_is_successful_leaves_that_ones_va
 #[tokio::test]
 async fn refusal_that_is_meant_is_answered_again_and_again_whatever_the_store_has() {
     let denies = |builder: CacheBuilder<String>| builder.serve_stale_if(|_| false);
-    for (clock, cache) in alone_and_with_a_store(denies).await {
+    let mut all = Vec::from(alone_and_with_a_store(denies).await);
+    all.extend(alone_and_with_a_store(|builder| denies(builder).error_throttle(Duration::ZERO)).await);
+    all.extend(alone_and_with_a_store(|builder| builder.serve_stale_if(|_| panic!("who knows"))).await);
+    for (clock, cache) in all {
         load(&cache, "old").await.unwrap();
         settle().await;
         clock.advance(110 * SECOND);
@@ -1472,18 +1476,34 @@ async fn refusal_that_is_meant_is_answered_again_and_again_whatever_the_store_ha
 async fn answer_that_is_not_to_be_stored_ends_what_is_stale() {
     let none = || Loaded::not_found();
     let other = || Loaded::do_not_store("new".to_owned());
-    for answers in [none as fn() -> Loaded<String>, other] {
-        let never = |builder: CacheBuilder<String>| builder.negative_time_to_live(Duration::ZERO);
+    // Not at all, and too short for a store that may take longer to answer.
+    for (answers, life) in [(none as fn() -> Loaded<String>, 0), (other, 0), (none, 200)] {
+        let never =
+            |builder: CacheBuilder<String>| builder.negative_time_to_live(Duration::from_millis(life));
         for (clock, cache) in alone_and_with_a_store(never).await {
             load(&cache, "old").await.unwrap();
             settle().await;
             clock.advance(110 * SECOND);
             assert_eq!(answer(&cache, answers()).await.unwrap(), "old", "while a load runs behind it");
             settle().await;
+            clock.advance(SECOND);
             assert_ne!(answer(&cache, answers()).await.ok().as_deref(), Some("old"));
             clock.advance(SECOND);
             assert_eq!(fail(&cache).await.unwrap_err().kind(), ErrorKind::Load, "nothing stands in");
         }
+    }
+}
+
+#[tokio::test]
+async fn answer_that_there_is_none_is_remembered_by_those_who_do_not_load() {
+    for (_, cache) in alone_and_with_a_store(|builder| builder).await {
+        assert!(answer(&cache, Loaded::not_found()).await.is_err());
+        settle().await;
+        let before = cache.stats();
+        assert_eq!(cache.get(&key()).await, None);
+        let after = cache.stats();
+        let asked = |stats: &mcp_perf::cache::Stats| (stats.misses, stats.remote_misses, stats.remote_hits);
+        assert_eq!((after.negative_hits, asked(&after)), (before.negative_hits + 1, asked(&before)));
     }
 }
 

@@ -906,6 +906,18 @@ async fn what_keeps_a_connection_from_being_made_is_a_kind_of_its_own_and_holds_
     let error = manager.connect().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooManyConnections);
     assert!(error.is_retryable());
+    // What a server said is worth more than that another cannot be reached.
+    let (port, closed) = (server.port(), "127.0.0.1:1");
+    let hosts = [format!("127.0.0.1:{port},{closed}"), format!("{closed},127.0.0.1:{port}")];
+    for host in hosts {
+        for (password, kind) in
+            [("right", ErrorKind::TooManyConnections), ("hunter2", ErrorKind::Credentials)]
+        {
+            let url = format!("postgres://server:{password}@{host}/postgres");
+            let error = PostgresManager::builder(&url).unwrap().build().unwrap().connect().await.unwrap_err();
+            assert_eq!(error.kind(), kind, "{host}");
+        }
+    }
 }
 
 /// From now on everybody but `postgres` needs a password.

@@ -51,7 +51,7 @@ pub struct CacheBuilder<V> {
 /// Tells how many bytes a value takes up.
 type Weigher<V> = Arc<dyn Fn(&V) -> u64 + Send + Sync>;
 /// Tells for which errors a stale value may stand in.
-type MayStandIn = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
+pub(super) type MayStandIn = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
 
 /// What both builders set.
 pub(super) struct Settings<V> {

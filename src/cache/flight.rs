@@ -509,6 +509,8 @@ impl<V> Lead<V> {
             _ if is_fenced && !self.flight.is_superseded.load(Ordering::Acquire) => return Forced::Fenced,
             Some(successor) => {
                 successor.replaces.store(true, Ordering::Release);
+                // Nor is what there was before: this one's caller is told of the new.
+                store(self.key.clone(), false);
                 return Forced::Superseded;
             }
             None if is_fenced => return Forced::Outlived,

@@ -102,8 +102,17 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// Nothing is left behind.
     pub async fn get(&self, key: &Key<'_>) -> Option<V> {
-        if let Some(value) = self.get_local(key) {
-            return Some(value);
+        match self.0.remembered(key) {
+            Some(Remembered::Fresh(value) | Remembered::Due(value)) => {
+                self.0.events.hits.add();
+                return Some(self.0.answer(value));
+            }
+            // What the remote tier has may be what this is the end of.
+            Some(Remembered::Failure(error)) if error.kind() == ErrorKind::NotFound => {
+                self.0.events.negative_hits.add();
+                return None;
+            }
+            _ => self.0.events.misses.add(),
         }
         let remote = self.0.remote.as_ref()?;
         let glimpse = self.0.flights.glimpse(key);

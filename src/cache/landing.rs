@@ -1,10 +1,15 @@
 //! How a flight ends: with what its loader returned, and what becomes of that in both tiers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::runtime::Handle;
 
 use super::{
+    builder::MayStandIn,
     captured::Captured,
     flight::{Forced, Watch},
     freshness::Standing,
@@ -15,6 +20,7 @@ use super::{
     local::{Entry, Local},
     message::Item,
     store::{Fence, Written},
+    storing::Unfit,
     tags::{Invalidation, Seen},
     tiers::{Kept, Tiers},
 };
@@ -29,6 +35,8 @@ pub(super) struct Shared<V: Clone + Send + Sync + 'static> {
     /// `None` if nothing is to be compared with it any more: what is there is to go.
     fence: Option<Fence>,
     lease: Option<Held<V>>,
+    /// Whether there was something before, which the remote tier may have.
+    takes_a_place: bool,
     /// Of a forced load: what it left in memory, if anything, and whether something was stored or removed since.
     forced: Option<(Watch<V>, Option<Entry<V>>)>,
 }
@@ -68,6 +76,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 }
             },
         };
+        let takes_a_place = flying.previous.is_some();
         let mut forced = (flying.purpose == Purpose::Force).then(|| self.flights.watch(&key));
         let fresh = if store { fresh } else { Duration::ZERO };
         if fresh.is_zero() && forced.is_none() {
@@ -112,7 +121,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let is_to_be_told = forced.is_some() || fence.is_some();
         let left = left.filter(|_| landed == Forced::Stored);
         let forced = forced.map(|watch| (watch, left));
-        let shared = Shared { key, kept, loaded_at: now, captured, fence, lease, forced };
+        let shared = Shared { key, kept, loaded_at: now, captured, fence, lease, takes_a_place, forced };
         is_to_be_told.then_some(shared)
     }
 
@@ -171,7 +180,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             return;
         }
         let throttle = self.settings.policy.throttle();
-        let may_stand_in = self.settings.serve_stale_if.as_ref().is_none_or(|may| may(&error));
+        // Somebody else's code: what panics has not said yes.
+        let may = |may: &MayStandIn| catch_unwind(AssertUnwindSafe(|| may(&error))).unwrap_or(false);
+        let may_stand_in = self.settings.serve_stale_if.as_ref().is_none_or(may);
         if may_stand_in && self.fallback(&flying).is_some() {
             tracing::debug!(cache = %self.settings.name, "a stale value stands in for a load that failed: {error}");
             flying.lead.failed(error.clone());
@@ -220,6 +231,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 self.local.insert(key, self.again(good, times));
             } else if !error_throttle.is_zero() {
                 self.local.insert(key, entry);
+            } else if !may_stand_in {
+                self.local.remove(&key.as_key());
             }
         });
         // It would be found there by the next, and stand in for the failure until that is known again.
@@ -232,7 +245,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 impl<V: Clone + Send + Sync + 'static> Shared<V> {
     pub(super) async fn with(self, tiers: &Tiers<V>) {
         let Some(remote) = &tiers.remote else { return };
-        let Self { key, kept, loaded_at, captured, fence, mut lease, forced } = self;
+        let Self { key, kept, loaded_at, captured, fence, mut lease, takes_a_place, forced } = self;
         let of_lease = match &mut lease {
             Some(lease) => lease.fence().await,
             None => None,
@@ -243,8 +256,15 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
         let told = if forced.is_some() { remote.announce(&item).await } else { None };
         let written = match fence {
             Some(fence) => tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await,
-            None => None,
+            None => Ok(None),
         };
+        let written = written.unwrap_or_else(|Unfit| {
+            // What is there still is older.
+            if takes_a_place && forced.is_none() {
+                tiers.disown(&key);
+            }
+            None
+        });
         if let Some((watch, left)) = forced {
             if !matches!(written, Some(Written::Stored(_))) {
                 // Refused because of a load that may have read before this one: what that stored is not to stay, either.

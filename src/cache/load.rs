@@ -1,6 +1,7 @@
 //! How a missing value comes: a flight, from boarding to landing. Those of many keys at once are in `load_many`.
 
 use std::{
+    collections::HashSet,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
@@ -17,7 +18,7 @@ use super::{
     captured::Captured,
     flight::{Aboard, Boarding, Flight, Lead, Outcome},
     freshness::Standing,
-    key::{Key, StoredKey},
+    key::{AsKey, Key, StoredKey},
     lease::Held,
     load_limit::{Place, Waiter},
     loaded::{Loaded, Previous},
@@ -76,9 +77,35 @@ tokio::task_local! {
 
 /// A load, and the one whose loader asked for it.
 pub(super) struct Chain {
-    pub(super) cache: usize,
-    pub(super) key: StoredKey,
-    pub(super) outer: Option<Arc<Self>>,
+    cache: usize,
+    keys: Inside,
+    outer: Option<Arc<Self>>,
+}
+
+/// What a load is of.
+enum Inside {
+    One(StoredKey),
+    Many(HashSet<StoredKey>),
+}
+
+impl Inside {
+    fn contains(&self, key: &Key<'_>) -> bool {
+        match self {
+            Self::One(one) => one.as_key() == *key,
+            Self::Many(many) => many.contains(key as &dyn AsKey),
+        }
+    }
+}
+
+/// One after the other: dropped within each other, the loads that ask for each other in a long row would need as much
+/// stack.
+impl Drop for Chain {
+    fn drop(&mut self) {
+        let mut outer = self.outer.take();
+        while let Some(mut last) = outer.and_then(Arc::into_inner) {
+            outer = last.outer.take();
+        }
+    }
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
@@ -476,7 +503,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     }
 
     fn chain(self: &Arc<Self>, key: &Key<'_>) -> Option<Arc<Chain>> {
-        Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(key), outer: outer() }))
+        let keys = Inside::One(StoredKey::from(key));
+        Some(Arc::new(Chain { cache: self.id(), keys, outer: outer() }))
+    }
+
+    /// The same of a load of many.
+    pub(super) fn chain_of_many<'a>(
+        self: &Arc<Self>,
+        keys: impl Iterator<Item = Key<'a>>,
+    ) -> Option<Arc<Chain>> {
+        let keys = Inside::Many(keys.map(|key| StoredKey::from(&key)).collect());
+        Some(Arc::new(Chain { cache: self.id(), keys, outer: outer() }))
     }
 
     /// Who asks, as far as that matters to the limit of loads.
@@ -496,7 +533,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     pub(super) fn forbid_recursion(self: &Arc<Self>, key: &Key<'_>) -> Result<(), Error> {
         let mut outer = outer();
         while let Some(chain) = outer {
-            if chain.cache == self.id() && chain.key.as_key() == *key {
+            if chain.cache == self.id() && chain.keys.contains(key) {
                 let problem = "the loader of a value asked for that value";
                 return Err(Error::new(ErrorKind::Recursion, problem));
             }
@@ -520,7 +557,7 @@ pub(super) async fn unharmed<L>(
 }
 
 /// The load that the current task runs inside of.
-pub(super) fn outer() -> Option<Arc<Chain>> {
+fn outer() -> Option<Arc<Chain>> {
     LOADING.try_with(Clone::clone).ok().flatten()
 }
 

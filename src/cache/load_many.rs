@@ -7,8 +7,8 @@ use tracing::Instrument;
 
 use super::{
     chosen::Landing,
-    key::{Key, StoredKey},
-    load::{Boarded, Chain, Flying, LOADING, Purpose, loader_failed, outer},
+    key::Key,
+    load::{Boarded, Flying, LOADING, Purpose, loader_failed},
     loaded::Loaded,
     remote::Remote,
     tiers::{Remembered, Tiers},
@@ -63,9 +63,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             });
         }
         if !leads.is_empty() {
-            let inside = leads.iter().fold(outer(), |outer, flying| {
-                Some(Arc::new(Chain { cache: self.id(), key: StoredKey::from(&flying.lead.key()), outer }))
-            });
+            let inside = self.chain_of_many(leads.iter().map(|flying| flying.lead.key()));
             let load = Arc::clone(self).fly_many(leads, loader);
             tokio::spawn(LOADING.scope(inside, load).in_current_span());
         }

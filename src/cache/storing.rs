@@ -24,9 +24,16 @@ use crate::{
 /// How often an insertion is begun anew because somebody else wrote the key in between.
 const WRITE_TRIES: usize = 3;
 
+/// A value that is not to be stored in the remote tier: there is too little life left, or it does not fit.
+pub(super) struct Unfit;
+
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// Offers a loaded value to the other processes, unless one of them invalidated it meanwhile. `None` unless what
     /// the fence saw is certain to be there no longer.
+    ///
+    /// # Errors
+    ///
+    /// What the fence saw is as it was: this is not to be stored.
     pub(super) async fn share(
         &self,
         remote: &Remote<V>,
@@ -35,32 +42,33 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         loaded_at: Instant,
         captured: &Captured,
         fence: Fence,
-    ) -> Option<Written> {
+    ) -> Result<Option<Written>, Unfit> {
         if captured.stamps().is_none() {
             // A removal of our own came before the load, and is on its way to the remote tier.
             self.events.fenced.add();
-            return None;
+            return Ok(None);
         }
         if remote.is_spared() {
             self.events.remote_failures.add();
-            return None;
+            return Ok(None);
         }
         let (bytes, life) = match self.seal(remote, key, kept, loaded_at, captured).await {
             Ok(Some(sealed)) => sealed,
-            Ok(None) => return None,
+            Ok(None) => return Err(Unfit),
             // Told by the format, and once.
-            Err(error) if error.kind() == ErrorKind::Codec => return None,
+            Err(error) if error.kind() == ErrorKind::Codec => return Err(Unfit),
             Err(error) => {
                 remote.tell_unfit(&error);
-                return None;
+                return Err(Unfit);
             }
         };
         let written = remote.put(key, bytes, life, Some(fence)).await.ok();
         if written == Some(Written::Refused) {
             self.events.fenced.add();
-            self.flights.fence(key, || self.local.remove(key));
+            // A forced load that began since will bring what is newer than either.
+            self.flights.watch(key).fence_unless_forced(|_| self.local.remove(key));
         }
-        written
+        Ok(written)
     }
 
     /// Stores a value in both tiers, the remote one first.

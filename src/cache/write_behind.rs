@@ -45,7 +45,8 @@ type Sink<V> = dyn Fn(Batch<V>) -> Pin<Box<dyn Future<Output = Result<(), BoxErr
 /// **What is queued is lost in a crash**, and with the last clone without a [`shutdown`](Self::shutdown) before it
 /// the queue is still written, as long as the runtime lives; after that, the next write or the shutdown in another one
 /// goes on with it. Other processes see a write in the remote tier before the source has it. Removals have no queue:
-/// call [`Cache::remove`], which does not wait for the queue either. Where a key is invalidated, or written by somebody
+/// call [`Cache::remove`], which does not wait for the queue either: what is queued is
+/// [answered](Self::get_or_load) from there until the source has it, whatever the cache forgets meanwhile. Where a key is invalidated, or written by somebody
 /// else, while its value is on its way to the source, nobody knows what the source took last: the key is left empty, and
 /// the next to ask loads what is there.
 ///

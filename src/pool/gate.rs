@@ -165,10 +165,11 @@ impl Gate {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// How many permits there may be without anybody saying so: after a retreat.
+    /// How many permits there may be without anybody saying so: after a retreat, and with the one more of the system class.
     pub(super) fn most(&self) -> u32 {
         let state = lock(&self.state);
-        state.retreat.map_or(state.target, |retreat| retreat.target.max(state.target))
+        let most = state.retreat.map_or(state.target, |retreat| retreat.target.max(state.target));
+        most + u32::from(state.has_one_more)
     }
 
     /// Lets nobody in any more, and sends away those who wait.

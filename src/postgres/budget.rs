@@ -281,8 +281,10 @@ impl PostgresBudget {
             Some(session) if demand.gives_way && demand.open > 0 && !session.has_ended() => {
                 return Ok(session);
             }
-            _ => {
-                // What the old one held is gone with it, or will be.
+            left => {
+                // What the old one held is gone with it, or will be. It takes a connection, and what is leased anew may be what
+                // it held.
+                drop(left);
                 *lock(&self.leased) = Leased::default();
                 Session::new(self.manager.connect().await?)
             }

@@ -188,8 +188,8 @@ where
         for site in sites {
             match tokio::time::timeout(share, self.connect_to(site, share)).await {
                 Ok(Ok(connected)) => return Ok(connected),
-                Ok(Err(fault)) => last = Some(fault),
-                Err(elapsed) => last = Some(too_long(elapsed)),
+                Ok(Err(fault)) => more_telling(&mut last, fault),
+                Err(elapsed) => more_telling(&mut last, too_long(elapsed)),
             }
         }
         // There is one host at least.
@@ -213,8 +213,10 @@ where
         for address in addresses {
             match tokio::time::timeout(share, self.connect_at(site, Some(address))).await {
                 Ok(Ok(connected)) => return Ok(connected),
-                Ok(Err(fault)) => last = Some(fault),
-                Err(elapsed) => last = Some(too_long(elapsed)),
+                // Another way to the same server, which has said no.
+                Ok(Err(fault)) if fault.kind() == ErrorKind::Credentials => return Err(fault),
+                Ok(Err(fault)) => more_telling(&mut last, fault),
+                Err(elapsed) => more_telling(&mut last, too_long(elapsed)),
             }
         }
         Err(last
@@ -246,6 +248,17 @@ where
             connection,
             canceller: Canceller(Arc::new(move |token| cancel(token, address, name.clone(), tls.clone()))),
         })
+    }
+}
+
+/// Keeps the last fault, but what a server said over that another could not be reached.
+fn more_telling(last: &mut Option<Fault>, fault: Fault) {
+    let is_said = |fault: &Fault| {
+        use ErrorKind::{Disconnected, HostNotFound, TimedOut, Unavailable};
+        !matches!(fault.kind(), Disconnected | HostNotFound | TimedOut | Unavailable)
+    };
+    if is_said(&fault) || !last.as_ref().is_some_and(is_said) {
+        *last = Some(fault);
     }
 }
 

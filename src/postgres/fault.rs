@@ -31,6 +31,10 @@ impl Fault {
         Self { kind, cause: cause.into(), source: source.into() }
     }
 
+    pub(super) fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
     /// Whether all that is known is that the connection has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.source.downcast_ref::<tokio_postgres::Error>().is_some_and(tokio_postgres::Error::is_closed)
