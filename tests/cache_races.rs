@@ -253,6 +253,31 @@ async fn life_does_not_grow_while_a_write_travels() {
 }
 
 #[tokio::test]
+async fn refresh_is_not_undone_by_an_older_load_whose_write_is_refused() {
+    let clock = Clock::manual();
+    let store = memory(&clock);
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    let key = Key::public("a");
+    let mut write = store.hold(Step::BeforeWrite);
+    load(&one, "a", &[], "old").await;
+    write.reached().await;
+    load(&two, "a", &[], "old").await;
+    settle().await;
+    let (answer, answered) = oneshot::channel::<String>();
+    let refreshing = tokio::spawn({
+        let (one, key) = (one.clone(), key.clone());
+        async move { one.refresh(&key, &[], |_| async { answered.await.map_err(io::Error::other) }).await }
+    });
+    settle().await;
+    write.go_on();
+    settle().await;
+    answer.send("new".to_owned()).unwrap();
+    assert_eq!(refreshing.await.unwrap().unwrap(), "new");
+    settle().await;
+    assert_eq!(one.get(&key).await.as_deref(), Some("new"));
+}
+
+#[tokio::test]
 async fn loader_that_blocks_its_thread_past_every_time_out_is_not_shared() {
     let clock = Clock::manual();
     let store = memory(&clock);

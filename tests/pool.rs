@@ -827,6 +827,21 @@ async fn callers_whom_their_own_class_holds_up_leave_room_for_the_others() {
     let waits = asks(&pool).await;
     drop(last);
     assert!(waits.await.unwrap().is_ok());
+
+    // Also where all of them came while others had everything: only the first of them waits for those.
+    let pool = builder(&server).size(1).max_waiting(8).class("few", few).build().unwrap();
+    let class = pool.class("few").unwrap();
+    let last = pool.get().await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..5 {
+        waiting.push(asks_for(&pool, class).await);
+    }
+    let refused = pool.get_for(class).await.map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    let waits = asks(&pool).await;
+    // What a task comes to that nobody waits for is dropped.
+    drop((last, waiting));
+    assert!(waits.await.unwrap().is_ok());
 }
 
 #[tokio::test(start_paused = true)]

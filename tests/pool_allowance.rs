@@ -20,7 +20,7 @@ use mcp_perf::{
     ErrorKind,
     clock::Clock,
     pool::{
-        Allowance, Connection, Demand, Pool, PoolBuilder, Sizing,
+        Allowance, Class, Connection, Demand, Pool, PoolBuilder, Sizing,
         sizing::{Decision, Reason, Sample},
     },
     testing::{FakeServer, Usl},
@@ -37,6 +37,23 @@ impl Sizing for Greedy {
     fn step(&mut self, sample: &Sample, _: Duration) -> Decision {
         self.0 = (sample.in_use_max + sample.max_waiting).max(1);
         Decision::new(self.0, Reason::Rule("greedy"))
+    }
+
+    fn target(&self) -> u32 {
+        self.0
+    }
+
+    fn proven(&self) -> u32 {
+        self.0
+    }
+}
+
+/// Wants so many, whatever comes.
+struct Still(u32);
+
+impl Sizing for Still {
+    fn step(&mut self, _: &Sample, _: Duration) -> Decision {
+        Decision::new(self.0, Reason::Rule("still"))
     }
 
     fn target(&self) -> u32 {
@@ -479,4 +496,30 @@ async fn allowance_that_panics_is_asked_again_and_costs_no_more_than_it_forbids(
     careless.0.store(false, Ordering::SeqCst);
     sleep(3 * SECOND).await;
     assert_eq!(pool.stats().ceiling, 8);
+}
+
+/// What the system has beside the size is of use, and no reason to close what others use.
+#[tokio::test(start_paused = true)]
+async fn one_more_of_the_system_has_no_connection_closed_that_is_in_use() {
+    let server = server();
+    let pool = builder(&server).initial(4).sizing(Still(4)).allowance(Told::of(8)).build().unwrap();
+    sleep(SECOND).await;
+    for _ in 0..4 {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            while let Ok(connection) = pool.get().await {
+                sleep(90 * MILLI).await;
+                drop(connection);
+                sleep(10 * MILLI).await;
+            }
+        });
+    }
+    sleep(SECOND + 50 * MILLI).await; // all are in use
+    let migration = pool.get_for(Class::SYSTEM).await.unwrap();
+    assert_eq!(pool.stats().open, 5);
+    let connects = pool.stats().connects;
+    sleep(120 * SECOND).await;
+    let stats = pool.stats();
+    assert_eq!((stats.open, stats.closed.surplus, stats.connects), (5, 0, connects));
+    drop(migration);
 }

@@ -139,6 +139,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             if self.local.get(&key.as_key()).is_some_and(|entry| is_outdated(&entry)) {
                 self.local.remove(&key.as_key());
             }
+            if lies_there {
+                self.owe_removal(&key.as_key());
+            }
         });
         if has_landed && lies_there {
             self.disown(&key);
@@ -147,8 +150,19 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// Removes the key from both tiers, without waiting for it.
     fn forget(&self, key: &Key<'_>) {
-        self.flights.fence(key, || self.local.remove(key));
+        self.flights.fence(key, || {
+            self.local.remove(key);
+            self.owe_removal(key);
+        });
         self.disown(key);
+    }
+
+    /// What the remote tier has of the key is not read before it is removed. In the lock, before anybody finds nothing in
+    /// memory and looks there; to be followed by [`disown`](Self::disown).
+    fn owe_removal(&self, key: &Key<'_>) {
+        if let Some(remote) = &self.remote {
+            remote.owe_removal_quietly(key);
+        }
     }
 
     /// Has the remote tier forget the key, and does not read it there before.
@@ -229,13 +243,19 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 is_kept = true;
                 let times = good.times().after_failure(now, throttle);
                 self.local.insert(key, self.again(good, times));
-            } else if !error_throttle.is_zero() {
+                return;
+            }
+            let stored = key.as_key();
+            // It would be found there by the next, and stand in for the failure until that is known again.
+            if !may_stand_in && lies_there {
+                self.owe_removal(&stored);
+            }
+            if !error_throttle.is_zero() {
                 self.local.insert(key, entry);
             } else if !may_stand_in {
-                self.local.remove(&key.as_key());
+                self.local.remove(&stored);
             }
         });
-        // It would be found there by the next, and stand in for the failure until that is known again.
         if has_landed && !is_kept && !may_stand_in && lies_there {
             self.disown(&key);
         }

@@ -88,6 +88,12 @@ impl<V: Send + Sync + 'static> Remote<V> {
         self.watch_debts();
     }
 
+    /// The same for who holds a lock, and owes it again without.
+    pub(super) fn owe_quietly(&self, name: &str, what: What) {
+        let now = self.clock.now();
+        self.change_quietly(|owed| owed.owe(name, what, &self.epoch, now));
+    }
+
     /// What is owed under a name, before the store is told by who invalidates it anew.
     pub(super) fn owed(&self, name: &str) -> Option<Due> {
         if self.debts.exist.load(Ordering::Acquire) { lock(&self.debts.owed).debt(name) } else { None }
@@ -100,12 +106,15 @@ impl<V: Send + Sync + 'static> Remote<V> {
     }
 
     fn change(&self, change: impl FnOnce(&mut Owed)) {
-        {
-            let mut owed = lock(&self.debts.owed);
-            change(&mut owed);
-            self.debts.exist.store(owed.len() > 0, Ordering::Release);
-        }
+        self.change_quietly(change);
         self.own_events.owes(|| self.debts.len());
+    }
+
+    /// Nobody else's code runs.
+    fn change_quietly(&self, change: impl FnOnce(&mut Owed)) {
+        let mut owed = lock(&self.debts.owed);
+        change(&mut owed);
+        self.debts.exist.store(owed.len() > 0, Ordering::Release);
     }
 
     /// Has what is owed paid in time, whether or not somebody reads.

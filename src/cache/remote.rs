@@ -187,6 +187,11 @@ impl<V: Send + Sync + 'static> Remote<V> {
         self.owe(&envelope::entry_name(&self.cache, key), What::Entry);
     }
 
+    /// The same for who holds a lock, and notes it again without.
+    pub(super) fn owe_removal_quietly(&self, key: &Key<'_>) {
+        self.owe_quietly(&envelope::entry_name(&self.cache, key), What::Entry);
+    }
+
     /// Changes the stamp of a tag, or of the whole cache.
     pub(super) async fn restamp(
         &self,

@@ -143,10 +143,10 @@ impl Classes {
         free > 0 && (in_use < guarantee || (*in_use < share.at_most && free > self.kept))
     }
 
-    /// Whether this class has as many as it may have at most.
-    pub(super) fn has_most(&self, class: usize) -> bool {
+    /// How many more this class may have at most.
+    pub(super) fn may_have(&self, class: usize) -> u32 {
         let Standing { share, in_use, .. } = &self.all[class];
-        *in_use >= share.at_most
+        share.at_most.saturating_sub(*in_use)
     }
 
     /// Whether this class has less than it is sure of.

@@ -195,9 +195,9 @@ impl Gate {
         lock(&self.state).waiting_for_more()
     }
 
-    /// Whether this class has as many as it may, so that who waits waits for its own.
-    pub(super) fn has_most(&self, class: usize) -> bool {
-        lock(&self.state).classes.has_most(class)
+    /// Whether this class will have as many as it may by those of it who wait, so that who comes waits for its own.
+    pub(super) fn is_held_up(&self, class: usize) -> bool {
+        lock(&self.state).is_held_up(class)
     }
 
     /// How many are in use above the target after it fell.
@@ -251,7 +251,13 @@ impl State {
             return 0;
         }
         let waiting = self.lines.by_class().enumerate();
-        waiting.filter(|(class, _)| !self.classes.has_most(*class)).map(|(_, waiting)| waiting).sum()
+        waiting.map(|(class, waiting)| waiting.min(self.classes.may_have(class))).sum()
+    }
+
+    /// Whether who comes to wait would wait for the own class to give one back.
+    fn is_held_up(&self, class: usize) -> bool {
+        let may_have = self.classes.may_have(class);
+        may_have == 0 || self.lines.by_class().nth(class).is_some_and(|waiting| waiting >= may_have)
     }
 
     /// How many wait for their own class to give one back.
@@ -310,7 +316,7 @@ impl State {
     fn join(&mut self, class: usize, waker: &Waker, now: Instant) -> Result<Ticket, Denied> {
         // Those whom their own class holds up leave room for the others, who may be served before them.
         let are_many = || self.held_up() >= (self.room / 2).max(1);
-        if self.lines.waiting_beside(class) >= self.room || self.classes.has_most(class) && are_many() {
+        if self.lines.waiting_beside(class) >= self.room || self.is_held_up(class) && are_many() {
             return Err(Denied::Full);
         }
         self.usage.count(self.judged(), now);

@@ -136,7 +136,7 @@ impl<M: ManageConnection> Shared<M> {
         let (permit, now, is_held_up) = match self.gate.try_acquire(call.class, call.began) {
             Ok(permit) => (permit, call.began, false),
             Err(Denied::Taken) => {
-                let is_held_up = self.gate.has_most(call.class);
+                let is_held_up = self.gate.is_held_up(call.class);
                 let permit = self.wait_for_permit(call).await?;
                 (permit, self.clock.now(), is_held_up)
             }
