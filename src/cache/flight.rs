@@ -319,6 +319,19 @@ impl<V> Watch<V> {
         stripe.fence(&key);
         change(is_unchanged)
     }
+
+    /// The same, but a forced flight goes on: whatever this one brought, that one will be newer.
+    pub(crate) fn fence_unless_forced<T>(&self, change: impl FnOnce(bool) -> T) -> T {
+        let key = self.key.as_key();
+        let mut stripe = lock(self.flights.stripe(&key));
+        let is_unchanged = stripe.watched.get(&self.key).is_some_and(|watched| watched.changes == self.since);
+        if stripe.running.get(&self.key).is_some_and(|flight| flight.is_forced) {
+            stripe.changed(&key);
+        } else {
+            stripe.fence(&key);
+        }
+        change(is_unchanged)
+    }
 }
 
 /// How a forced flight landed.
@@ -334,21 +347,6 @@ pub(crate) enum Forced {
     Superseded,
     /// The same, and that one has ended already: how, nobody knows.
     Outlived,
-}
-
-impl<V> Watch<V> {
-    /// The same, but a forced flight goes on: whatever this one brought, that one will be newer.
-    pub(crate) fn fence_unless_forced<T>(&self, change: impl FnOnce(bool) -> T) -> T {
-        let key = self.key.as_key();
-        let mut stripe = lock(self.flights.stripe(&key));
-        let is_unchanged = stripe.watched.get(&self.key).is_some_and(|watched| watched.changes == self.since);
-        if stripe.running.get(&self.key).is_some_and(|flight| flight.is_forced) {
-            stripe.changed(&key);
-        } else {
-            stripe.fence(&key);
-        }
-        change(is_unchanged)
-    }
 }
 
 impl<V> Drop for Watch<V> {

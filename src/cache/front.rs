@@ -96,7 +96,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
 
     /// Returns the value from either tier, if it is there and fresh. Never loads.
     ///
-    /// A remote tier that fails is a miss.
+    /// A remote tier that fails is a miss. It is not asked for what memory knows not to exist.
     ///
     /// # Cancel safety
     ///

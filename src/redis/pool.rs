@@ -171,6 +171,7 @@ impl Pool {
                         self.replace(&connection) && !std::mem::replace(&mut lost, true)
                     }
                     "ASK" | "TRYAGAIN" if tries < TRIES => {
+                        // Boxed, so that those who need not wait carry no room for it.
                         Box::pin(sleep(BETWEEN_NODES * tries)).await;
                         true
                     }

@@ -5,7 +5,7 @@
 //! tree there, is copied twice, and reaches nobody before its last byte; here each value is copied once, and is on its
 //! way to its caller while the next one still arrives.
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -201,20 +201,19 @@ impl Extent {
 
 /// Takes the next token off the buffer; `None` while it is not whole.
 pub(super) fn next(buffer: &mut BytesMut) -> Result<Option<Token>, Malformed> {
-    token(buffer, None)
+    token(buffer, false)
 }
 
 /// The same, for those who are soon done with a value: it may be a slice of the buffer, which stays what it is.
 pub(super) fn next_in_place(buffer: &mut BytesMut) -> Result<Option<Token>, Malformed> {
-    token(buffer, Some(SHORT..LARGE))
+    token(buffer, true)
 }
 
-/// Values of so many bytes are slices.
-fn token(buffer: &mut BytesMut, sliced: Option<Range<usize>>) -> Result<Option<Token>, Malformed> {
+fn token(buffer: &mut BytesMut, in_place: bool) -> Result<Option<Token>, Malformed> {
     let Some(end) = line_end(buffer)? else { return Ok(None) };
     let (kind, line) = buffer[..end].split_first().ok_or(Malformed)?;
     let token = match kind {
-        b'$' => return value(buffer, end, sliced),
+        b'$' => return value(buffer, end, in_place),
         b'+' => Token::Status,
         b'-' => Token::Refusal(Refusal::new(line)),
         b':' => Token::Integer(signed(line)?),
@@ -270,11 +269,7 @@ fn take_all(
     Ok(())
 }
 
-fn value(
-    buffer: &mut BytesMut,
-    end: usize,
-    sliced: Option<Range<usize>>,
-) -> Result<Option<Token>, Malformed> {
+fn value(buffer: &mut BytesMut, end: usize, in_place: bool) -> Result<Option<Token>, Malformed> {
     let Ok(length) = usize::try_from(signed(&buffer[1..end])?) else {
         buffer.advance(end + 2);
         return Ok(Some(Token::Nothing));
@@ -290,13 +285,12 @@ fn value(
     // A slice keeps all of the buffer alive, however many neighbours are long gone. So what is smaller is copied of one that
     // may be kept: the value, or what came after it.
     let behind = buffer.len() - to;
-    let stays = sliced.is_some();
-    let bytes = if sliced.is_some_and(|sliced| sliced.contains(&length)) {
+    let bytes = if in_place && (SHORT..LARGE).contains(&length) {
         buffer.advance(from);
         let bytes = buffer.split_to(length).freeze();
         buffer.advance(2);
         bytes
-    } else if length < LARGE || behind > length || stays {
+    } else if length < LARGE || behind > length || in_place {
         let bytes = Bytes::copy_from_slice(&buffer[from..to]);
         buffer.advance(to + 2);
         bytes
