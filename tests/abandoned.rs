@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by panicking")]
 
+mod support;
+
 use std::{
     future::pending,
     io,
@@ -17,7 +19,9 @@ use std::{
 use mcp_perf::{
     cache::{Cache, CacheBuilder, Key, Loaded},
     clock::Clock,
+    testing::MemoryStore,
 };
+use support::stepped::{Step, Stepped};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -198,4 +202,23 @@ async fn load_behind_a_stale_value_is_nobodys_and_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn load_whose_callers_were_given_a_stale_value_goes_on() {
     old_value_is_followed_by_a_new_one(builder().stale_if_error(60 * SECOND).soft_timeout(SECOND / 10)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn load_that_is_abandoned_before_its_loader_runs_is_none() {
+    let clock = Clock::tokio();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let cache = builder().clock(clock).remote(store.clone()).build().await.unwrap();
+    let loads = Loads::default();
+    let mut held = store.hold(Step::ReadAnswered);
+    let asking = tokio::spawn({
+        let (cache, loads) = (cache.clone(), loads.clone());
+        async move { cache.get_or_load(&key(), || loads.quick()).await }
+    });
+    held.reached().await;
+    asking.abort();
+    settle().await;
+    held.go_on();
+    settle().await;
+    assert_eq!((loads.now(), cache.stats().loads, cache.stats().abandoned), ((0, 0), 0, 1));
 }

@@ -1093,3 +1093,47 @@ async fn value_that_was_loaded_by_force_is_everybodys_within_the_staleness() {
     fleet.pass(STEP).await;
     assert_eq!(two.load("unused").await, "new");
 }
+
+/// A refresh that is held until its source "was read".
+fn held_refresh(
+    process: &Process,
+    value: &str,
+) -> (oneshot::Sender<()>, tokio::task::JoinHandle<Result<String, Error>>) {
+    let (go_on, may_go_on) = oneshot::channel();
+    let (cache, value) = (process.cache.clone(), value.to_owned());
+    let load = |_| async move {
+        may_go_on.await.map_err(io::Error::other)?;
+        Ok::<_, io::Error>(value)
+    };
+    (go_on, tokio::spawn(async move { cache.refresh(&key(), &[TAG], load).await }))
+}
+
+/// What is heard from others while a value is loaded by force may be older than that.
+#[tokio::test(start_paused = true)]
+async fn refresh_is_not_undone_by_what_another_process_read_before_it() {
+    for writes_through in [false, true] {
+        let fleet = Fleet::new();
+        let (one, two) = fleet.two().await;
+        one.load("old").await;
+        let (early_may, early) = held_refresh(&two, "early");
+        settle().await;
+        let (new_may, new) = held_refresh(&one, "new");
+        settle().await;
+        if writes_through {
+            two.cache.insert(&key(), "early".to_owned()).await.unwrap();
+        }
+        early_may.send(()).unwrap();
+        early.await.unwrap().unwrap();
+        settle().await;
+        new_may.send(()).unwrap();
+        assert_eq!(new.await.unwrap().unwrap(), "new");
+        settle().await;
+        for process in [&one, &two] {
+            assert_ne!(process.cache.get(&key()).await.as_deref(), Some("early"));
+        }
+        fleet.pass(STALENESS).await;
+        for process in [&one, &two] {
+            assert_ne!(process.cache.get(&key()).await.as_deref(), Some("early"));
+        }
+    }
+}

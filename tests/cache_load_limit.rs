@@ -329,3 +329,29 @@ async fn limit_has_to_let_one_load_run() {
     assert!(error.to_string().contains("max_loads"), "{error}");
     assert!(limited().max_loads(usize::MAX).build().is_err());
 }
+
+/// The place of the load that it came from is another's by then.
+#[tokio::test(start_paused = true)]
+async fn refresh_of_another_cache_that_nobody_waits_for_takes_places_of_its_own() {
+    let limited: Numbers = limited().max_loads(1).build().unwrap();
+    let other: Numbers = Cache::builder("other")
+        .clock(Clock::tokio())
+        .time_to_live(SECOND)
+        .stale_while_revalidate(60 * SECOND)
+        .build()
+        .unwrap();
+    let source = Source::default();
+    for number in 0..4 {
+        other.insert(&key(number), number).await.unwrap();
+    }
+    sleep(2 * SECOND).await;
+    for number in 0..4 {
+        let (within, behind, source) = (other.clone(), limited.clone(), source.clone());
+        let refresh =
+            move || async move { behind.get_or_load(&key(100 + number), move || source.load(number)).await };
+        let load = move || async move { within.get_or_load(&key(number), refresh).await };
+        assert_eq!(limited.get_or_load(&key(number), load).await.unwrap(), number);
+    }
+    sleep(10 * SECOND).await;
+    assert_eq!((source.order.lock().unwrap().len(), source.most.load(Ordering::SeqCst)), (4, 1));
+}

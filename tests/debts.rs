@@ -249,6 +249,95 @@ fn debt_outlives_the_runtime_in_which_it_came_to_be_and_is_paid_in_the_next() {
     assert_eq!(runtime().block_on(one.shutdown(60 * SECOND)), 0);
 }
 
+/// Everything that changes what the store answers.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Remove,
+    Expire,
+    RemoveTag,
+    Clear,
+    Insert,
+    Refresh,
+}
+
+const EVERY_CHANGE: [Change; 6] =
+    [Change::Remove, Change::Expire, Change::RemoveTag, Change::Clear, Change::Insert, Change::Refresh];
+
+impl Change {
+    /// The step of the store that it cannot do without.
+    fn step(self) -> Step {
+        match self {
+            Self::Insert | Self::Refresh | Self::Expire => Step::BeforeWrite,
+            Self::Remove | Self::RemoveTag | Self::Clear => Step::BeforeInvalidation,
+        }
+    }
+
+    async fn make(self, cache: Texts) {
+        let key = Key::public("key");
+        let new = |_| async { Ok::<_, io::Error>("new".to_owned()) };
+        match self {
+            Self::Remove => cache.remove(&key).await.unwrap(),
+            Self::Expire => cache.expire(&key).await.unwrap(),
+            Self::RemoveTag => cache.remove_by_tag(TAG).await.unwrap(),
+            Self::Clear => cache.clear().await.unwrap(),
+            Self::Insert => cache.insert(&key, "new".to_owned()).await.unwrap(),
+            Self::Refresh => drop(cache.refresh(&key, &[TAG], new).await.unwrap()),
+        }
+    }
+}
+
+async fn stale_node(clock: &Clock, store: impl Store) -> Texts {
+    let builder = Cache::builder("test").clock(clock.clone()).stale_if_error(60 * SECOND);
+    builder.remote(store).build().await.unwrap()
+}
+
+/// A runtime goes down while the store is being told, under a cache that outlives it.
+#[test]
+fn what_a_store_was_being_told_when_the_runtime_went_down_is_owed() {
+    for change in EVERY_CHANGE {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let clock = Clock::manual();
+        let store = Stepped::new(MemoryStore::new(clock.clone()));
+        let first = runtime();
+        let (cache, held) = first.block_on(async {
+            let cache = stale_node(&clock, store.clone()).await;
+            load(&cache, "key", &[TAG], "old").await;
+            let mut held = store.hold(change.step());
+            drop(tokio::spawn(change.make(cache.clone())));
+            held.reached().await;
+            settle().await;
+            (cache, held)
+        });
+        drop(first);
+        drop(held);
+        clock.advance(STALENESS);
+        runtime().block_on(async {
+            assert_ne!(cache.get(&Key::public("key")).await.as_deref(), Some("old"), "{change:?}");
+            assert_eq!(cache.shutdown(60 * SECOND).await, 0, "{change:?}");
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_waits_for_what_the_store_is_being_told() {
+    for change in EVERY_CHANGE {
+        let clock = Clock::tokio();
+        let store = Stepped::new(MemoryStore::new(clock.clone()));
+        let cache = stale_node(&clock, store.clone()).await;
+        load(&cache, "key", &[TAG], "old").await;
+        let mut held = store.hold(change.step());
+        drop(tokio::spawn(change.make(cache.clone())));
+        held.reached().await;
+        settle().await;
+        assert_eq!(cache.shutdown(SECOND / 10).await, 1, "{change:?}");
+        let ending = tokio::spawn(async move { cache.shutdown(60 * SECOND).await });
+        settle().await;
+        assert!(!ending.is_finished(), "{change:?}");
+        held.go_on();
+        assert_eq!(ending.await.unwrap(), 0, "{change:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_until_nothing_is_owed_and_no_longer_than_it_may() {
     let clock = Clock::tokio();

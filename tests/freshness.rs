@@ -620,6 +620,29 @@ async fn refresh_is_not_undone_by_a_load_from_before_it_in_another_process() {
     }
 }
 
+/// A tag that what there is does not carry was removed while it was loaded anew, and another load took the place of that.
+#[tokio::test]
+async fn refresh_in_whose_place_another_load_was_begun_leaves_nothing_older() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let cache = node(&clock, &store).await;
+    cache.insert(&key(), "old".to_owned()).await.unwrap();
+    let (store_new, new) = held("new");
+    let refreshed = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.refresh(&key(), &["tag"], |_| new).await }
+    });
+    settle().await;
+    cache.remove_by_tag("tag").await.unwrap();
+    clock.advance(STALENESS);
+    let unused = || async { Ok::<_, io::Error>("unused".to_owned()) };
+    assert_eq!(cache.get_or_load_tagged(&key(), &["tag"], unused).await.unwrap(), "old");
+    store_new.send(()).unwrap();
+    assert_eq!(refreshed.await.unwrap().unwrap(), "new");
+    settle().await;
+    assert_ne!(cache.get(&key()).await.as_deref(), Some("old"));
+}
+
 /// The store has nothing of it, as one that is full, and memory is as good as before.
 #[tokio::test]
 async fn refresh_that_fails_leaves_what_was_good_though_the_store_has_lost_it() {
@@ -690,6 +713,19 @@ async fn value_that_cannot_be_weighed_or_kept_leaves_nothing_old_and_all_others(
             assert_eq!(cache.get_local(&other).as_deref(), Some("other"), "it makes room for nothing");
         }
         assert_eq!(load(&cache, "new").await.unwrap(), "new");
+    }
+}
+
+#[tokio::test]
+async fn large_values_fit_into_memory_on_any_machine() {
+    for (capacity, large) in [(1 << 20, 900 << 10), (64 << 20, 3 << 20)] {
+        for engine in [Engine::Moka, Engine::QuickCache] {
+            let builder = Cache::builder("test").engine(engine);
+            let builder = builder.capacity_bytes(capacity, |value: &String| value.capacity() as u64);
+            let cache: Texts = builder.build().unwrap();
+            cache.insert(&key(), "x".repeat(large)).await.unwrap();
+            assert!(cache.get_local(&key()).is_some(), "{engine:?}: {large} of {capacity}");
+        }
     }
 }
 
@@ -1358,7 +1394,7 @@ async fn alone_and_with_a_store(
 }
 
 #[tokio::test]
-async fn what_was_read_while_a_refresh_was_told_to_the_store_is_not_remembered() {
+async fn who_was_told_of_a_refresh_does_not_read_what_it_replaced() {
     let clock = Clock::manual();
     let store = Stepped::new(MemoryStore::new(clock.clone()));
     let builder = settings(&clock).remote(store.clone());
@@ -1371,11 +1407,11 @@ async fn what_was_read_while_a_refresh_was_told_to_the_store_is_not_remembered()
         async move { refresh(&cache, Loaded::do_not_store("new".to_owned())).await }
     });
     held.reached().await;
-    assert_eq!(cache.get(&key()).await.as_deref(), Some("old"), "it is what the store has");
-    held.go_on();
     assert_eq!(refreshing.await.unwrap().unwrap(), "new");
+    assert_eq!(cache.get(&key()).await, None, "the store still has what was there before");
+    held.go_on();
     settle().await;
-    assert_eq!(cache.get(&key()).await, None);
+    assert_eq!((cache.get(&key()).await, cache.stats().owed), (None, 0));
 }
 
 #[tokio::test]

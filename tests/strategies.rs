@@ -88,6 +88,45 @@ async fn value_that_is_due_is_answered_at_once_and_loaded_again_with_a_batch() {
     assert_eq!((loader.get(&key).await.unwrap().as_str(), sizes.lock().unwrap().len()), ("value", 1));
 }
 
+/// Whatever the batch comes to, those whom memory can answer do not wait for it.
+#[tokio::test(start_paused = true)]
+async fn who_is_answered_by_memory_does_not_wait_for_the_rest_of_a_batch() {
+    let clock = Clock::tokio();
+    let cache: Texts = Cache::builder("test")
+        .clock(clock.clone())
+        .time_to_live(100 * SECOND)
+        .stale_while_revalidate(100 * SECOND)
+        .refresh_ahead()
+        .error_throttle(1_000 * SECOND)
+        .build()
+        .unwrap();
+    let sizes: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let loader = BatchLoader::new(cache.clone(), {
+        let sizes = Arc::clone(&sizes);
+        move |keys: Vec<Key<'static>>| {
+            sizes.lock().unwrap().push(keys.len());
+            std::future::pending::<io::Result<Vec<(Key<'static>, io::Result<String>)>>>()
+        }
+    });
+    let (stale, due) = (Key::public("stale"), Key::public("due"));
+    cache.insert(&stale, "old".to_owned()).await.unwrap();
+    tokio::time::sleep(9 * SECOND).await;
+    cache.insert(&due, "old".to_owned()).await.unwrap();
+    tokio::time::sleep(99 * SECOND).await;
+    let before = cache.stats();
+    let (missing, gone) = (Key::public("missing"), Key::public("gone"));
+    cache.insert(&gone, Loaded::not_found().time_to_live(SECOND)).await.unwrap();
+    let ask = |key| tokio::time::timeout(SECOND, loader.get(key));
+    let answers = tokio::join!(ask(&stale), ask(&due), ask(&due), ask(&gone), ask(&missing));
+    assert_eq!((answers.0.unwrap().unwrap().as_str(), answers.1.unwrap().unwrap().as_str()), ("old", "old"));
+    assert!(answers.2.is_ok());
+    assert_eq!(answers.3.unwrap().unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(answers.4.is_err());
+    assert_eq!(*sizes.lock().unwrap(), [3], "what is due goes along");
+    let stats = cache.stats();
+    assert_eq!((stats.hits - before.hits, stats.stale_hits, stats.refreshes), (2, 1, 2));
+}
+
 #[tokio::test]
 async fn full_batch_does_not_wait_for_the_turn_to_end() {
     let sizes = Arc::default();

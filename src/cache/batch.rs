@@ -5,7 +5,7 @@ use std::{fmt, future::Future, num::NonZeroUsize, pin::Pin, sync::Arc};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-use super::{Cache, Key, Loaded};
+use super::{Cache, Key, Loaded, tiers::Remembered};
 use crate::{
     Error, ErrorKind,
     error::BoxError,
@@ -55,6 +55,8 @@ struct Inner<V: Clone + Send + Sync + 'static> {
 struct Gathered<V> {
     keys: Vec<Key<'static>>,
     answers: Vec<Answer<V>>,
+    /// What has been answered, and is due.
+    ahead: Vec<Key<'static>>,
     /// Counts the batches, so that a tick that was overtaken by a full batch leaves the next one alone.
     batch: u64,
 }
@@ -84,13 +86,12 @@ impl<V: Clone + Send + Sync + 'static> BatchLoader<V> {
             };
             Box::pin(load) as Pin<Box<dyn Future<Output = Rows<V>> + Send>>
         };
-        let gathered = Gathered { keys: Vec::new(), answers: Vec::new(), batch: 0 };
         Self(Arc::new(Inner {
             cache,
             loader: Arc::new(loader),
             tags: Vec::new(),
             max_batch: NonZeroUsize::new(1_000).unwrap_or(NonZeroUsize::MIN),
-            gathered: Mutex::new(gathered),
+            gathered: Mutex::new(Gathered::new(0)),
         }))
     }
 
@@ -113,13 +114,14 @@ impl<V: Clone + Send + Sync + 'static> BatchLoader<V> {
             loader: Arc::clone(&shared.loader),
             tags: shared.tags.clone(),
             max_batch: shared.max_batch,
-            gathered: Mutex::new(Gathered { keys: Vec::new(), answers: Vec::new(), batch: 0 }),
+            gathered: Mutex::new(Gathered::new(0)),
         });
         change(&mut inner);
         Self(Arc::new(inner))
     }
 
-    /// The value: from memory, or with the next batch.
+    /// The value: from memory, or with the next batch. What memory answers with and is due to be loaded again goes with the
+    /// batch behind that answer.
     ///
     /// # Errors
     ///
@@ -129,39 +131,48 @@ impl<V: Clone + Send + Sync + 'static> BatchLoader<V> {
     ///
     /// A caller that goes away leaves its key in the batch.
     pub async fn get(&self, key: &Key<'_>) -> Result<V, Error> {
-        // What is due goes with the batch as well, to be loaded again behind its answer.
-        if let Some(value) = self.0.cache.fresh(key) {
-            return Ok(value);
-        }
+        let tiers = &self.0.cache.0;
         // Here, where it is known: a batch has a task of its own.
-        self.0.cache.0.forbid_recursion(key)?;
+        let is_forbidden = || tiers.forbid_recursion(key);
+        if let Some(remembered) = tiers.remembered(key) {
+            let is_due = matches!(remembered, Remembered::Due(_) | Remembered::Revalidate(_));
+            if is_due && !tiers.flights.is_running(key) && is_forbidden().is_ok() {
+                // It goes with the batch, to be loaded again behind its answer.
+                self.gather(|gathered| gathered.ahead.push(key.clone().into_owned()));
+            }
+            return tiers.recall(remembered);
+        }
+        is_forbidden()?;
         let (answer, answered) = oneshot::channel();
-        self.gather(key, answer);
+        self.gather(|gathered| {
+            gathered.keys.push(key.clone().into_owned());
+            gathered.answers.push(answer);
+        });
         answered.await.unwrap_or_else(|gone| {
             Err(Error::with_source(ErrorKind::Panicked, "the runtime shut down under a batch", gone))
         })
     }
 
-    fn gather(&self, key: &Key<'_>, answer: Answer<V>) {
+    fn gather(&self, add: impl FnOnce(&mut Gathered<V>)) {
         let mut gathered = lock(&self.0.gathered);
-        gathered.keys.push(key.clone().into_owned());
-        gathered.answers.push(answer);
-        if gathered.keys.len() >= self.0.max_batch.get() {
-            let (keys, answers) = gathered.take();
+        add(&mut gathered);
+        if gathered.len() >= self.0.max_batch.get() {
+            let batch = gathered.take();
             drop(gathered);
-            tokio::spawn(Self(Arc::clone(&self.0)).load(keys, answers).in_current_span());
-        } else if gathered.keys.len() == 1 {
+            tokio::spawn(self.clone().load(batch).in_current_span());
+        } else if gathered.len() == 1 {
             let tick = Tick { loader: self.clone(), batch: gathered.batch };
             drop(gathered);
             tokio::spawn(tick.run().in_current_span());
         }
     }
 
-    async fn load(self, keys: Vec<Key<'static>>, answers: Vec<Answer<V>>) {
+    async fn load(self, batch: Gathered<V>) {
         let Inner { cache, loader, tags, .. } = &*self.0;
+        let Gathered { keys, answers, ahead, .. } = batch;
         let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
         let loader = Arc::clone(loader);
-        let values = cache.get_or_load_many(&keys, &tags, move |missing| loader(missing)).await;
+        let values = Box::pin(cache.0.need_many(&keys, &ahead, &tags, move |missing| loader(missing))).await;
         for (answer, value) in answers.into_iter().zip(values) {
             // Nobody there any more.
             let _ = answer.send(value);
@@ -180,12 +191,12 @@ impl<V: Clone + Send + Sync + 'static> Tick<V> {
     async fn run(self) {
         // Every task that is ready runs first.
         tokio::task::yield_now().await;
-        if let Some((keys, answers)) = self.take() {
-            self.loader.clone().load(keys, answers).await;
+        if let Some(batch) = self.take() {
+            self.loader.clone().load(batch).await;
         }
     }
 
-    fn take(&self) -> Option<(Vec<Key<'static>>, Vec<Answer<V>>)> {
+    fn take(&self) -> Option<Gathered<V>> {
         let mut gathered = lock(&self.loader.0.gathered);
         (gathered.batch == self.batch).then(|| gathered.take())
     }
@@ -198,9 +209,17 @@ impl<V: Clone + Send + Sync + 'static> Drop for Tick<V> {
 }
 
 impl<V> Gathered<V> {
-    fn take(&mut self) -> (Vec<Key<'static>>, Vec<Answer<V>>) {
-        self.batch = self.batch.wrapping_add(1);
-        (std::mem::take(&mut self.keys), std::mem::take(&mut self.answers))
+    fn new(batch: u64) -> Self {
+        Self { keys: Vec::new(), answers: Vec::new(), ahead: Vec::new(), batch }
+    }
+
+    fn len(&self) -> usize {
+        self.keys.len() + self.ahead.len()
+    }
+
+    fn take(&mut self) -> Self {
+        let next = Self::new(self.batch.wrapping_add(1));
+        std::mem::replace(self, next)
     }
 }
 

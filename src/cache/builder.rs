@@ -286,7 +286,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// they do not keep those waiting who ask for what is missing.
     ///
     /// A loader that asks this cache for another key and waits for it does so on its own place, be that key in the queue
-    /// already or not. One that does so in a task of its own (`tokio::spawn`, or through a
+    /// already or not; asks it for several at once, they all run on that place. One that does so in a task of its own (`tokio::spawn`, or through a
     /// [`BatchLoader`](super::BatchLoader)) is not known to, and takes another; with all places taken by such, they wait
     /// for each other until their time is up.
     ///

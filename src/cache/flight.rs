@@ -79,6 +79,9 @@ pub(crate) struct Flight<V> {
     fenced: AtomicBool,
     /// What fenced it is a forced load, which will be newer, if it comes to anything.
     is_superseded: AtomicBool,
+    /// What fenced it may be older than what it brings, or bring what is: what others did, or a load that was begun in its
+    /// place.
+    is_overtaken: AtomicBool,
     is_forced: bool,
     /// A forced load that this one superseded has succeeded since: what there was before it is not to come back.
     replaces: AtomicBool,
@@ -187,6 +190,7 @@ impl<V> Flights<V> {
         }
         match stripe.running.get(key as &dyn AsKey) {
             Some(outdated) if !outdated.began.is_current(epoch) => {
+                outdated.is_overtaken.store(true, Ordering::Release);
                 outdated.fenced.store(true, Ordering::Release);
             }
             Some(flight) if flight.began.is_free_to_choose() && flight.began.is_before(&began) < too_long => {
@@ -221,6 +225,7 @@ impl<V> Flights<V> {
             began,
             fenced: AtomicBool::new(false),
             is_superseded: AtomicBool::new(false),
+            is_overtaken: AtomicBool::new(false),
             is_forced,
             replaces: AtomicBool::new(false),
             callers: Mutex::new(Callers::default()),
@@ -241,6 +246,17 @@ impl<V> Flights<V> {
     /// key from storing.
     pub(crate) fn fence<T>(&self, key: &Key<'_>, change: impl FnOnce() -> T) -> T {
         let mut stripe = lock(self.stripe(key));
+        stripe.fence(key);
+        change()
+    }
+
+    /// The same for a change that another process has made: a forced load that is running may bring what is newer than what
+    /// there is now, and has to see to it that nothing older stays.
+    pub(crate) fn fence_for_others<T>(&self, key: &Key<'_>, change: impl FnOnce() -> T) -> T {
+        let mut stripe = lock(self.stripe(key));
+        if let Some(flight) = stripe.running.get(key as &dyn AsKey) {
+            flight.is_overtaken.store(true, Ordering::Release);
+        }
         stripe.fence(key);
         change()
     }
@@ -345,7 +361,7 @@ pub(crate) enum Forced {
     Fenced,
     /// Another forced flight is under way, and answers for what there was before.
     Superseded,
-    /// The same, and that one has ended already: how, nobody knows.
+    /// The same, and that one has ended already: how, nobody knows. Or others changed the key meanwhile.
     Outlived,
 }
 
@@ -503,8 +519,9 @@ impl<V> Lead<V> {
         let running = stripe.running.get(&self.key);
         let is_running = running.is_some_and(|latest| Arc::ptr_eq(latest, &self.flight));
         let successor = running.filter(|flight| flight.is_forced && !is_running);
+        let may_be_older = self.is_overtaken() || self.flight.is_superseded.load(Ordering::Acquire);
         match successor {
-            _ if is_fenced && !self.flight.is_superseded.load(Ordering::Acquire) => return Forced::Fenced,
+            _ if is_fenced && !may_be_older => return Forced::Fenced,
             Some(successor) => {
                 successor.replaces.store(true, Ordering::Release);
                 // Nor is what there was before: this one's caller is told of the new.
@@ -518,6 +535,11 @@ impl<V> Lead<V> {
         watch.since = stripe.watched.get(&self.key).map_or(watch.since, |watched| watched.changes);
         store(self.key.clone(), is_running);
         if is_running { Forced::Stored } else { Forced::Displaced }
+    }
+
+    /// Whether it was fenced by what may be older than what it brings.
+    pub(crate) fn is_overtaken(&self) -> bool {
+        self.flight.is_overtaken.load(Ordering::Acquire)
     }
 
     /// Whether what there was before it is not to stand in for it.

@@ -17,6 +17,7 @@ use super::{
     stats::{Events, Stats},
     tags::{Invalidation, Stamp},
     tiers::{Kept, Remembered, Tiers},
+    untold::Untold,
     write::all,
 };
 use crate::{Error, ErrorKind};
@@ -378,7 +379,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         L: Into<Loaded<V>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        Box::pin(self.0.need_many(keys, tags, loader)).await
+        Box::pin(self.0.need_many(keys, &[], tags, loader)).await
     }
 
     /// Stores a value, in both tiers.
@@ -433,7 +434,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             return Ok(());
         }
         let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
-        detached(async move { tiers.write_through(&key, &kept, captured).await }).await
+        let untold = self.0.remote.as_ref().map(|remote| remote.untold_removal(&key));
+        detached(untold, async move { tiers.write_through(&key, &kept, captured).await }).await
     }
 
     /// Removes the value from both tiers. A load that is running will not store what it read.
@@ -449,11 +451,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     #[doc(alias = "invalidate")]
     pub async fn remove(&self, key: &Key<'_>) -> Result<(), Error> {
         self.0.flights.fence(key, || self.0.local.remove(key));
-        if self.0.remote.is_none() {
-            return Ok(());
-        }
+        let Some(remote) = &self.0.remote else { return Ok(()) };
         let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
-        detached(async move {
+        detached(Some(remote.untold_removal(&key)), async move {
             let Some(remote) = &tiers.remote else { return Ok(()) };
             let removed = remote.remove(&key).await;
             // Again, for whatever read the remote tier between the first time and its removal there.
@@ -476,11 +476,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Once polled it is carried out.
     pub async fn expire(&self, key: &Key<'_>) -> Result<(), Error> {
         self.0.expire_local(key);
-        if self.0.remote.is_none() {
-            return Ok(());
-        }
+        let Some(remote) = &self.0.remote else { return Ok(()) };
         let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
-        detached(async move {
+        detached(Some(remote.untold_removal(&key)), async move {
             let Some(remote) = &tiers.remote else { return Ok(()) };
             let expired = tiers.expire_remote(remote, &key).await;
             // Again, for whatever read the remote tier between the first time and its expiry there.
@@ -565,14 +563,14 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 
     async fn restamp(&self, tag: Option<String>, invalidation: Invalidation) -> Result<(), Error> {
-        if self.0.remote.is_none() {
+        let Some(remote) = &self.0.remote else {
             self.0.bump(tag.as_deref(), invalidation, None);
             return Ok(());
-        }
+        };
         let stamp = Stamp::random();
         self.0.bump(tag.as_deref(), invalidation, Some(stamp));
         let tiers = Arc::clone(&self.0);
-        detached(async move {
+        detached(Some(remote.untold_stamp(tag.as_deref(), invalidation)), async move {
             let Some(remote) = &tiers.remote else { return Ok(()) };
             let done = remote.restamp(tag.as_deref(), invalidation, stamp).await;
             // Again, and looked up again, for whatever noted the old stamp before the new one was written.
@@ -582,12 +580,14 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         .await
     }
 
-    /// Waits until the remote tier has been told every invalidation that is [owed](Stats::owed) to it, for `timeout` at
-    /// most, and returns how many it has not been told.
+    /// Waits until the remote tier has been told every invalidation that it is being told, or that is [owed](Stats::owed) to
+    /// it, for `timeout` at most, and returns how many it has not been told.
     ///
-    /// To be called when a process ends, after the last call that invalidates something. What is owed then is lost with the
-    /// process: others serve the old values to the end of their lives. Nothing else is: a load that is running, or a value
-    /// that is not shared yet, costs the others a load. A [`WriteBehind`](super::WriteBehind) and a pool have a `shutdown`
+    /// To be called when a process ends, after the last call that invalidates something. What it has not been told then is
+    /// lost with the process: others serve the old values to the end of their lives. What counts is what changed before: the
+    /// values of insertions, of [`write_through`](Self::write_through) and of a [`refresh`](Self::refresh) that is done are
+    /// waited for as well. Nothing else is: a load that is running, or its value that is not shared yet, costs the others a
+    /// load. A [`WriteBehind`](super::WriteBehind) and a pool have a `shutdown`
     /// of their own. The cache can be used as before.
     ///
     /// # Cancel safety
@@ -607,7 +607,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     pub async fn shutdown(&self, timeout: Duration) -> usize {
         let Some(remote) = &self.0.remote else { return 0 };
         let _ = tokio::time::timeout(timeout, remote.pay_everything()).await;
-        self.stats().owed
+        remote.debts.untold()
     }
 
     /// Explains how a lookup of the key would be answered, and why: where the value is, whether it is fresh, whether a load
@@ -679,10 +679,17 @@ impl<V: Clone + Send + Sync + 'static> fmt::Debug for Cache<V> {
     }
 }
 
-/// Runs a write in a task of its own, so that a caller that goes away does not leave the tiers apart.
-pub(super) async fn detached(
+/// Runs a write in a task of its own, so that a caller that goes away does not leave the tiers apart. What it does not tell
+/// the remote tier, because its runtime ends, is owed.
+pub(super) async fn detached<V: Send + Sync + 'static>(
+    untold: Option<Untold<V>>,
     write: impl Future<Output = Result<(), Error>> + Send + 'static,
 ) -> Result<(), Error> {
+    let write = async move {
+        let written = write.await;
+        untold.into_iter().for_each(Untold::is_told);
+        written
+    };
     tokio::spawn(write.in_current_span()).await.unwrap_or_else(|gone| {
         Err(Error::with_source(ErrorKind::Panicked, "the runtime shut down under a write", gone))
     })

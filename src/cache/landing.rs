@@ -23,6 +23,7 @@ use super::{
     storing::Unfit,
     tags::{Invalidation, Seen},
     tiers::{Kept, Tiers},
+    untold::Untold,
 };
 use crate::{Error, ErrorKind, clock::Instant};
 
@@ -39,6 +40,8 @@ pub(super) struct Shared<V: Clone + Send + Sync + 'static> {
     takes_a_place: bool,
     /// Of a forced load: what it left in memory, if anything, and whether something was stored or removed since.
     forced: Option<(Watch<V>, Option<Entry<V>>)>,
+    /// And that the remote tier has to hear of it, whatever becomes of this.
+    untold: Option<Untold<V>>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
@@ -88,9 +91,18 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let entry = self.entry(&key, &kept, now, heard_at, flying.captured.seen());
         let entry = (!fresh.is_zero()).then_some(entry);
         let left = entry.clone().filter(|_| forced.is_some());
-        let store = |key: StoredKey, may_stay: bool| match entry.filter(|_| may_stay) {
-            None => self.local.remove(&key.as_key()),
-            Some(entry) => self.local.insert(key, entry),
+        let is_forced = forced.is_some();
+        let untold = self.remote.as_ref().filter(|_| is_forced).map(|remote| remote.untold_removal(&key));
+        let store = |key: StoredKey, may_stay: bool| {
+            let name = key.clone();
+            match entry.filter(|_| may_stay) {
+                None => self.local.remove(&key.as_key()),
+                Some(entry) => self.local.insert(key, entry),
+            }
+            // Its caller is told of the new, and is not to find there what it replaces.
+            if is_forced && self.local.get(&name.as_key()).is_none() {
+                self.owe_removal(&name.as_key());
+            }
         };
         let landed = match &mut forced {
             Some(watch) => flying.lead.land_over(content, watch, store),
@@ -121,7 +133,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let is_to_be_told = forced.is_some() || fence.is_some();
         let left = left.filter(|_| landed == Forced::Stored);
         let forced = forced.map(|watch| (watch, left));
-        let shared = Shared { key, kept, loaded_at: now, captured, fence, lease, takes_a_place, forced };
+        let shared =
+            Shared { key, kept, loaded_at: now, captured, fence, lease, takes_a_place, forced, untold };
         is_to_be_told.then_some(shared)
     }
 
@@ -181,9 +194,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if flying.lead.replaces() {
             // What there was is older than what another forced load brought since.
             let key = flying.lead.key().into_owned();
-            let is_abandoned = flying.lead.is_abandoned();
+            let is_in_doubt = flying.lead.is_abandoned() || flying.lead.is_overtaken();
             // Unless something was removed or inserted since, which tells more than either.
-            if flying.lead.land(Err(error), |_| ()) || is_abandoned {
+            if flying.lead.land(Err(error), |_| ()) || is_in_doubt {
                 self.forget(&key);
             }
             return;
@@ -265,7 +278,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 impl<V: Clone + Send + Sync + 'static> Shared<V> {
     pub(super) async fn with(self, tiers: &Tiers<V>) {
         let Some(remote) = &tiers.remote else { return };
-        let Self { key, kept, loaded_at, captured, fence, mut lease, takes_a_place, forced } = self;
+        let Self { key, kept, loaded_at, captured, fence, mut lease, takes_a_place, forced, untold } = self;
         let of_lease = match &mut lease {
             Some(lease) => lease.fence().await,
             None => None,
@@ -273,6 +286,7 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
         let fence = of_lease.or(fence);
         // Others may remember, and the remote tier may have, what was good until now.
         let item = Item::Key(key.clone(), Invalidation::Expire);
+        let owed = forced.as_ref().and_then(|_| remote.owed_removal(&key));
         let told = if forced.is_some() { remote.announce(&item).await } else { None };
         let written = match fence {
             Some(fence) => tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await,
@@ -286,10 +300,12 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
             None
         });
         if let Some((watch, left)) = forced {
-            if !matches!(written, Some(Written::Stored(_))) {
+            match written {
+                // What it takes the place of is what was owed.
+                Some(Written::Stored(_)) => remote.settle(owed.as_slice()),
                 // Refused because of a load that may have read before this one: what that stored is not to stay, either.
                 // What fails is owed.
-                let _ = remote.remove(&key).await;
+                Some(Written::Refused) | None => drop(remote.remove(&key).await),
             }
             // Once more: whatever read the remote tier between the landing and the change there has read what was to be
             // replaced.
@@ -298,6 +314,7 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
                 None => tiers.local.remove(&key),
             });
             let _ = remote.done(told, &item, Ok(())).await;
+            untold.into_iter().for_each(Untold::is_told);
         }
         if let Some(lease) = lease.filter(|_| written.is_some()) {
             lease.forget();

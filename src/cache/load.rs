@@ -79,6 +79,8 @@ tokio::task_local! {
 pub(super) struct Chain {
     cache: usize,
     keys: Inside,
+    /// Whether the outer one waits for it.
+    is_awaited: bool,
     outer: Option<Arc<Self>>,
 }
 
@@ -237,7 +239,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<BoxError> + 'static,
     {
-        let inside = self.chain(&flying.lead.key());
+        let inside = self.chain(&flying);
         let load = Arc::clone(self).fly(flying, loader);
         tokio::spawn(LOADING.scope(inside, load).in_current_span());
     }
@@ -410,8 +412,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         patience: Patience,
         _place: Option<Place<'_>>,
     ) -> (Result<L, Error>, Duration) {
-        self.events.loads.add();
         let began = self.clock.now();
+        let load = async {
+            // Not where it is abandoned before it has begun.
+            self.events.loads.add();
+            load.await
+        };
         let load = unharmed(load, "the loader panicked");
         let load = self.unless_abandoned(flights, timeout_at(patience.end, load));
         let loaded = self.attend(flights, patience, load).await;
@@ -502,18 +508,17 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         Arc::as_ptr(self).addr()
     }
 
-    fn chain(self: &Arc<Self>, key: &Key<'_>) -> Option<Arc<Chain>> {
-        let keys = Inside::One(StoredKey::from(key));
-        Some(Arc::new(Chain { cache: self.id(), keys, outer: outer() }))
+    fn chain(self: &Arc<Self>, flying: &Flying<V>) -> Option<Arc<Chain>> {
+        let keys = Inside::One(StoredKey::from(&flying.lead.key()));
+        let is_awaited = flying.purpose != Purpose::Refresh;
+        Some(Arc::new(Chain { cache: self.id(), keys, is_awaited, outer: outer() }))
     }
 
     /// The same of a load of many.
-    pub(super) fn chain_of_many<'a>(
-        self: &Arc<Self>,
-        keys: impl Iterator<Item = Key<'a>>,
-    ) -> Option<Arc<Chain>> {
-        let keys = Inside::Many(keys.map(|key| StoredKey::from(&key)).collect());
-        Some(Arc::new(Chain { cache: self.id(), keys, outer: outer() }))
+    pub(super) fn chain_of_many(self: &Arc<Self>, leads: &[Flying<V>]) -> Option<Arc<Chain>> {
+        let keys = Inside::Many(leads.iter().map(|flying| StoredKey::from(&flying.lead.key())).collect());
+        let is_awaited = leads.iter().any(|flying| flying.purpose != Purpose::Refresh);
+        Some(Arc::new(Chain { cache: self.id(), keys, is_awaited, outer: outer() }))
     }
 
     /// Who asks, as far as that matters to the limit of loads.
@@ -523,7 +528,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             Purpose::Refresh => Waiter::Nobody,
             Purpose::Need | Purpose::Force if self.load_limit.is_none() => Waiter::Caller,
             Purpose::Need | Purpose::Force => {
-                let mut outer = std::iter::successors(outer(), |chain| chain.outer.clone());
+                // The place of a load that does not wait may have been given back.
+                let awaiting = |chain: &Arc<Chain>| chain.outer.clone().filter(|_| chain.is_awaited);
+                let mut outer = std::iter::successors(outer(), awaiting);
                 if outer.any(is_ours) { Waiter::Loader } else { Waiter::Caller }
             }
         }

@@ -16,10 +16,12 @@ use super::{
 use crate::{Error, error::BoxError};
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
-    /// Values for many keys, by flights that are running, and one load for all that are missing.
+    /// Values for many keys, by flights that are running, and one load for all that are missing. And for those `ahead`, which
+    /// nobody waits for.
     pub(super) async fn need_many<F, R, I, L, E>(
         self: &Arc<Self>,
         keys: &[Key<'_>],
+        ahead: &[Key<'_>],
         tags: &[&str],
         loader: F,
     ) -> Vec<Result<V, Error>>
@@ -33,15 +35,21 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     {
         let captured = self.capture_for_load(tags);
         let (mut waits, mut leads) = (Vec::with_capacity(keys.len()), Vec::new());
+        let refresh = |key: &Key<'_>| match self.board(key, Purpose::Refresh, captured.clone()) {
+            Boarded::Lead(flying) => {
+                // Nobody waits for it, so it comes with the others.
+                self.events.refreshes.add();
+                Some(*flying)
+            }
+            Boarded::Found(_) | Boarded::Join(_) => None,
+        };
+        leads.extend(ahead.iter().filter_map(refresh));
         for key in keys {
             let remembered = self.remembered(key);
             if let Some(Remembered::Due(_) | Remembered::Revalidate(_)) = remembered
                 && self.forbid_recursion(key).is_ok()
-                && let Boarded::Lead(flying) = self.board(key, Purpose::Refresh, captured.clone())
             {
-                // Nobody waits for it, so it comes with the others.
-                self.events.refreshes.add();
-                leads.push(*flying);
+                leads.extend(refresh(key));
             }
             if let Some(remembered) = remembered {
                 waits.push(Err(self.recall(remembered)));
@@ -63,7 +71,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             });
         }
         if !leads.is_empty() {
-            let inside = self.chain_of_many(leads.iter().map(|flying| flying.lead.key()));
+            let inside = self.chain_of_many(&leads);
             let load = Arc::clone(self).fly_many(leads, loader);
             tokio::spawn(LOADING.scope(inside, load).in_current_span());
         }

@@ -3,6 +3,8 @@
 //! An engine decides only what to keep when there is no room. Whether an entry may be served is
 //! written in the entry, so every engine is equally right.
 
+#[cfg(feature = "quick-cache")]
+use std::num::NonZeroUsize;
 use std::{
     sync::{
         Arc,
@@ -219,7 +221,9 @@ pub enum Engine {
     #[default]
     Moka,
     /// [quick_cache](https://docs.rs/quick_cache): S3-FIFO, several times faster to read, from several threads above
-    /// all. It evicts in the order of arrival what was not asked for since.
+    /// all. It evicts in the order of arrival what was not asked for since. With a capacity in bytes it is made of shards, of
+    /// 4 MiB at least, and keeps no entry that is larger than 0.97 of one: 4 MB always fit, or nearly the whole capacity if that
+    /// is less.
     #[cfg(feature = "quick-cache")]
     QuickCache,
 }
@@ -240,6 +244,10 @@ pub(crate) trait Local<V>: Send + Sync + 'static {
 }
 
 type Hasher = foldhash::fast::RandomState;
+
+/// No shard is made smaller than this, in bytes: it has to have room for any value that is worth keeping.
+#[cfg(feature = "quick-cache")]
+const LEAST_SHARD: u64 = 4 << 20;
 
 /// The engine that was chosen.
 pub(crate) enum AnyLocal<V>
@@ -271,9 +279,21 @@ impl<V: Clone + Send + Sync + 'static> AnyLocal<V> {
                 // The engine sizes its tables by the number of entries it expects.
                 let expected = if is_weighed { capacity / 1024 } else { capacity };
                 let expected = usize::try_from(expected.clamp(64, 1 << 24)).unwrap_or(1 << 24);
+                let mut options = quick_cache::OptionsBuilder::new();
+                options.estimated_items_capacity(expected).weight_capacity(capacity);
+                if is_weighed {
+                    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+                    // As the engine would, but for those that would be too small; it rounds up to powers of two.
+                    let enough = 1 << (capacity / LEAST_SHARD).max(1).ilog2().min(16);
+                    options.shards(enough.min(4 * cores));
+                }
                 let weight = Weight { is_weighed };
-                let life = quick_cache::sync::DefaultLifecycle::default();
-                Self::Quick(quick_cache::sync::Cache::with(expected, capacity, weight, hasher, life))
+                let life = quick_cache::sync::DefaultLifecycle::default;
+                Self::Quick(match options.build() {
+                    Ok(options) => quick_cache::sync::Cache::with_options(options, weight, hasher, life()),
+                    // It is told all that it asks for.
+                    Err(_) => quick_cache::sync::Cache::with(expected, capacity, weight, hasher, life()),
+                })
             }
         }
     }

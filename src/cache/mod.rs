@@ -139,6 +139,7 @@ mod store;
 mod storing;
 mod tags;
 mod tiers;
+mod untold;
 mod write;
 mod write_behind;
 mod write_queue;

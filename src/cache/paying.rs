@@ -28,7 +28,7 @@
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -63,11 +63,29 @@ pub(super) struct Debts {
     is_watched: AtomicBool,
     /// Told when that has tried something, and when it ends.
     tried: Notify,
+    /// How many invalidations the store is being told by those who made them.
+    untold: AtomicUsize,
 }
 
 impl Debts {
     pub(super) fn len(&self) -> usize {
         lock(&self.owed).len()
+    }
+
+    /// How many invalidations the store has not been told, those that it is being told among them.
+    pub(super) fn untold(&self) -> usize {
+        // In this order: what is told no more may be owed by now.
+        let untold = self.untold.load(Ordering::Acquire);
+        untold + self.len()
+    }
+
+    pub(super) fn begin_to_tell(&self) {
+        self.untold.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn end_to_tell(&self) {
+        self.untold.fetch_sub(1, Ordering::AcqRel);
+        self.tried.notify_waiters();
     }
 }
 
@@ -92,6 +110,12 @@ impl<V: Send + Sync + 'static> Remote<V> {
     pub(super) fn owe_quietly(&self, name: &str, what: What) {
         let now = self.clock.now();
         self.change_quietly(|owed| owed.owe(name, what, &self.epoch, now));
+    }
+
+    /// The same for who is being dropped, and where no code of others may run.
+    pub(super) fn owe_unseen(&self, name: &str, what: What) {
+        self.owe_quietly(name, what);
+        self.watch_debts();
     }
 
     /// What is owed under a name, before the store is told by who invalidates it anew.
@@ -165,8 +189,13 @@ impl<V: Send + Sync + 'static> Remote<V> {
     pub(super) async fn pay_everything(&self) {
         loop {
             let tried = self.debts.tried.notified();
-            if self.debts.len() == 0 {
+            if self.debts.untold() == 0 {
                 return;
+            }
+            if self.debts.len() == 0 {
+                // Who tells it has a time-out.
+                tried.await;
+                continue;
             }
             // On another runtime than before, perhaps; and for when this is given up.
             self.watch_debts();

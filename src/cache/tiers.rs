@@ -225,8 +225,12 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// Forgets what another process invalidated, and bars the running loads of it from storing.
     pub(super) fn hear(&self, item: &Item<'_>) {
         match item {
-            Item::Key(key, Invalidation::Remove) => self.flights.fence(key, || self.local.remove(key)),
-            Item::Key(key, Invalidation::Expire) => self.expire_local(key),
+            Item::Key(key, Invalidation::Remove) => {
+                self.flights.fence_for_others(key, || self.local.remove(key));
+            }
+            Item::Key(key, Invalidation::Expire) => {
+                self.flights.fence_for_others(key, || self.expire_in_memory(key));
+            }
             // Who reads from here on is told the new stamp by the remote tier.
             Item::Tag(tag, invalidation) => self.bump(Some(tag), *invalidation, None),
             Item::Everything(invalidation) => {
@@ -243,17 +247,20 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// Makes what memory has under the key expire, and bars the running load of it from storing.
     pub(super) fn expire_local(&self, key: &Key<'_>) {
-        self.flights.fence(key, || {
-            let now = self.clock.now();
-            let Some(entry) = self.local.get(key) else { return };
-            if entry.content.is_err() || self.standing(&entry, now) == Standing::Gone {
-                self.local.remove(key);
-                return;
-            }
-            let times = entry.times().expired(now);
-            let entry = self.again(entry, times);
-            self.local.insert(key.into(), entry);
-        });
+        self.flights.fence(key, || self.expire_in_memory(key));
+    }
+
+    /// The same in the lock.
+    fn expire_in_memory(&self, key: &Key<'_>) {
+        let now = self.clock.now();
+        let Some(entry) = self.local.get(key) else { return };
+        if entry.content.is_err() || self.standing(&entry, now) == Standing::Gone {
+            self.local.remove(key);
+            return;
+        }
+        let times = entry.times().expired(now);
+        let entry = self.again(entry, times);
+        self.local.insert(key.into(), entry);
     }
 
     /// Counts what is answered from memory.

@@ -78,7 +78,8 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
         let write = async move { write(value).await.map_err(|error| failed(error.into())) };
         let write = unharmed(write, "the write panicked");
-        detached(async move { tiers.write_source(&key, &kept, captured, write).await }).await
+        let untold = self.0.remote.as_ref().map(|remote| remote.untold_removal(&key));
+        detached(untold, async move { tiers.write_source(&key, &kept, captured, write).await }).await
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
     key::AsKey,
     stats::{queued_writes, show},
     tiers::Kept,
+    untold::Untold,
     write::Unwritten,
     write_queue::{FIRST_PAUSE, Pending, Queue, Taken, pause},
 };
@@ -203,7 +204,8 @@ impl<V: Clone + Send + Sync + 'static> WriteBehind<V> {
         self.0.show();
         self.0.run();
         let (behind, key) = (Arc::clone(&self.0), key.clone().into_owned());
-        detached(async move {
+        // What is not stored now is when it is written.
+        detached(None::<Untold<V>>, async move {
             behind.store_last(&key, |pending| !pending.is_stored).await;
             Ok(())
         })

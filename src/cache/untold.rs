@@ -1,0 +1,64 @@
+//! An invalidation that the remote tier is being told, and what becomes of it where that is interrupted.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{
+    debts::{Due, What},
+    envelope,
+    key::Key,
+    remote::Remote,
+    tags::Invalidation,
+};
+
+/// Held while the remote tier is told of an invalidation. Dropped before it [is told](Self::is_told), because the runtime
+/// ended or code of others panicked, it is owed: a store that was not asked answers with what there was before.
+pub(super) struct Untold<V: Send + Sync + 'static> {
+    remote: Arc<Remote<V>>,
+    /// What is to be owed then, in this order.
+    what: SmallVec<[(Box<str>, What); 1]>,
+}
+
+impl<V: Send + Sync + 'static> Remote<V> {
+    /// That an entry is to be removed.
+    pub(super) fn untold_removal(self: &Arc<Self>, key: &Key<'_>) -> Untold<V> {
+        self.untold([(envelope::entry_name(&self.cache, key).into(), What::Entry)])
+    }
+
+    /// That the stamp of a tag, or of the whole cache, is to change.
+    pub(super) fn untold_stamp(self: &Arc<Self>, tag: Option<&str>, invalidation: Invalidation) -> Untold<V> {
+        let Some(tag) = tag else { return self.untold([(self.epoch.clone(), What::Stamp(invalidation))]) };
+        let name = envelope::tag_name(&self.cache, tag).into();
+        match &self.any_tag {
+            Some(any) => self.untold([(any.clone(), What::AnyTag), (name, What::Tag(invalidation))]),
+            None => self.untold([(name, What::Stamp(invalidation))]),
+        }
+    }
+
+    fn untold(self: &Arc<Self>, what: impl IntoIterator<Item = (Box<str>, What)>) -> Untold<V> {
+        self.debts.begin_to_tell();
+        Untold { remote: Arc::clone(self), what: what.into_iter().collect() }
+    }
+
+    /// What is owed of an entry by now.
+    pub(super) fn owed_removal(&self, key: &Key<'_>) -> Option<Due> {
+        self.owed(&envelope::entry_name(&self.cache, key))
+    }
+}
+
+impl<V: Send + Sync + 'static> Untold<V> {
+    /// The remote tier was told, or owes to be.
+    pub(super) fn is_told(mut self) {
+        self.what.clear();
+    }
+}
+
+impl<V: Send + Sync + 'static> Drop for Untold<V> {
+    fn drop(&mut self) {
+        for (name, what) in &self.what {
+            self.remote.owe_unseen(name, *what);
+        }
+        self.remote.debts.end_to_tell();
+    }
+}
