@@ -887,6 +887,26 @@ async fn connection_in_doubt_does_not_hold_up_who_can_have_another() {
     }
 }
 
+/// One that is being mended is nobody's, and back in a moment.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_nobody_else_waits_for_a_connection_that_is_being_tested() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).connects(2, 1_000.0).test_after(Duration::MAX).build().unwrap();
+    sleep(SECOND).await;
+    let mut left = pool.get().await.unwrap();
+    left.mark_dirty();
+    drop(left);
+    *server.0.testing.lock().unwrap() = 100 * MILLI;
+    let (clock, began) = stopwatch();
+    let first = pool.try_get().await.unwrap().unwrap();
+    assert!(clock.now().since(began).is_zero(), "it waited for the test though another was idle");
+    let second = pool.try_get().await.unwrap();
+    assert!(second.is_some(), "nobody had to return it");
+    assert_eq!(clock.now().since(began), 100 * MILLI);
+    assert!(pool.try_get().await.unwrap().is_none());
+    drop((first, second));
+}
+
 #[tokio::test(start_paused = true)]
 async fn pool_whose_connections_are_all_in_doubt_tests_few_of_them_for_one_caller() {
     let server = Server::default();

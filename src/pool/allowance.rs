@@ -186,6 +186,7 @@ impl<M: ManageConnection> Shared<M> {
             0 => ceiling,
             size => size.min(ceiling),
         };
+        let open = open.min(self.settings.most_open.max(self.gate.most()));
         self.supply.set_ceiling(open);
         self.gate.keep_within(ceiling, self.clock.now());
         let count = self.supply.count();

@@ -377,6 +377,9 @@ impl<M: ManageConnection> PoolBuilder<M> {
                 into_error(&name, operation, kind, Box::new(error))
             })
         };
+        let keep_open = self.keep_open.unwrap_or(self.floor);
+        // One that observes is as it would be without.
+        let most = if self.mode == Mode::Observe { initial } else { self.ceiling };
         let settings = Settings {
             floor: self.floor,
             ceiling: self.ceiling,
@@ -386,7 +389,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
             test_after: self.test_after,
             idle_timeout: self.idle_timeout,
             leak_threshold: self.leak_threshold,
-            keep_open: self.keep_open.unwrap_or(self.floor),
+            keep_open,
+            most_open: most.max(keep_open),
         };
         let tracking = Tracking::new(
             self.manager,
@@ -398,12 +402,11 @@ impl<M: ManageConnection> PoolBuilder<M> {
         );
         let (names, shares) = with_own_classes(&self.classes, self.system_reserve);
         let now = self.clock.now();
-        let most = if self.mode == Mode::Observe { initial } else { self.ceiling };
         let shared = Arc::new(Shared {
             id: fastrand::u64(1..),
             gate: Gate::new(initial, self.max_waiting, shares.iter().copied(), self.clock.clone())
                 .up_to(most),
-            supply: Supply::new(settings.ceiling, settings.keep_open, shares),
+            supply: Supply::new(settings.most_open, settings.keep_open, shares),
             store: store(&tracking, &settings),
             tracking,
             turnstile: Mutex::new(Turnstile::new(self.connects_per_second, self.connects_at_once, now)),

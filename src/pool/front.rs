@@ -97,7 +97,7 @@ impl<M: ManageConnection> Pool<M> {
     }
 
     /// Checks out a connection if nobody has to return one first, else `None`. It may still wait for a new connection to be
-    /// opened.
+    /// opened, or for one that nobody has to be tested.
     ///
     /// `None`, too, where the last place is that of a connection that is closed and not [gone](PoolBuilder::gone_when) yet,
     /// and where opening one fails while others have connections.
@@ -148,8 +148,13 @@ impl<M: ManageConnection> Pool<M> {
             return Err(Error::configuration("target", format_args!("must be from 1 to {ceiling}")));
         }
         // What is allowed falls before or after this, and not in between.
-        let _one = lock(&self.0.watch.gives_way);
-        self.0.gate.set_target(connections.min(self.0.ceiling()), None, self.0.clock.now());
+        {
+            let _one = lock(&self.0.watch.gives_way);
+            self.0.gate.set_target(connections.min(self.0.ceiling()), None, self.0.clock.now());
+        }
+        // As many may be open.
+        self.0.give_way();
+        self.0.start(self.0.supply.missing());
         Ok(())
     }
 

@@ -172,12 +172,8 @@ impl<M: ManageConnection> Drop for Lease<M> {
         let holder = match (self.slot, self.is_kept) {
             (Some(slot), true) => shared.supply.put_back(slot),
             (Some(slot), false) => shared.supply.lose(slot),
-            (None, true) => {
-                shared.supply.looked_at();
-                None
-            }
-            (None, false) => {
-                shared.supply.give_up();
+            (None, is_kept) => {
+                shared.supply.was_set_aside(is_kept);
                 None
             }
         };

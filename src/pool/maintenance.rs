@@ -54,6 +54,7 @@ pub(super) async fn run<M: ManageConnection>(pool: Weak<Shared<M>>, mut sizing: 
         if tick % LOOK == 0 || has_surplus || is_alarmed {
             shared.look_at_idle(now).await;
         }
+        shared.supply.try_more(now);
         shared.start(shared.supply.missing());
         let sample = sampler.sample(&shared, now);
         sizing.take_if(|sizing| !shared.size(sizing, &sample, sampler.age(now), now));
@@ -263,15 +264,18 @@ mod tests {
     use super::{
         super::{
             Allowance, Demand, Pool, PoolBuilder,
+            classes::DEFAULT,
             echo::Echo,
+            queue::End,
             sizing::{Decision, Reason},
+            supply::Openers,
         },
         *,
     };
     use crate::{
         Error, ErrorKind,
         clock::Clock,
-        testing::{FakeServer, Usl},
+        testing::{FakeServer, ServerError, Usl},
     };
 
     /// Wants one more each time, and writes down what it was told.
@@ -450,6 +454,47 @@ mod tests {
             assert_eq!(pool.stats().closed.surplus, u64::from(10 - left));
             assert!(pool.stats().open > 7, "{:?}", pool.stats());
         }
+    }
+
+    /// It asks again and again, for nobody.
+    #[tokio::test(start_paused = true)]
+    async fn size_returns_though_more_are_to_be_kept_open_than_the_server_has() {
+        let server = FakeServer::new(Usl::new(0.1, 0.001)).max_connections(10).connecting(TICK / 50);
+        let pool = Pool::builder("test", server.clone()).clock(Clock::tokio()).connects(4, 1_000.0);
+        let is_full = |error: &ServerError| {
+            matches!(error, ServerError::TooManyConnections).then_some(ErrorKind::TooManyConnections)
+        };
+        let pool = pool.adaptive(1..=20).initial(20).keep_open(15).error_kind(is_full).build().unwrap();
+        tokio::time::sleep(2 * TICK).await;
+        assert_eq!((pool.stats().target, pool.stats().open), (7, 10));
+        tokio::time::sleep(61 * TICK).await;
+        let mut held = Vec::new();
+        for _ in 0..9 {
+            held.push(tokio::time::timeout(5 * TICK, pool.get()).await.unwrap().unwrap());
+        }
+        held.clear();
+        let failures = pool.stats().connect_failures;
+        assert!(failures < 20, "{failures}");
+        server.set_max_connections(30);
+        tokio::time::sleep(90 * TICK).await;
+        assert_eq!(pool.stats().open, 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn observing_pool_opens_no_more_than_its_size() {
+        let (pool, _) = pool(|builder| builder.observe(1..=8).initial(2).keep_open(0).connects(8, 1_000.0));
+        let held = pool.get().await.unwrap();
+        // Somebody comes while it is in use, and is served before what is opened for him is there, again and again.
+        let mut openers = 0;
+        for _ in 0..8 {
+            let (waiting, Openers(count)) = pool.0.supply.line_up(DEFAULT, End::Back);
+            std::mem::forget(waiting);
+            openers += count;
+        }
+        assert_eq!(openers, 1);
+        pool.set_target(5).unwrap();
+        assert_eq!(pool.0.supply.count().opening, 4);
+        drop(held);
     }
 
     #[tokio::test(start_paused = true)]

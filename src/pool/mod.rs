@@ -107,6 +107,7 @@ mod front;
 mod gate;
 mod guard;
 mod holders;
+mod kept;
 mod lines;
 mod maintenance;
 mod opener;

@@ -150,9 +150,13 @@ impl<M: ManageConnection> Shared<M> {
 
     fn connect_failed(self: &Arc<Self>, error: Option<&Error>) {
         self.recorded.connect_failures.add();
-        match error.is_some_and(|error| error.kind() == ErrorKind::TooManyConnections) {
-            true => self.recorded.too_many_connections.add(),
-            false => drop(self.recorded.other_failures.fetch_add(1, Ordering::Relaxed)),
+        if error.is_some_and(|error| error.kind() == ErrorKind::TooManyConnections) {
+            self.recorded.too_many_connections.add();
+            if self.supply.refused(self.clock.now()) {
+                self.recorded.refusals.fetch_add(1, Ordering::Relaxed);
+            }
+        } else {
+            self.recorded.other_failures.fetch_add(1, Ordering::Relaxed);
         }
         let (change, is_open) = {
             let mut turnstile = lock(&self.turnstile);

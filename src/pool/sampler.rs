@@ -16,7 +16,7 @@ pub(super) struct Sampler {
     timeouts: u64,
     /// For other reasons than the next field's.
     connect_failures: u64,
-    too_many_connections: u64,
+    refusals: u64,
 }
 
 impl Sampler {
@@ -33,7 +33,7 @@ impl Sampler {
             own_waits: recorded.own_waits.counted(),
             timeouts: recorded.timeouts.sum(),
             connect_failures: recorded.other_failures.load(Ordering::Relaxed),
-            too_many_connections: recorded.too_many_connections.sum(),
+            refusals: recorded.refusals.load(Ordering::Relaxed),
         }
     }
 
@@ -76,7 +76,7 @@ impl Sampler {
             ceiling: shared.allowed.is_some().then(|| shared.ceiling()),
             timeouts: next.timeouts.saturating_sub(self.timeouts),
             connect_failures: next.connect_failures.saturating_sub(self.connect_failures),
-            too_many_connections: next.too_many_connections.saturating_sub(self.too_many_connections),
+            too_many_connections: next.refusals.saturating_sub(self.refusals),
         };
         *self = next;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "of a thousand, about")]

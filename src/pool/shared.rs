@@ -122,6 +122,8 @@ pub(super) struct Settings {
     pub(super) idle_timeout: Option<Duration>,
     pub(super) leak_threshold: Option<Duration>,
     pub(super) keep_open: u32,
+    /// How many may be open, unless the target is above that.
+    pub(super) most_open: u32,
 }
 
 impl Call {
@@ -200,9 +202,7 @@ impl<M: ManageConnection> Shared<M> {
                 }
                 // It is being mended, say, and there are others.
                 Look::Unknown { is_doubtful: true, .. }
-                    if call.patience == Patience::Either
-                        && set_aside < MOST_SET_ASIDE
-                        && self.supply.count().idle > 0 =>
+                    if set_aside < MOST_SET_ASIDE && self.supply.count().idle > 0 =>
                 {
                     set_aside += 1;
                     self.set_aside(connection);
@@ -495,10 +495,4 @@ impl<M: ManageConnection> Shared<M> {
 async fn yielded(error: Error) -> Error {
     tokio::task::yield_now().await;
     error
-}
-
-impl<M: ManageConnection> Drop for Shared<M> {
-    fn drop(&mut self) {
-        lock(&self.watch.tasks).drain(..).for_each(|task| task.abort());
-    }
 }

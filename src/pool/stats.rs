@@ -121,6 +121,8 @@ pub(super) struct Recorded {
     pub(super) too_many_connections: Event,
     /// Failures to connect for other reasons. A number of its own, since two counters are not read at once.
     pub(super) other_failures: AtomicU64,
+    /// Refusals of a server that has too many connections, as far as the size goes by them.
+    pub(super) refusals: AtomicU64,
     pub(super) timeouts: Event,
     pub(super) overloads: Event,
     pub(super) leaks: Event,
@@ -147,6 +149,7 @@ impl Recorded {
             connect_failures: event("mcp_perf_pool_connect_failures_total"),
             too_many_connections: event("mcp_perf_pool_too_many_connections_total"),
             other_failures: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
             timeouts: event("mcp_perf_pool_timeouts_total"),
             overloads: event("mcp_perf_pool_overloads_total"),
             leaks: event("mcp_perf_pool_leaks_total"),

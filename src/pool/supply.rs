@@ -25,6 +25,7 @@ use tokio::sync::{Notify, futures::Notified};
 use super::{
     classes::{Classes, Share},
     holders::{Holder, Holders, Slot},
+    kept::Kept,
     lines::Lines,
     queue::{End, Ticket},
 };
@@ -49,13 +50,15 @@ struct State {
     out: u32,
     /// Of those, as many at most are being looked at, and back in a moment.
     looked_at: u32,
+    /// And so many are tested behind everybody's back.
+    set_aside: u32,
     /// Given up, and not gone yet.
     closing: u32,
     /// Openers.
     opening: u32,
     ceiling: u32,
     /// How many are kept open even if nobody wants them.
-    kept: u32,
+    kept: Kept,
     /// What everybody is told who would wait, once the pool is shut down.
     closed: Option<Error>,
     /// What each class has of those that are out.
@@ -85,12 +88,13 @@ impl Supply {
         let lines = Lines::new(&classes);
         let state = State {
             looked_at: 0,
+            set_aside: 0,
             idle: 0,
             out: 0,
             closing: 0,
             opening: 0,
             ceiling,
-            kept,
+            kept: Kept::new(kept),
             closed: None,
             classes,
             lines,
@@ -173,10 +177,25 @@ impl Supply {
         lock(&self.state).looked_at = 0;
     }
 
-    /// A connection is nobody's from here on, though it is out: it is tested, and then put back as one that was
-    /// [looked at](Self::looked_at).
+    /// A connection is nobody's from here on, though it is out: it is tested, and then
+    /// [put back or given up](Self::was_set_aside).
     pub(super) fn set_aside(&self, slot: Slot) {
-        lock(&self.state).remove(slot);
+        let mut state = lock(&self.state);
+        state.remove(slot);
+        state.set_aside += 1;
+    }
+
+    /// One that was set aside was put into bb8, or else is given up.
+    pub(super) fn was_set_aside(&self, is_kept: bool) {
+        let waker = {
+            let mut state = lock(&self.state);
+            state.set_aside -= 1;
+            if !is_kept {
+                return state.give_up();
+            }
+            state.put_back()
+        };
+        self.after(waker);
     }
 
     /// Of those that were taken to be looked at or that were [admitted](Self::admit), one was put into bb8.
@@ -248,7 +267,7 @@ impl Supply {
     /// Whether nothing is being opened for whoever came last, so that somebody has to return a connection first.
     pub(super) fn is_in_vain(&self) -> bool {
         let state = lock(&self.state);
-        state.lines.waiting() > state.opening + state.looked_at
+        state.lines.waiting() > state.opening + state.looked_at + state.set_aside
     }
 
     /// Of the openers that there should be, so many are not to be had.
@@ -284,11 +303,25 @@ impl Supply {
         self.failures.notify_waiters();
     }
 
+    /// The server has no more. Returns whether that is news: not where no more was known, and nobody waits for any.
+    pub(super) fn refused(&self, now: Instant) -> bool {
+        let mut state = lock(&self.state);
+        let open = state.idle + state.out;
+        state.lines.waiting() > 0 || state.kept.refused(open, now)
+    }
+
+    /// Once in a while: the server may have more by now.
+    pub(super) fn try_more(&self, now: Instant) {
+        let mut state = lock(&self.state);
+        let open = state.idle + state.out;
+        state.kept.rise(open, now);
+    }
+
     /// Sends away everybody who waits or comes to wait, and opens nothing more.
     pub(super) fn close(&self, error: &Error) {
         let wakers = {
             let mut state = lock(&self.state);
-            (state.closed, state.kept) = (Some(error.clone()), 0);
+            state.closed = Some(error.clone());
             state.lines.serve_all(|| Err(error.clone()))
         };
         wakers.into_iter().for_each(Waker::wake);
@@ -395,7 +428,7 @@ impl State {
         if self.closed.is_some() {
             return 0;
         }
-        let wanted = self.lines.waiting().max(self.kept.saturating_sub(self.idle + self.out));
+        let wanted = self.lines.waiting().max(self.kept.count().saturating_sub(self.idle + self.out));
         wanted.min(self.ceiling.saturating_sub(self.there()))
     }
 

@@ -12,8 +12,8 @@ use super::{
     rates::{Change, Estimate, Estimates, Pairs, Rates},
 };
 
-/// How long the connections of a trial may take to be open, or the callers to give back what is too many: the latter
-/// takes as long as their queries.
+/// How long a connection of a trial may take to be open after the one before it, or the callers to give back what is too
+/// many: the latter takes as long as their queries.
 const SETTLES: Duration = Duration::from_secs(10);
 /// In so many times a typical hold no query is left that began before the trial, and at most so long is waited for it.
 const UNDER_WAY: u32 = 2;
@@ -78,8 +78,10 @@ pub(super) struct Trial {
     before: Estimates,
     /// By what share throughput has to change for the size to stay: to rise for more, not to fall for fewer.
     needed: f64,
-    began: Duration,
     in_force: Option<Duration>,
+    /// How many were open until then, and since when no more were.
+    open: u32,
+    opened: Duration,
     /// From when on what comes back began at this size.
     settled: Duration,
     rates: Rates,
@@ -120,8 +122,9 @@ impl Trial {
             retreat: None,
             before,
             needed: if size > from { share.powf(gain) - 1.0 } else { gain * (share - 1.0) },
-            began: now,
             in_force: None,
+            open: 0,
+            opened: now,
             settled: Duration::ZERO,
             rates: Rates::default(),
             windows: 0.0,
@@ -194,7 +197,10 @@ impl Trial {
                 Direction::Up => SETTLES,
                 Direction::Down => SETTLES.max(under_way),
             };
-            let late = self.in_force.is_none() && now.saturating_sub(self.began) > patience;
+            if self.direction() == Direction::Up && sample.open > self.open {
+                (self.open, self.opened) = (sample.open, now);
+            }
+            let late = self.in_force.is_none() && now.saturating_sub(self.opened) > patience;
             return if late { Verdict::Void } else { Verdict::Measuring };
         };
         // Queries that take long now are of no window and no size alone.

@@ -559,6 +559,25 @@ mod tests {
         assert_eq!(pool.until_decided(knee_at_6), Reason::Kept { before: 400.0, after: 424.0 });
     }
 
+    /// Connecting takes three seconds, and is done one by one.
+    #[test]
+    fn trial_waits_for_connections_as_long_as_they_come() {
+        for (comes_after, reason) in [(3, Reason::Kept { before: 400.0, after: 800.0 }), (12, Reason::Void)] {
+            let mut pool = Closed::new(1, 64, 4);
+            assert_eq!(pool.until_decided(knee_at_8), Reason::TryingMore);
+            assert_eq!(pool.sizing.target(), 8);
+            let began = pool.now;
+            let decided = (0..60).map(|_| {
+                let seconds = u32::try_from((pool.now - began).as_secs()).unwrap();
+                let open = (4 + seconds / comes_after).min(8);
+                let sample = Sample { open, ..pool.busy(knee_at_8(open.min(pool.sizing.target()))) };
+                pool.step(&sample)
+            });
+            let decided = decided.into_iter().find(|reason| !matches!(reason, Reason::Measuring));
+            assert_eq!(decided, Some(reason));
+        }
+    }
+
     /// A share of a budget that others have the rest of, until it grows.
     #[test]
     fn way_up_that_ended_at_what_is_allowed_goes_on_when_more_is() {
