@@ -84,6 +84,8 @@ struct Wire {
     server: Server,
     generation: u64,
     is_broken: bool,
+    /// Answers that are still to be read.
+    unread: u32,
     /// The other half goes with the connection.
     going: watch::Sender<()>,
 }
@@ -169,16 +171,18 @@ impl bb8::ManageConnection for Server {
         let connecting = self.0.connecting.load(Ordering::SeqCst) - 1;
         self.0.most_open.fetch_max(self.open() + connecting, Ordering::SeqCst);
         let going = watch::Sender::new(());
-        Ok(Wire { server: self.clone(), generation: self.generation(), is_broken: false, going })
+        Ok(Wire { server: self.clone(), generation: self.generation(), is_broken: false, unread: 0, going })
     }
 
     async fn is_valid(&self, wire: &mut Wire) -> Result<(), Refused> {
         self.0.tests.fetch_add(1, Ordering::SeqCst);
+        wire.unread += 1;
         let testing = *self.0.testing.lock().unwrap();
         sleep(testing).await;
         while self.0.tests_hang.load(Ordering::SeqCst) {
             sleep(MILLI).await; // virtual
         }
+        wire.unread -= 1;
         if wire.is_alive() { Ok(()) } else { Err(Refused("connection reset")) }
     }
 
@@ -791,7 +795,7 @@ async fn connection_that_is_always_to_be_asked_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn test_whose_caller_has_gone_is_made_again_however_long_ago_that_was() {
+async fn test_whose_caller_has_gone_goes_on_and_says_what_the_connection_is_worth() {
     let server = Server::default();
     let pool = builder(&server).size(1).test_timeout(2 * SECOND).build().unwrap();
     let id = pool.get().await.unwrap().id();
@@ -800,12 +804,12 @@ async fn test_whose_caller_has_gone_is_made_again_however_long_ago_that_was() {
     assert!(tokio::time::timeout(SECOND / 2, pool.get()).await.is_err(), "its test takes longer");
     sleep(60 * SECOND).await;
     assert_eq!(pool.get().await.unwrap().id(), id);
-    // Together, it was asked for as long as a test may take.
     sleep(60 * SECOND).await;
     server.0.tests_hang.store(true, Ordering::SeqCst);
     for _ in 0..4 {
         assert!(tokio::time::timeout(SECOND / 2, pool.get()).await.is_err());
     }
+    sleep(MILLI).await;
     server.0.tests_hang.store(false, Ordering::SeqCst);
     assert_ne!(pool.get().await.unwrap().id(), id);
 }
@@ -916,25 +920,6 @@ async fn pool_whose_connections_are_all_in_doubt_tests_few_of_them_for_one_calle
     settle().await;
     assert!((1..=3).contains(&server.tests()), "{}", server.tests());
     assert_eq!(pool.stats().idle, 8);
-}
-
-/// What a caller did not wait to hear is no news of a connection that works.
-#[tokio::test(start_paused = true)]
-async fn test_that_nobody_waited_for_is_forgotten_when_the_connection_is_used() {
-    let server = Server::default();
-    let is_doubtful = Arc::new(AtomicBool::new(false));
-    let doubt = Arc::clone(&is_doubtful);
-    let pool = builder(&server).size(1).test_if(move |_| doubt.load(Ordering::SeqCst)).build().unwrap();
-    drop(pool.get().await.unwrap());
-    is_doubtful.store(true, Ordering::SeqCst);
-    server.0.tests_hang.store(true, Ordering::SeqCst);
-    assert!(tokio::time::timeout(MILLI, pool.get()).await.is_err());
-    is_doubtful.store(false, Ordering::SeqCst);
-    for _ in 0..30 {
-        drop(pool.get().await.unwrap());
-        sleep(100 * MILLI).await;
-    }
-    assert_eq!((pool.stats().closed.invalid, pool.stats().connects), (0, 1));
 }
 
 /// A connection that somebody keeps for good, as one that listens, is no reason for all others to wait in vain.
@@ -1061,10 +1046,51 @@ async fn caller_that_goes_away_during_the_test_takes_nothing_along() {
     sleep(5 * SECOND).await;
     server.0.tests_hang.store(true, Ordering::SeqCst);
     assert!(tokio::time::timeout(MILLI, pool.get()).await.is_err());
-    assert_eq!((pool.stats().in_use, pool.stats().idle), (0, 1));
+    assert_eq!((pool.stats().in_use, pool.stats().idle, pool.stats().open), (0, 0, 1));
     server.0.tests_hang.store(false, Ordering::SeqCst);
-    assert_eq!(pool.get().await.unwrap().id(), 0);
-    assert_eq!(server.tests(), 2, "it is still to be tested");
+    let lent = pool.get().await.unwrap();
+    assert_eq!((lent.id(), server.tests()), (0, 1), "it went on");
+    assert_eq!(lent.unread, 0, "an answer that nobody read is taken for the next one's");
+    drop(lent);
+    assert_eq!((pool.stats().in_use, pool.stats().idle, pool.stats().longest.len()), (0, 1, 0));
+}
+
+/// The connection is nobody's then, and nobody knows what it is worth.
+#[test]
+fn test_that_ends_with_its_runtime_ends_the_connection() {
+    let server = Server::default();
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let (home, other) = (runtime(), runtime());
+    let pool = home.block_on(async {
+        let pool = builder(&server).size(1).test_after(Duration::ZERO).build().unwrap();
+        drop(pool.get().await.unwrap());
+        pool
+    });
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    other.block_on(async { tokio::time::timeout(MILLI, pool.get()).await.map(drop).unwrap_err() });
+    drop(other);
+    assert_eq!((pool.stats().open, pool.stats().closed.invalid, server.open()), (0, 1, 0));
+    server.0.tests_hang.store(false, Ordering::SeqCst);
+    assert_eq!(home.block_on(async { pool.get().await.unwrap().id() }), 1);
+}
+
+/// Neither is told that the other one has a connection.
+#[tokio::test(start_paused = true)]
+async fn those_who_would_wait_for_nobody_are_told_why_nothing_is_opened() {
+    let server = Server::default();
+    server.connecting_takes(10 * MILLI);
+    let pool = builder(&server).size(2).keep_open(0).connects(1, 1_000.0).build().unwrap();
+    server.goes_away();
+    let (one, other) = tokio::join!(pool.try_get(), pool.try_get());
+    for answer in [one, other] {
+        assert_eq!(answer.map(|lent| lent.is_some()).unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    server.comes_back();
+    sleep(SECOND).await;
+    let _held = pool.get().await.unwrap();
+    server.goes_away();
+    assert!(pool.try_get().await.unwrap().is_none(), "one may come back");
 }
 
 /// Callers who leave before the test is over learn nothing, and so would everybody after them.

@@ -398,6 +398,31 @@ async fn pool_whose_lease_is_lost_is_at_its_share_and_comes_back_when_it_can_be_
     assert_eq!((pool.stats().ceiling, pool.stats().open), (13, 13));
 }
 
+/// The size came down to what is of use, and the rest is of none here.
+#[tokio::test(start_paused = true)]
+async fn what_the_size_is_far_from_is_given_back_though_callers_wait() {
+    let allowance = Told::of(16);
+    let server = server();
+    let pool = builder(&server).initial(16).sizing(Still(4)).allowance(allowance.clone()).build().unwrap();
+    let lent = fill(&pool).await;
+    assert_eq!(lent.len(), 16);
+    drop(lent);
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let pool = pool.clone();
+        callers.spawn(async move {
+            loop {
+                let _lent = pool.get().await.unwrap();
+                sleep(10 * MILLI).await;
+            }
+        });
+    }
+    sleep(60 * SECOND).await;
+    let stats = pool.stats();
+    assert_eq!((stats.target, stats.open, stats.waiting > 0), (4, 4, true), "{stats:?}");
+    assert_eq!(allowance.wanted.lock().unwrap().last(), Some(&8), "twice as many may be tried");
+}
+
 /// Of five that are out two are to go, and one of those that come back is closed in any case.
 #[tokio::test(start_paused = true)]
 async fn connection_that_is_closed_for_another_reason_is_one_less_all_the_same() {

@@ -1158,23 +1158,54 @@ async fn transaction_that_cannot_be_serialized_was_rolled_back_and_may_be_tried_
     assert_eq!(server.psql("select sum(balance) from accounts").unwrap(), "1");
 }
 
-/// What a server says when it goes, or is about to, is said here by a function of its own.
+/// What another server says to this one, of which a foreign table is, comes with the codes of a server that goes, and is
+/// said here by a function; and so may be what a value that cannot be written says.
 #[tokio::test]
-async fn each_way_for_a_server_to_go_retires_what_it_concerns() {
+async fn error_that_a_healthy_server_passes_on_retires_nothing() {
     let server = PostgresServer::start();
+    server
+        .psql("create function \"remote SQL command\"() returns void language plpgsql as $$ begin raise exception using errcode = '25006'; end $$")
+        .unwrap();
     let manager = manager(&server);
-    let cases =
-        [("08006", true, false), ("08P01", true, false), ("57P01", true, true), ("57P02", true, true)];
-    for (code, this, others) in cases.into_iter().chain([("57P03", true, true), ("57014", false, false)]) {
-        let (one, other) = (manager.connect().await.unwrap(), manager.connect().await.unwrap());
+    let (one, other) = (manager.connect().await.unwrap(), manager.connect().await.unwrap());
+    for code in ["08001", "08006", "08P01", "53300", "57P01", "57P02", "57P03", "57014", "25P03"] {
         let raise = format!("do $$ begin raise exception using errcode = '{code}'; end $$");
         let error = one.batch_execute(&raise).await.unwrap_err();
-        assert_eq!((one.is_over(), other.is_over()), (this, others), "{code}: {error}");
-        if this && !others {
-            let after = one.batch_execute("select 1").await.unwrap_err();
-            assert_eq!(after.kind(), ErrorKind::Disconnected);
-            let cause = std::error::Error::source(&after).expect("why").to_string();
-            assert_eq!(cause, error.to_string(), "{code}");
-        }
+        let kind = if code == "57014" { ErrorKind::TimedOut } else { ErrorKind::Refused };
+        assert_eq!((error.kind(), one.is_over(), other.is_over()), (kind, false, false), "{error}");
     }
+    let error = one.query_cached("select \"remote SQL command\"()", &[]).await.unwrap_err();
+    assert_eq!((error.kind(), one.is_over(), other.is_over()), (ErrorKind::Refused, false, false), "{error}");
+    let error = one.query_cached("select $1::text", &[&Unwritten]).await.unwrap_err();
+    assert_eq!((error.kind(), one.is_over(), other.is_over()), (ErrorKind::Refused, false, false), "{error}");
+    one.batch_execute("select 1").await.unwrap();
+}
+
+/// A value that cannot be written.
+#[derive(Debug)]
+struct Unwritten;
+
+impl ToSql for Unwritten {
+    fn to_sql(&self, _: &Type, _: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        Err(std::io::Error::from_raw_os_error(104).into())
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+#[tokio::test]
+async fn server_that_says_that_it_goes_retires_every_connection() {
+    let server = PostgresServer::start();
+    let manager = manager(&server);
+    let (one, other) = (manager.connect().await.unwrap(), manager.connect().await.unwrap());
+    let error = one.batch_execute("select pg_terminate_backend(pg_backend_pid())").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Disconnected, "{error}");
+    assert!(one.is_over() && other.is_over());
+    let after = one.batch_execute("select 1").await.unwrap_err();
+    assert_eq!(after.kind(), ErrorKind::Disconnected);
+    assert_eq!(std::error::Error::source(&after).expect("why").to_string(), error.to_string());
 }

@@ -687,7 +687,7 @@ pub(super) async fn detached<V: Send + Sync + 'static>(
 ) -> Result<(), Error> {
     let write = async move {
         let written = write.await;
-        untold.into_iter().for_each(Untold::is_told);
+        untold.into_iter().for_each(Untold::told);
         written
     };
     tokio::spawn(write.in_current_span()).await.unwrap_or_else(|gone| {

@@ -314,7 +314,7 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
                 None => tiers.local.remove(&key),
             });
             let _ = remote.done(told, &item, Ok(())).await;
-            untold.into_iter().for_each(Untold::is_told);
+            untold.into_iter().for_each(Untold::told);
         }
         if let Some(lease) = lease.filter(|_| written.is_some()) {
             lease.forget();

@@ -12,7 +12,7 @@ use super::{
     tags::Invalidation,
 };
 
-/// Held while the remote tier is told of an invalidation. Dropped before it [is told](Self::is_told), because the runtime
+/// Held while the remote tier is told of an invalidation. Dropped before it [was told](Self::told), because the runtime
 /// ended or code of others panicked, it is owed: a store that was not asked answers with what there was before.
 pub(super) struct Untold<V: Send + Sync + 'static> {
     remote: Arc<Remote<V>>,
@@ -49,7 +49,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
 
 impl<V: Send + Sync + 'static> Untold<V> {
     /// The remote tier was told, or owes to be.
-    pub(super) fn is_told(mut self) {
+    pub(super) fn told(mut self) {
         self.what.clear();
     }
 }

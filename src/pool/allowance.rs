@@ -172,9 +172,10 @@ impl<M: ManageConnection> Shared<M> {
         if self.gate.waiting_for_more() == 0 {
             return there;
         }
-        // While callers wait nothing is given back: the sizing may be about to try it.
+        // While callers wait nothing is given back that the sizing may be about to try.
+        let next = level.target.saturating_mul(2).max(self.watch.proven.load(Ordering::Relaxed));
         let more = if level.target >= ceiling { (ceiling / 4).max(1) } else { 0 };
-        there.max(ceiling).saturating_add(more).min(self.settings.ceiling)
+        there.max(ceiling.min(next)).saturating_add(more).min(self.settings.ceiling)
     }
 
     /// Gives way to what is allowed by now and to what the server has room for, or makes use of it.

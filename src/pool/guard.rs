@@ -4,14 +4,13 @@ use std::{
     fmt,
     ops::{Deref, DerefMut},
     sync::Arc,
-    time::Duration,
 };
 
 use bb8::ManageConnection;
 
 use super::{
     closing::Going,
-    holders::Slot,
+    holders::{Holder, Slot},
     shared::Shared,
     tracked::{Ending, Tracked, Tracking},
 };
@@ -35,6 +34,7 @@ pub(super) struct Lease<M: ManageConnection> {
     shared: Arc<Shared<M>>,
     /// `None` where nobody has it.
     slot: Option<Slot>,
+    is_set_aside: bool,
     class: usize,
     since: Instant,
     until: Option<Instant>,
@@ -59,21 +59,28 @@ impl<M: ManageConnection> Connection<M> {
     #[inline]
     pub(super) fn begin(&mut self) {
         self.stored.uses += 1;
-        // What it does from here on tells more than a test that nobody waited for.
-        self.stored.tested_for = Duration::ZERO;
         self.lease.has_permit = true;
     }
 
     /// It is nobody's: it is to be tested, and put back.
-    pub(super) fn disown(&mut self) {
+    pub(super) fn set_aside(&mut self) {
         if let Some(slot) = self.lease.slot.take() {
             self.lease.shared.supply.set_aside(slot);
+            self.lease.is_set_aside = true;
         }
     }
 
-    /// Takes note that some of the time was not the caller's.
-    pub(super) fn restart(&mut self, now: Instant) {
-        self.lease.since = now;
+    /// It is nobody's while it is tested for somebody.
+    pub(super) fn disown(&mut self) {
+        if let Some(slot) = self.lease.slot.take() {
+            self.lease.shared.supply.disown(slot);
+        }
+    }
+
+    /// It is somebody's again.
+    pub(super) fn own(&mut self, holder: Holder) {
+        self.lease.since = holder.since;
+        self.lease.slot = Some(self.lease.shared.supply.own(holder));
     }
 
     /// Has the connection closed instead of used again. For what the manager cannot see: a protocol that is out of
@@ -120,10 +127,6 @@ impl<M: ManageConnection> Drop for Connection<M> {
         let Self { stored, lease } = self;
         let tracked: &mut Tracked<M::Connection> = stored;
         let now = lease.shared.clock.now();
-        if let Some(since) = tracked.tested_since.take() {
-            // Nobody waited for what it came to.
-            tracked.tested_for = tracked.tested_for.saturating_add(now.since(since));
-        }
         if std::thread::panicking() {
             tracked.ending.get_or_insert(Ending::Broken);
         }
@@ -160,8 +163,17 @@ impl<M: ManageConnection> fmt::Debug for Connection<M> {
 
 impl<M: ManageConnection> Lease<M> {
     pub(super) fn new(shared: Arc<Shared<M>>, slot: Slot, class: usize, since: Instant) -> Self {
-        let slot = Some(slot);
-        Self { shared, slot, class, since, until: None, has_permit: false, is_kept: false, going: None }
+        Self {
+            shared,
+            slot: Some(slot),
+            is_set_aside: false,
+            class,
+            since,
+            until: None,
+            has_permit: false,
+            is_kept: false,
+            going: None,
+        }
     }
 }
 
@@ -173,7 +185,11 @@ impl<M: ManageConnection> Drop for Lease<M> {
             (Some(slot), true) => shared.supply.put_back(slot),
             (Some(slot), false) => shared.supply.lose(slot),
             (None, is_kept) => {
-                shared.supply.was_set_aside(is_kept);
+                match is_kept {
+                    _ if self.is_set_aside => shared.supply.was_set_aside(is_kept),
+                    true => shared.supply.looked_at(),
+                    false => shared.supply.give_up(),
+                }
                 None
             }
         };

@@ -2,6 +2,7 @@
 
 use std::{
     panic::Location,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -10,7 +11,10 @@ use std::{
 };
 
 use bb8::ManageConnection;
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
 
 use super::{
     allowance::Allowed,
@@ -88,6 +92,14 @@ enum Look {
         is_stale: bool,
         is_doubtful: bool,
     },
+}
+
+/// What the test of a connection came to.
+enum Tested<M: ManageConnection> {
+    Fit(Connection<M>),
+    Invalid,
+    /// It works, and is not to be lent: it was retired meanwhile, or the pool shut down.
+    Retired,
 }
 
 /// What the pool's task found, for whoever asks.
@@ -211,14 +223,15 @@ impl<M: ManageConnection> Shared<M> {
                 }
                 Look::Unknown { is_stale, is_doubtful } => {
                     let began = self.clock.now();
-                    if !self.test(&mut connection, call.began).await? {
-                        let has_failed = connection.tracked().ending == Some(Ending::Invalid);
-                        if has_failed && is_stale && !is_doubtful {
+                    let tested = self.test(connection, call).await?;
+                    now = self.clock.now();
+                    match tested {
+                        Tested::Fit(fit) => connection = fit,
+                        Tested::Invalid if is_stale && !is_doubtful => {
                             cut_off = Some(began);
+                            continue;
                         }
-                        drop(connection);
-                        now = self.clock.now();
-                        continue;
+                        Tested::Invalid | Tested::Retired => continue,
                     }
                 }
             }
@@ -239,11 +252,6 @@ impl<M: ManageConnection> Shared<M> {
             tracked.ending = Some(ending);
             return Look::Unfit;
         }
-        if tracked.tested_for >= self.settings.test_timeout {
-            // It had as long as it may take, and whoever was about to hear of it had gone.
-            tracked.ending = Some(Ending::Invalid);
-            return Look::Unfit;
-        }
         let is_stale = now.since(tracked.last_used) >= self.settings.test_after;
         let is_doubtful = self.tracking.is_doubtful(tracked);
         if is_stale || is_doubtful { Look::Unknown { is_stale, is_doubtful } } else { Look::Fit }
@@ -252,55 +260,65 @@ impl<M: ManageConnection> Shared<M> {
     /// Has a connection tested that is nobody's meanwhile.
     #[cold]
     fn set_aside(self: &Arc<Self>, mut connection: Connection<M>) {
-        connection.disown();
+        connection.set_aside();
         let shared = Arc::clone(self);
         self.runtime.spawn(async move {
-            let tracked = connection.tracked();
-            let tested = tokio::time::timeout(shared.settings.test_timeout, shared.tracking.test(tracked));
-            let is_fit = matches!(tested.await, Ok(Ok(())));
-            // As it stands it is put back, or closed.
-            shared.judge(&mut connection, is_fit);
+            // As it stands then it is put back, or closed.
+            shared.judge(&mut connection).await;
         });
     }
 
     /// Whether a connection works, as it says itself.
+    ///
+    /// In a task of its own: a test that is cut short leaves an answer behind, which the next would take for its own. If
+    /// whoever waits has no more time, it goes on, and the connection is put back or closed then.
     #[cold]
-    async fn test(&self, connection: &mut Connection<M>, began: Instant) -> Result<bool, Error> {
+    async fn test(self: &Arc<Self>, mut connection: Connection<M>, call: Call) -> Result<Tested<M>, Error> {
         let test_timeout = self.settings.test_timeout;
-        let patience = self.left(began).max(GRACE).min(test_timeout);
-        let tracked = connection.tracked();
-        // Until it says so nobody knows, also where this future is dropped.
-        tracked.tested_since = Some(self.clock.now());
-        let tested = tokio::time::timeout(patience, self.tracking.test(tracked)).await;
-        if tested.is_err() && patience < test_timeout {
-            // It may be fit, and is left to whoever has more time.
-            return Err(self.timed_out(began, "a connection that was being tested"));
+        let patience = self.left(call.began).max(GRACE).min(test_timeout);
+        let (answer, answered) = oneshot::channel();
+        let shared = Arc::clone(self);
+        connection.disown();
+        tokio::spawn(async move {
+            shared.judge(&mut connection).await;
+            // Nobody may be there any more.
+            drop(answer.send(connection));
+        });
+        let tested = match patience < test_timeout {
+            true => tokio::time::timeout(patience, answered).await,
+            false => Ok(answered.await),
+        };
+        let too_late = || self.timed_out(call.began, "a connection that was being tested");
+        // Without an answer, the runtime goes down or the manager panicked, and the connection is closed.
+        let mut connection = match tested.map_err(|_| too_late())? {
+            Ok(connection) => connection,
+            Err(_) if self.left(call.began).is_zero() => return Err(too_late()),
+            Err(_) => return Ok(Tested::Invalid),
+        };
+        match connection.tracked().ending {
+            None => {
+                connection.own(call.holder(self.clock.now()));
+                Ok(Tested::Fit(connection))
+            }
+            Some(Ending::Invalid) if self.left(call.began).is_zero() => Err(too_late()),
+            Some(Ending::Invalid) => Ok(Tested::Invalid),
+            Some(_) => Ok(Tested::Retired),
         }
-        let is_fit = matches!(tested, Ok(Ok(())));
-        let may_be_lent = self.judge(connection, is_fit);
-        if !is_fit && self.left(began).is_zero() {
-            return Err(self.timed_out(began, "a connection that was being tested"));
-        }
-        Ok(may_be_lent)
     }
 
-    /// Takes note of what the test of a connection came to, and returns whether it may be lent.
-    fn judge(&self, connection: &mut Connection<M>, is_fit: bool) -> bool {
+    /// Asks a connection whether it works, and takes note of what it says.
+    async fn judge(&self, connection: &mut Connection<M>) {
         let tracked = connection.tracked();
-        tracked.tested_since = None;
-        if !is_fit {
-            tracked.ending = Some(Ending::Invalid);
-            return false;
+        // Unless it says otherwise, also where this is dropped.
+        tracked.ending = Some(Ending::Invalid);
+        let tested = tokio::time::timeout(self.settings.test_timeout, self.tracking.test(tracked)).await;
+        if matches!(tested, Ok(Ok(()))) {
+            let now = self.clock.now();
+            tracked.is_dirty = false;
+            tracked.last_used = now;
+            // It may have been retired meanwhile, or the pool shut down.
+            tracked.ending = self.tracking.examine(tracked, now);
         }
-        let now = self.clock.now();
-        tracked.is_dirty = false;
-        tracked.tested_for = Duration::ZERO;
-        tracked.last_used = now;
-        // It may have been retired meanwhile, or the pool shut down.
-        tracked.ending = self.tracking.examine(tracked, now);
-        let may_be_lent = tracked.ending.is_none();
-        connection.restart(now);
-        may_be_lent
     }
 
     #[cold]
@@ -327,11 +345,21 @@ impl<M: ManageConnection> Shared<M> {
         }
         let is_none_opened =
             self.supply.is_in_vain() || lock(&self.turnstile).refusal(self.clock.now()).is_some();
-        tokio::select! {
-            biased; // one may have come back meanwhile
-            served = self.wait_in_line(waiting, call.began) => served.map(|()| true),
-            () = std::future::ready(()), if is_none_opened => Ok(false),
-            () = failed => Ok(false),
+        let mut served = pin!(self.wait_in_line(waiting, call.began));
+        let mut failed = pin!(failed);
+        loop {
+            tokio::select! {
+                biased; // one may have come back meanwhile
+                served = served.as_mut() => return served.map(|()| true),
+                () = std::future::ready(()), if is_none_opened => return Ok(false),
+                () = failed.as_mut() => {
+                    if self.supply.has_hope(self.long_hold(), self.clock.now()) {
+                        return Ok(false);
+                    }
+                    // There is nobody to wait for: who waits here is told what it failed for, if not this time.
+                    failed.set(self.supply.next_failure());
+                }
+            }
         }
     }
 

@@ -185,6 +185,18 @@ impl Supply {
         state.set_aside += 1;
     }
 
+    /// A connection is nobody's while it is tested for somebody.
+    pub(super) fn disown(&self, slot: Slot) {
+        lock(&self.state).remove(slot);
+    }
+
+    /// It is somebody's again.
+    pub(super) fn own(&self, holder: Holder) -> Slot {
+        let mut state = lock(&self.state);
+        state.classes.enter(holder.class);
+        state.holders.add(holder)
+    }
+
     /// One that was set aside was put into bb8, or else is given up.
     pub(super) fn was_set_aside(&self, is_kept: bool) {
         let waker = {

@@ -62,10 +62,6 @@ pub(super) struct Tracked<C> {
     pub(super) uses: u64,
     /// Whether it has to be looked at before it is lent again, however recently it was used.
     pub(super) is_dirty: bool,
-    /// Since when it is being tested.
-    pub(super) tested_since: Option<Instant>,
-    /// For how long it was tested before, by callers who had no time to wait for what it says.
-    pub(super) tested_for: Duration,
     /// Why it does not stay.
     pub(super) ending: Option<Ending>,
 }
@@ -182,8 +178,6 @@ impl<M: ManageConnection> ManageConnection for Tracking<M> {
             last_used: now,
             uses: 0,
             is_dirty: false,
-            tested_since: None,
-            tested_for: Duration::ZERO,
             ending: None,
         })
     }

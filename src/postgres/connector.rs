@@ -100,7 +100,8 @@ struct Plan<T> {
 /// The driver knows no `sslmode=verify-full`. Here it is what `require` is: the certificate and its name are checked
 /// in any case.
 pub(super) fn config(url: &str) -> Result<Config, Error> {
-    let url = match url.split_once('?') {
+    let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    let url = match url.split_once('?').filter(|_| is_url) {
         Some((place, settings)) => {
             let settings = settings.split('&').map(known).collect::<Vec<_>>();
             format!("{place}?{}", settings.join("&"))
@@ -409,7 +410,11 @@ mod tests {
 
     #[test]
     fn verify_full_is_require_where_it_is_a_setting_and_nowhere_else() {
-        for full in ["postgres://a/x?user=b&sslmode=verify-full", "host=a sslmode=verify-full user=b"] {
+        for full in [
+            "postgres://a/x?user=b&sslmode=verify-full",
+            "host=a sslmode=verify-full user=b",
+            "host=a password=p?x sslmode=verify-full",
+        ] {
             assert_eq!(config(full).unwrap().get_ssl_mode(), SslMode::Require, "{full}");
         }
         let other = config("postgres://u:sslmode=verify-full@a/x").unwrap();

@@ -101,6 +101,7 @@ impl Fault {
 impl From<tokio_postgres::Error> for Fault {
     fn from(error: tokio_postgres::Error) -> Self {
         let (kind, cause) = match error.code() {
+            Some(code) if !is_fatal(&error) && is_of_a_connection(code) => passed_on(code),
             Some(code) => answered(code),
             None => unanswered(&error),
         };
@@ -159,6 +160,25 @@ fn answered(code: &SqlState) -> (ErrorKind, Cow<'static, str>) {
     (kind, cause.into())
 }
 
+/// Whether it tells of a connection, if the server says it of its own.
+fn is_of_a_connection(code: &SqlState) -> bool {
+    let ends = [
+        SqlState::TOO_MANY_CONNECTIONS,
+        SqlState::IDLE_SESSION_TIMEOUT,
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+    ];
+    let code = code.code();
+    is_of_going_down(code)
+        || code.starts_with("08")
+        || code == TRANSACTION_TIMEOUT
+        || ends.iter().any(|end| end.code() == code)
+}
+
+/// What another server said, of which this one tells in a statement's error: a foreign table's, say. This one goes on.
+fn passed_on(code: &SqlState) -> (ErrorKind, Cow<'static, str>) {
+    (ErrorKind::Refused, format!("error {}", code.code()).into())
+}
+
 /// What became of a call that the server did not answer.
 fn unanswered(error: &tokio_postgres::Error) -> (ErrorKind, Cow<'static, str>) {
     use ErrorKind::{Credentials, Disconnected, Refused, Tls, Unavailable};
@@ -169,6 +189,10 @@ fn unanswered(error: &tokio_postgres::Error) -> (ErrorKind, Cow<'static, str>) {
     // Fixed ones, without the source. The driver tells its own errors apart by nothing else.
     let words = error.to_string();
     let Some(source) = error.source() else { return (Refused, words.into()) };
+    // Code of others, whatever its error is of.
+    if ["error serializing", "error deserializing"].iter().any(|how| words.starts_with(how)) {
+        return (Refused, words.into());
+    }
     match words.as_str() {
         "error performing TLS handshake" if source.to_string() == "server does not support TLS" => {
             return (Tls, "it speaks no TLS, and the URL asks for it".into());
@@ -198,27 +222,35 @@ pub(super) fn broke(error: &tokio_postgres::Error) -> bool {
 
 /// Whether the connection has ended, or is about to.
 pub(super) fn is_over(error: &tokio_postgres::Error) -> bool {
-    let Some(code) = error.code() else {
-        return coarse(unanswered(error).0) == ErrorKind::Unavailable;
-    };
-    code.code().starts_with("08") || is_going_down(error) || is_fatal(error)
+    match error.code() {
+        Some(_) => is_fatal(error),
+        None => coarse(unanswered(error).0) == ErrorKind::Unavailable,
+    }
 }
 
-/// Whether it was the last that the server said on this connection.
+/// Whether it was the last that the server said on this connection. The code alone does not tell: what another server says
+/// to this one, of which a foreign table is, comes with the same as the error of a statement.
 fn is_fatal(error: &tokio_postgres::Error) -> bool {
     let severity = error.as_db_error().and_then(DbError::parsed_severity);
     matches!(severity, Some(Severity::Fatal | Severity::Panic))
 }
 
-/// Whether the server refuses to write.
+/// Whether the server refuses to write, and not another one that it asks.
 pub(super) fn is_read_only(error: &tokio_postgres::Error) -> bool {
+    let is_of_another =
+        |answer: &DbError| answer.where_().is_some_and(|place| place.contains("remote SQL command"));
     error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+        && !error.as_db_error().is_some_and(is_of_another)
 }
 
 /// Whether the server said that it goes down, and every connection with it.
 pub(super) fn is_going_down(error: &tokio_postgres::Error) -> bool {
+    is_fatal(error) && error.code().is_some_and(|code| is_of_going_down(code.code()))
+}
+
+fn is_of_going_down(code: &str) -> bool {
     let going = [SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW];
-    error.code().is_some_and(|code| going.contains(code))
+    going.iter().any(|going| going.code() == code)
 }
 
 /// Whether the statement has to be prepared anew, and was not carried out.

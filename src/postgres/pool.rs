@@ -221,7 +221,8 @@ impl PostgresManagerBuilder {
     }
 
     /// How long a connection whose query was cancelled may take to be ready again before it is given up: 250 ms
-    /// unless set. At least 1 ms. To give it up costs a new connection.
+    /// unless set. At least 1 ms. To give it up costs a new connection. A pool gives it up as well once its own time for a
+    /// test is over, which is 2 s (`test_timeout`) in one of this crate.
     pub fn drain(mut self, patience: Duration) -> Self {
         self.settings.drain = patience;
         self

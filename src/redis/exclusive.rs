@@ -29,7 +29,7 @@ use super::{
 use crate::{Error, ErrorKind, clock::Clock, generation::Generation};
 
 /// Commands that change what a connection is to the server. `CLIENT` is looked at more closely.
-const CHANGING: [&str; 18] = [
+const CHANGING: [&str; 21] = [
     "ASKING",
     "AUTH",
     "HELLO",
@@ -37,6 +37,7 @@ const CHANGING: [&str; 18] = [
     "MULTI",
     "PSUBSCRIBE",
     "PSYNC",
+    "PUNSUBSCRIBE",
     "QUIT",
     "READONLY",
     "READWRITE",
@@ -46,9 +47,13 @@ const CHANGING: [&str; 18] = [
     "SELECT",
     "SSUBSCRIBE",
     "SUBSCRIBE",
+    "SUNSUBSCRIBE",
     "SYNC",
+    "UNSUBSCRIBE",
     "WATCH",
 ];
+/// So much room, in bytes, a connection keeps for answers that come.
+const MOST_ROOM: usize = 64 * 1024;
 /// What of `CLIENT` changes nothing of the connection itself.
 const UNCHANGING: [&str; 7] = ["GETNAME", "ID", "INFO", "KILL", "LIST", "TRACKINGINFO", "UNBLOCK"];
 
@@ -186,7 +191,8 @@ impl RedisConnection {
     /// an element that must not be is taken by `BLMOVE` to a list of those that are being worked at, or from a stream with
     /// `XREADGROUP`.
     pub async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, Error> {
-        let Some(mut stream) = self.stream.take() else {
+        // What there is already is no answer to this one.
+        let Some(mut stream) = self.stream.take().filter(|_| self.incoming.is_empty()) else {
             return Err(Error::new(ErrorKind::Disconnected, "redis: the connection was given up"));
         };
         self.has_changed |= is_changing(command);
@@ -237,6 +243,10 @@ async fn exchange(
     loop {
         if let Some(length) = extent.of(incoming)? {
             let answer = incoming.split_to(length);
+            if length > MOST_ROOM {
+                // It would keep all that room for as long as the connection lives.
+                *incoming = BytesMut::from(&incoming[..]);
+            }
             return parse_redis_value(&answer).map_err(|_| Fault::Lost(Lost::NotRedis));
         }
         if stream.read_buf(incoming).await? == 0 {
@@ -302,12 +312,52 @@ impl fmt::Debug for RedisConnection {
 #[cfg(test)]
 mod tests {
     use ::redis::cmd;
+    use tokio::io::DuplexStream;
 
     use super::*;
 
+    /// A connection, and what answers at its other end.
+    fn connection() -> (RedisConnection, DuplexStream) {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let connection = RedisConnection {
+            stream: Some(Box::new(near)),
+            incoming: BytesMut::new(),
+            has_changed: false,
+            generation: Arc::new(Generation::new("redis", Clock::system())),
+            born: 0,
+        };
+        (connection, far)
+    }
+
+    /// A server answers some commands more than once.
+    #[tokio::test]
+    async fn answer_that_was_there_before_is_no_answer_of_the_next_command() {
+        let (mut connection, mut far) = connection();
+        far.write_all(b"+one\r\n+two\r\n").await.unwrap();
+        assert_eq!(connection.query::<String>(&cmd("ECHO")).await.unwrap(), "one");
+        let error = connection.query::<String>(&cmd("ECHO")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Disconnected);
+        assert!(connection.is_over());
+    }
+
+    #[tokio::test]
+    async fn room_for_a_large_answer_is_not_kept() {
+        let (mut connection, mut far) = connection();
+        let large = format!("$500000\r\n{}\r\n", "x".repeat(500_000));
+        for rest in ["", "+more\r\n"] {
+            far.write_all(large.as_bytes()).await.unwrap();
+            far.write_all(rest.as_bytes()).await.unwrap();
+            assert_eq!(connection.query::<String>(&cmd("GET")).await.unwrap().len(), 500_000);
+            assert_eq!(connection.incoming, rest.as_bytes());
+            assert!(!connection.incoming.try_reclaim(MOST_ROOM + 1));
+        }
+    }
+
     #[test]
     fn commands_that_change_a_connection_are_known_however_they_are_written() {
-        for changing in [cmd("select"), cmd("MULTI"), cmd("Watch"), cmd("CLIENT").arg("reply").clone()] {
+        let unsubscribe = cmd("UNSUBSCRIBE").arg("a").arg("b").clone();
+        let reply = cmd("CLIENT").arg("reply").clone();
+        for changing in [cmd("select"), cmd("MULTI"), cmd("Watch"), unsubscribe, reply] {
             assert!(is_changing(&changing));
         }
         for harmless in [Cmd::new(), cmd("BLPOP"), cmd("CLIENT").arg("id").clone(), Cmd::get("select")] {

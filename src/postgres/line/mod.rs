@@ -22,11 +22,14 @@ use loan::Loan;
 pub(super) use repair::ROLLBACK;
 use repair::{COMMIT_GRACE, GRACE, NOTHING, ROLLBACK_IF_OPEN};
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::Client;
 
 use super::{
     connector::{Canceller, Connected, Connection},
-    fault::{Fault, is_forgotten, is_going_down, is_of_other_types, is_over, is_stale, may_be_outdated},
+    fault::{
+        Fault, is_forgotten, is_going_down, is_of_other_types, is_over, is_read_only, is_stale,
+        may_be_outdated,
+    },
     pool::Settings,
     statements::{Cell, Prepared, Statements},
 };
@@ -394,7 +397,8 @@ impl Line {
             self.fit().await?;
             self.client.check_connection().await.map_err(|error| Fault::from(error).during("check"))
         };
-        let checked = timeout(CHECK_TIMEOUT, check).await;
+        // A query that was cancelled may take longer than that to end, where that is wanted.
+        let checked = timeout(CHECK_TIMEOUT.max(self.settings.drain), check).await;
         checked.unwrap_or_else(|elapsed| {
             self.retire();
             // Repairs see to it themselves: what they have to cancel would go on.
@@ -489,7 +493,7 @@ impl Line {
         }
         // A primary that became a standby goes on answering, and refuses every write until it is left.
         let is_asked_for = scope == Scope::InTransaction { is_read_only: true };
-        if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) && !is_asked_for {
+        if is_read_only(error) && !is_asked_for {
             self.generation.retire_read_only(self.born);
         }
     }
