@@ -308,8 +308,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// How long a test may take ([`test_after`](Self::test_after), [`test_if`](Self::test_if)) before the connection is
-    /// taken for broken: 2 s unless set, more than zero and at most a year. It takes no longer than its caller may wait,
-    /// but for 50 ms; one that was left undecided in this way for as long as a test may take is taken for broken, too.
+    /// taken for broken: 2 s unless set, more than zero and at most a year. Its caller waits no longer than he may, but for
+    /// 50 ms. It goes on without him: cut short, it might leave an answer behind that the next would take for its own.
     pub fn test_timeout(mut self, timeout: Duration) -> Self {
         self.test_timeout = timeout;
         self
