@@ -1135,5 +1135,9 @@ async fn refresh_is_not_undone_by_what_another_process_read_before_it() {
         for process in [&one, &two] {
             assert_ne!(process.cache.get(&key()).await.as_deref(), Some("early"));
         }
+        assert_eq!((one.load("newer").await, two.load("unused").await), ("newer".into(), "newer".into()));
+        fleet.pass(STALENESS).await;
+        assert_eq!((one.remembers().as_deref(), two.remembers().as_deref()), (Some("newer"), Some("newer")));
+        assert_eq!((one.cache.stats().owed, two.cache.stats().owed), (0, 0));
     }
 }

@@ -643,6 +643,36 @@ async fn refresh_in_whose_place_another_load_was_begun_leaves_nothing_older() {
     assert_ne!(cache.get(&key()).await.as_deref(), Some("old"));
 }
 
+/// Who inserts or removes meanwhile tells the store, and the refresh has nothing more to tell it.
+#[tokio::test]
+async fn refresh_that_comes_after_an_insertion_or_a_removal_leaves_the_store_alone() {
+    for inserts in [true, false] {
+        let clock = Clock::manual();
+        let store = MemoryStore::new(clock.clone());
+        let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+        load(&one, "old").await.unwrap();
+        let (end, refreshed) = refreshing(&one);
+        settle().await;
+        if inserts {
+            one.insert(&key(), "newer".to_owned()).await.unwrap();
+        } else {
+            one.remove(&key()).await.unwrap();
+            load(&one, "newer").await.unwrap();
+        }
+        settle().await;
+        end.send(with("new")).unwrap();
+        assert_eq!(refreshed.await.unwrap().unwrap(), "new");
+        settle().await;
+        assert_eq!(one.stats().owed, 0);
+        one.get(&Key::public("other")).await;
+        settle().await;
+        clock.advance(STALENESS);
+        for cache in [&one, &two] {
+            assert_eq!(cache.get(&key()).await.as_deref(), Some("newer"), "inserts: {inserts}");
+        }
+    }
+}
+
 /// The store has nothing of it, as one that is full, and memory is as good as before.
 #[tokio::test]
 async fn refresh_that_fails_leaves_what_was_good_though_the_store_has_lost_it() {
@@ -1475,6 +1505,8 @@ async fn refresh_that_is_overtaken_by_one_that_is_successful_leaves_that_ones_va
         end.send(with("first")).unwrap();
         assert_eq!(first.await.unwrap().unwrap(), "first");
         assert_eq!(cache.get_local(&key()), None, "what was refreshed is not served until the second ends");
+        cache.get(&Key::public("other")).await;
+        settle().await;
         end_second.send(with("second")).unwrap();
         assert_eq!(second.await.unwrap().unwrap(), "second");
         settle().await;

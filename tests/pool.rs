@@ -1047,7 +1047,13 @@ async fn caller_that_goes_away_during_the_test_takes_nothing_along() {
     server.0.tests_hang.store(true, Ordering::SeqCst);
     assert!(tokio::time::timeout(MILLI, pool.get()).await.is_err());
     assert_eq!((pool.stats().in_use, pool.stats().idle, pool.stats().open), (0, 0, 1));
+    let trying = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.try_get().await.map(|lent| lent.is_some()) }
+    });
+    settle().await;
     server.0.tests_hang.store(false, Ordering::SeqCst);
+    assert!(trying.await.unwrap().unwrap(), "nobody has it");
     let lent = pool.get().await.unwrap();
     assert_eq!((lent.id(), server.tests()), (0, 1), "it went on");
     assert_eq!(lent.unread, 0, "an answer that nobody read is taken for the next one's");
@@ -1055,9 +1061,8 @@ async fn caller_that_goes_away_during_the_test_takes_nothing_along() {
     assert_eq!((pool.stats().in_use, pool.stats().idle, pool.stats().longest.len()), (0, 1, 0));
 }
 
-/// The connection is nobody's then, and nobody knows what it is worth.
 #[test]
-fn test_that_ends_with_its_runtime_ends_the_connection() {
+fn test_whose_caller_has_gone_goes_on_in_the_runtime_of_the_pool_and_ends_with_it() {
     let server = Server::default();
     let runtime =
         || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -1068,11 +1073,17 @@ fn test_that_ends_with_its_runtime_ends_the_connection() {
         pool
     });
     server.0.tests_hang.store(true, Ordering::SeqCst);
+    // It goes on in the pool's own, whatever becomes of the caller's.
     other.block_on(async { tokio::time::timeout(MILLI, pool.get()).await.map(drop).unwrap_err() });
-    drop(other);
-    assert_eq!((pool.stats().open, pool.stats().closed.invalid, server.open()), (0, 1, 0));
     server.0.tests_hang.store(false, Ordering::SeqCst);
-    assert_eq!(home.block_on(async { pool.get().await.unwrap().id() }), 1);
+    let lent = home.block_on(async { tokio::time::timeout(10 * SECOND, pool.get()).await.unwrap().unwrap() });
+    let id = lent.id();
+    drop(lent);
+    // And ends with that.
+    server.0.tests_hang.store(true, Ordering::SeqCst);
+    other.block_on(async { tokio::time::timeout(MILLI, pool.get()).await.map(drop).unwrap_err() });
+    drop(home);
+    assert_eq!((pool.stats().open, pool.stats().closed.invalid, server.open()), (0, id + 1, 0));
 }
 
 /// Neither is told that the other one has a connection.

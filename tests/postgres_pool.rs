@@ -1209,3 +1209,32 @@ async fn server_that_says_that_it_goes_retires_every_connection() {
     assert_eq!(after.kind(), ErrorKind::Disconnected);
     assert_eq!(std::error::Error::source(&after).expect("why").to_string(), error.to_string());
 }
+
+/// A pooler in between says what is fatal in the words of the log alone, and not in the field that is the same in any
+/// language.
+#[tokio::test]
+async fn what_is_fatal_is_told_by_a_pooler_as_well() {
+    for (code, kind) in [("08P01", ErrorKind::Unavailable), ("53300", ErrorKind::TooManyConnections)] {
+        for fields in [vec!["SFATAL"], vec!["SFATAL", "VFATAL"]] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let code = format!("C{code}");
+            let fields = fields.into_iter().chain([&*code, "Mno more"]);
+            let text: Vec<u8> =
+                fields.flat_map(|field| [field.as_bytes(), b"\0"].concat()).chain([0]).collect();
+            let length = u32::try_from(text.len() + 4).unwrap().to_be_bytes();
+            let answer = [b"E".as_slice(), &length, &text].concat();
+            let pooler = tokio::spawn(async move {
+                let (mut caller, _) = listener.accept().await.unwrap();
+                let mut startup = [0; 1024];
+                let _ = caller.read(&mut startup).await.unwrap();
+                caller.write_all(&answer).await.unwrap();
+            });
+            let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+            let manager = PostgresManager::builder(&url).unwrap().build().unwrap();
+            let error = manager.connect().await.map(drop).unwrap_err();
+            assert_eq!(error.kind(), kind, "{error}");
+            pooler.await.unwrap();
+        }
+    }
+}

@@ -92,16 +92,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let entry = (!fresh.is_zero()).then_some(entry);
         let left = entry.clone().filter(|_| forced.is_some());
         let is_forced = forced.is_some();
-        let untold = self.remote.as_ref().filter(|_| is_forced).map(|remote| remote.untold_removal(&key));
+        let mut untold = self.remote.as_ref().filter(|_| is_forced).map(|remote| remote.untold_removal(&key));
         let store = |key: StoredKey, may_stay: bool| {
             let name = key.clone();
             match entry.filter(|_| may_stay) {
                 None => self.local.remove(&key.as_key()),
                 Some(entry) => self.local.insert(key, entry),
             }
-            // Its caller is told of the new, and is not to find there what it replaces.
-            if is_forced && self.local.get(&name.as_key()).is_none() {
-                self.owe_removal(&name.as_key());
+            // Its caller is told of the new, and is not to find in the remote tier what it replaces.
+            if let Some(untold) = untold.as_mut().filter(|_| self.local.get(&name.as_key()).is_none()) {
+                untold.bar();
             }
         };
         let landed = match &mut forced {
@@ -111,13 +111,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         match landed {
             Forced::Stored | Forced::Displaced => {}
-            Forced::Fenced | Forced::Superseded => {
+            Forced::Fenced | Forced::Superseded | Forced::Outlived => {
                 self.events.fenced.add();
-                return None;
-            }
-            Forced::Outlived => {
-                self.events.fenced.add();
-                self.forget(&key);
+                if landed == Forced::Outlived {
+                    self.forget(&key);
+                }
+                // Whoever fenced it tells the remote tier, or answers for it.
+                untold.into_iter().for_each(Untold::told);
                 return None;
             }
         }
@@ -286,7 +286,6 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
         let fence = of_lease.or(fence);
         // Others may remember, and the remote tier may have, what was good until now.
         let item = Item::Key(key.clone(), Invalidation::Expire);
-        let owed = forced.as_ref().and_then(|_| remote.owed_removal(&key));
         let told = if forced.is_some() { remote.announce(&item).await } else { None };
         let written = match fence {
             Some(fence) => tiers.share(remote, &key, &kept, loaded_at, &captured, fence).await,
@@ -300,12 +299,10 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
             None
         });
         if let Some((watch, left)) = forced {
-            match written {
-                // What it takes the place of is what was owed.
-                Some(Written::Stored(_)) => remote.settle(owed.as_slice()),
+            if !matches!(written, Some(Written::Stored(_))) {
                 // Refused because of a load that may have read before this one: what that stored is not to stay, either.
                 // What fails is owed.
-                Some(Written::Refused) | None => drop(remote.remove(&key).await),
+                let _ = remote.remove(&key).await;
             }
             // Once more: whatever read the remote tier between the landing and the change there has read what was to be
             // replaced.

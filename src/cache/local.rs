@@ -283,9 +283,7 @@ impl<V: Clone + Send + Sync + 'static> AnyLocal<V> {
                 options.estimated_items_capacity(expected).weight_capacity(capacity);
                 if is_weighed {
                     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-                    // As the engine would, but for those that would be too small; it rounds up to powers of two.
-                    let enough = 1 << (capacity / LEAST_SHARD).max(1).ilog2().min(16);
-                    options.shards(enough.min(4 * cores));
+                    options.shards(shards(capacity, cores));
                 }
                 let weight = Weight { is_weighed };
                 let life = quick_cache::sync::DefaultLifecycle::default;
@@ -305,6 +303,14 @@ impl<V: Clone + Send + Sync + 'static> AnyLocal<V> {
             Self::Quick(quick) => quick.capacity(),
         }
     }
+}
+
+/// Of how many shards a capacity in bytes is made: of as many as the engine would make, but for those that would be too
+/// small. It rounds up to powers of two.
+#[cfg(feature = "quick-cache")]
+fn shards(capacity: u64, cores: usize) -> usize {
+    let enough = 1 << (capacity / LEAST_SHARD).max(1).ilog2().min(16);
+    cores.saturating_mul(4).min(enough)
 }
 
 /// What an entry takes up, as `quick_cache` asks for it.
@@ -379,6 +385,23 @@ impl<V: Clone + Send + Sync + 'static> Local<V> for AnyLocal<V> {
             }
             #[cfg(feature = "quick-cache")]
             Self::Quick(quick) => quick.weight(),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "quick-cache"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_shard_is_too_small_on_any_machine() {
+        for cores in [1, 3, 8, 64, 256] {
+            for capacity in [1, 1 << 20, 5 << 20, 64 << 20, 100 << 20, 1 << 30, 1 << 40] {
+                let made = shards(capacity, cores).next_power_of_two();
+                let room = usize::try_from(capacity / LEAST_SHARD).unwrap();
+                assert!(made == 1 || made <= room, "{made} of {capacity}");
+                assert!(made >= (4 * cores).min(room / 2), "{made} of {capacity}");
+            }
         }
     }
 }

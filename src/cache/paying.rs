@@ -65,6 +65,8 @@ pub(super) struct Debts {
     tried: Notify,
     /// How many invalidations the store is being told by those who made them.
     untold: AtomicUsize,
+    /// What is not read until they have told it, each as often as it is told.
+    barred: Mutex<Vec<Box<str>>>,
 }
 
 impl Debts {
@@ -77,6 +79,22 @@ impl Debts {
         // In this order: what is told no more may be owed by now.
         let untold = self.untold.load(Ordering::Acquire);
         untold + self.len()
+    }
+
+    pub(super) fn bar(&self, name: &str) {
+        lock(&self.barred).push(name.into());
+    }
+
+    pub(super) fn unbar(&self, name: &str) {
+        let mut barred = lock(&self.barred);
+        if let Some(place) = barred.iter().position(|barred| **barred == *name) {
+            barred.swap_remove(place);
+        }
+    }
+
+    fn are_barred(&self, names: &[&str]) -> bool {
+        self.untold.load(Ordering::Acquire) > 0
+            && lock(&self.barred).iter().any(|barred| names.contains(&&**barred))
     }
 
     pub(super) fn begin_to_tell(&self) {
@@ -152,6 +170,10 @@ impl<V: Send + Sync + 'static> Remote<V> {
     /// Has what is due paid. Nobody waits for it but who asks for a name that is owed, and he for no longer than a
     /// call may take. An error if one of the names is owed still.
     pub(super) async fn pay(&self, entries: &[&str], stamps: &[&str]) -> Result<(), Error> {
+        if self.debts.are_barred(entries) {
+            self.events.remote_failures.add();
+            return Err(untold());
+        }
         if !self.debts.exist.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -175,9 +197,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
                         self.begin_to_pay();
                     }
                     Standing::Due | Standing::PutOff => {
-                        let problem =
-                            "the remote tier has not been told of an invalidation of what it is asked for";
-                        return Err(Error::new(ErrorKind::Unavailable, problem));
+                        return Err(untold());
                     }
                 }
             }
@@ -278,6 +298,11 @@ impl<V: Send + Sync + 'static> Remote<V> {
             false => self.ask(round, Kind::Write, self.store.restamp(&stamps)).await,
         })
     }
+}
+
+fn untold() -> Error {
+    let problem = "the remote tier has not been told of an invalidation of what it is asked for";
+    Error::new(ErrorKind::Unavailable, problem)
 }
 
 impl<V: Send + Sync + 'static> Paying<V> {

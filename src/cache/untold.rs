@@ -4,13 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{
-    debts::{Due, What},
-    envelope,
-    key::Key,
-    remote::Remote,
-    tags::Invalidation,
-};
+use super::{debts::What, envelope, key::Key, remote::Remote, tags::Invalidation};
 
 /// Held while the remote tier is told of an invalidation. Dropped before it [was told](Self::told), because the runtime
 /// ended or code of others panicked, it is owed: a store that was not asked answers with what there was before.
@@ -18,6 +12,8 @@ pub(super) struct Untold<V: Send + Sync + 'static> {
     remote: Arc<Remote<V>>,
     /// What is to be owed then, in this order.
     what: SmallVec<[(Box<str>, What); 1]>,
+    /// What is not read there meanwhile.
+    barred: Option<Box<str>>,
 }
 
 impl<V: Send + Sync + 'static> Remote<V> {
@@ -38,16 +34,20 @@ impl<V: Send + Sync + 'static> Remote<V> {
 
     fn untold(self: &Arc<Self>, what: impl IntoIterator<Item = (Box<str>, What)>) -> Untold<V> {
         self.debts.begin_to_tell();
-        Untold { remote: Arc::clone(self), what: what.into_iter().collect() }
-    }
-
-    /// What is owed of an entry by now.
-    pub(super) fn owed_removal(&self, key: &Key<'_>) -> Option<Due> {
-        self.owed(&envelope::entry_name(&self.cache, key))
+        Untold { remote: Arc::clone(self), what: what.into_iter().collect(), barred: None }
     }
 }
 
 impl<V: Send + Sync + 'static> Untold<V> {
+    /// Until it is told, this process does not read there what is to go. For where nothing in memory stands in front of
+    /// that, in the lock and before anybody looks.
+    pub(super) fn bar(&mut self) {
+        if self.barred.is_none() {
+            self.barred = self.what.first().map(|(name, _)| name.clone());
+            self.barred.iter().for_each(|name| self.remote.debts.bar(name));
+        }
+    }
+
     /// The remote tier was told, or owes to be.
     pub(super) fn told(mut self) {
         self.what.clear();
@@ -59,6 +59,7 @@ impl<V: Send + Sync + 'static> Drop for Untold<V> {
         for (name, what) in &self.what {
             self.remote.owe_unseen(name, *what);
         }
+        self.barred.iter().for_each(|name| self.remote.debts.unbar(name));
         self.remote.debts.end_to_tell();
     }
 }

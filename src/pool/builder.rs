@@ -339,7 +339,8 @@ impl<M: ManageConnection> PoolBuilder<M> {
     }
 
     /// How many connections are open even if nobody uses them: the lower bound of the size unless set,
-    /// at most the upper one.
+    /// at most the upper one. Where the server has no more, it is what there are; one more is tried after 30 s, and as long as
+    /// there is one, more every 10 s. Callers who wait have theirs tried at once.
     #[doc(alias = "min_idle")]
     pub fn keep_open(mut self, connections: u32) -> Self {
         self.keep_open = Some(connections);

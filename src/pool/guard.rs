@@ -34,7 +34,6 @@ pub(super) struct Lease<M: ManageConnection> {
     shared: Arc<Shared<M>>,
     /// `None` where nobody has it.
     slot: Option<Slot>,
-    is_set_aside: bool,
     class: usize,
     since: Instant,
     until: Option<Instant>,
@@ -62,15 +61,7 @@ impl<M: ManageConnection> Connection<M> {
         self.lease.has_permit = true;
     }
 
-    /// It is nobody's: it is to be tested, and put back.
-    pub(super) fn set_aside(&mut self) {
-        if let Some(slot) = self.lease.slot.take() {
-            self.lease.shared.supply.set_aside(slot);
-            self.lease.is_set_aside = true;
-        }
-    }
-
-    /// It is nobody's while it is tested for somebody.
+    /// It is nobody's while it is tested.
     pub(super) fn disown(&mut self) {
         if let Some(slot) = self.lease.slot.take() {
             self.lease.shared.supply.disown(slot);
@@ -166,7 +157,6 @@ impl<M: ManageConnection> Lease<M> {
         Self {
             shared,
             slot: Some(slot),
-            is_set_aside: false,
             class,
             since,
             until: None,
@@ -184,12 +174,12 @@ impl<M: ManageConnection> Drop for Lease<M> {
         let holder = match (self.slot, self.is_kept) {
             (Some(slot), true) => shared.supply.put_back(slot),
             (Some(slot), false) => shared.supply.lose(slot),
-            (None, is_kept) => {
-                match is_kept {
-                    _ if self.is_set_aside => shared.supply.was_set_aside(is_kept),
-                    true => shared.supply.looked_at(),
-                    false => shared.supply.give_up(),
-                }
+            (None, true) => {
+                shared.supply.looked_at();
+                None
+            }
+            (None, false) => {
+                shared.supply.give_up();
                 None
             }
         };

@@ -117,6 +117,7 @@ mod shared;
 pub mod sizing;
 mod stats;
 mod supply;
+mod tested;
 mod tracked;
 mod usage;
 

@@ -11,10 +11,7 @@ use std::{
 };
 
 use bb8::ManageConnection;
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, oneshot},
-};
+use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{
     allowance::Allowed,
@@ -26,6 +23,7 @@ use super::{
     queue::End,
     stats::{ClassStats, Recorded},
     supply::{Openers, Supply, Waiting},
+    tested::Tested,
     tracked::{Ending, Tracking},
 };
 use crate::{
@@ -40,8 +38,6 @@ const NAMED: usize = 3;
 const MOST_SET_ASIDE: u32 = 2;
 /// Less is no long time to hold a connection, however impatient those are who wait.
 const LONG_HOLD: Duration = Duration::from_secs(30);
-/// How long a test of a connection may take whose caller's time is up: his turn came in time.
-const GRACE: Duration = Duration::from_millis(50);
 
 /// What all clones of a pool, its connections and its tasks have in common.
 pub(super) struct Shared<M: ManageConnection> {
@@ -94,14 +90,6 @@ enum Look {
     },
 }
 
-/// What the test of a connection came to.
-enum Tested<M: ManageConnection> {
-    Fit(Connection<M>),
-    Invalid,
-    /// It works, and is not to be lent: it was retired meanwhile, or the pool shut down.
-    Retired,
-}
-
 /// What the pool's task found, for whoever asks.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
@@ -139,7 +127,7 @@ pub(super) struct Settings {
 }
 
 impl Call {
-    fn holder(self, since: Instant) -> Holder {
+    pub(super) fn holder(self, since: Instant) -> Holder {
         Holder { since, place: self.place, class: self.class, was_told: false }
     }
 }
@@ -257,70 +245,6 @@ impl<M: ManageConnection> Shared<M> {
         if is_stale || is_doubtful { Look::Unknown { is_stale, is_doubtful } } else { Look::Fit }
     }
 
-    /// Has a connection tested that is nobody's meanwhile.
-    #[cold]
-    fn set_aside(self: &Arc<Self>, mut connection: Connection<M>) {
-        connection.set_aside();
-        let shared = Arc::clone(self);
-        self.runtime.spawn(async move {
-            // As it stands then it is put back, or closed.
-            shared.judge(&mut connection).await;
-        });
-    }
-
-    /// Whether a connection works, as it says itself.
-    ///
-    /// In a task of its own: a test that is cut short leaves an answer behind, which the next would take for its own. If
-    /// whoever waits has no more time, it goes on, and the connection is put back or closed then.
-    #[cold]
-    async fn test(self: &Arc<Self>, mut connection: Connection<M>, call: Call) -> Result<Tested<M>, Error> {
-        let test_timeout = self.settings.test_timeout;
-        let patience = self.left(call.began).max(GRACE).min(test_timeout);
-        let (answer, answered) = oneshot::channel();
-        let shared = Arc::clone(self);
-        connection.disown();
-        tokio::spawn(async move {
-            shared.judge(&mut connection).await;
-            // Nobody may be there any more.
-            drop(answer.send(connection));
-        });
-        let tested = match patience < test_timeout {
-            true => tokio::time::timeout(patience, answered).await,
-            false => Ok(answered.await),
-        };
-        let too_late = || self.timed_out(call.began, "a connection that was being tested");
-        // Without an answer, the runtime goes down or the manager panicked, and the connection is closed.
-        let mut connection = match tested.map_err(|_| too_late())? {
-            Ok(connection) => connection,
-            Err(_) if self.left(call.began).is_zero() => return Err(too_late()),
-            Err(_) => return Ok(Tested::Invalid),
-        };
-        match connection.tracked().ending {
-            None => {
-                connection.own(call.holder(self.clock.now()));
-                Ok(Tested::Fit(connection))
-            }
-            Some(Ending::Invalid) if self.left(call.began).is_zero() => Err(too_late()),
-            Some(Ending::Invalid) => Ok(Tested::Invalid),
-            Some(_) => Ok(Tested::Retired),
-        }
-    }
-
-    /// Asks a connection whether it works, and takes note of what it says.
-    async fn judge(&self, connection: &mut Connection<M>) {
-        let tracked = connection.tracked();
-        // Unless it says otherwise, also where this is dropped.
-        tracked.ending = Some(Ending::Invalid);
-        let tested = tokio::time::timeout(self.settings.test_timeout, self.tracking.test(tracked)).await;
-        if matches!(tested, Ok(Ok(()))) {
-            let now = self.clock.now();
-            tracked.is_dirty = false;
-            tracked.last_used = now;
-            // It may have been retired meanwhile, or the pool shut down.
-            tracked.ending = self.tracking.examine(tracked, now);
-        }
-    }
-
     #[cold]
     async fn wait_for_permit(&self, call: Call) -> Result<Permit<'_>, Error> {
         match tokio::time::timeout(self.settings.timeout, self.gate.acquire(call.class)).await {
@@ -353,11 +277,13 @@ impl<M: ManageConnection> Shared<M> {
                 served = served.as_mut() => return served.map(|()| true),
                 () = std::future::ready(()), if is_none_opened => return Ok(false),
                 () = failed.as_mut() => {
+                    // Before the look: one that fails meanwhile is not missed.
+                    let next = self.supply.next_failure();
                     if self.supply.has_hope(self.long_hold(), self.clock.now()) {
                         return Ok(false);
                     }
                     // There is nobody to wait for: who waits here is told what it failed for, if not this time.
-                    failed.set(self.supply.next_failure());
+                    failed.set(next);
                 }
             }
         }

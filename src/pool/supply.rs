@@ -177,15 +177,8 @@ impl Supply {
         lock(&self.state).looked_at = 0;
     }
 
-    /// A connection is nobody's from here on, though it is out: it is tested, and then
-    /// [put back or given up](Self::was_set_aside).
-    pub(super) fn set_aside(&self, slot: Slot) {
-        let mut state = lock(&self.state);
-        state.remove(slot);
-        state.set_aside += 1;
-    }
-
-    /// A connection is nobody's while it is tested for somebody.
+    /// A connection is nobody's from here on, though it is out: it is tested, and then put back as one that was
+    /// [looked at](Self::looked_at), given up, or somebody's [again](Self::own).
     pub(super) fn disown(&self, slot: Slot) {
         lock(&self.state).remove(slot);
     }
@@ -197,17 +190,14 @@ impl Supply {
         state.holders.add(holder)
     }
 
-    /// One that was set aside was put into bb8, or else is given up.
-    pub(super) fn was_set_aside(&self, is_kept: bool) {
-        let waker = {
-            let mut state = lock(&self.state);
-            state.set_aside -= 1;
-            if !is_kept {
-                return state.give_up();
-            }
-            state.put_back()
-        };
-        self.after(waker);
+    /// Nobody waits for one that is being tested.
+    pub(super) fn set_aside(&self) {
+        lock(&self.state).set_aside += 1;
+    }
+
+    /// It is about to be put back, or given up.
+    pub(super) fn was_set_aside(&self) {
+        lock(&self.state).set_aside -= 1;
     }
 
     /// Of those that were taken to be looked at or that were [admitted](Self::admit), one was put into bb8.

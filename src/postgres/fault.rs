@@ -231,8 +231,12 @@ pub(super) fn is_over(error: &tokio_postgres::Error) -> bool {
 /// Whether it was the last that the server said on this connection. The code alone does not tell: what another server says
 /// to this one, of which a foreign table is, comes with the same as the error of a statement.
 fn is_fatal(error: &tokio_postgres::Error) -> bool {
-    let severity = error.as_db_error().and_then(DbError::parsed_severity);
-    matches!(severity, Some(Severity::Fatal | Severity::Panic))
+    let is_fatal = |answer: &DbError| match answer.parsed_severity() {
+        Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+        // A pooler in between says it in the words of the log alone.
+        None => matches!(answer.severity(), "FATAL" | "PANIC"),
+    };
+    error.as_db_error().is_some_and(is_fatal)
 }
 
 /// Whether the server refuses to write, and not another one that it asks.

@@ -378,7 +378,7 @@ impl ManageConnection for PostgresManager {
     }
 
     /// Waits until a reset or a cancellation is through, and asks the server whether it is there; for no longer than
-    /// a second.
+    /// a second, or than a cancellation [may take](PostgresManagerBuilder::drain) if that is more.
     async fn is_valid(&self, connection: &mut PostgresConnection) -> Result<(), Error> {
         connection.0.check().await
     }

@@ -398,7 +398,9 @@ impl Line {
             self.client.check_connection().await.map_err(|error| Fault::from(error).during("check"))
         };
         // A query that was cancelled may take longer than that to end, where that is wanted.
-        let checked = timeout(CHECK_TIMEOUT.max(self.settings.drain), check).await;
+        let is_under_repair = self.condition.borrow().repairs > 0;
+        let patience = if is_under_repair { self.settings.drain } else { Duration::ZERO };
+        let checked = timeout(CHECK_TIMEOUT.max(patience), check).await;
         checked.unwrap_or_else(|elapsed| {
             self.retire();
             // Repairs see to it themselves: what they have to cancel would go on.
