@@ -1438,10 +1438,22 @@ async fn who_was_told_of_a_refresh_does_not_read_what_it_replaced() {
     });
     held.reached().await;
     assert_eq!(refreshing.await.unwrap().unwrap(), "new");
-    assert_eq!(cache.get(&key()).await, None, "the store still has what was there before");
-    held.go_on();
+    // The store still has what was there before.
+    let before = cache.stats().remote_failures;
+    let reading = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get(&key()).await }
+    });
+    let inserting = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.insert(&Key::public("other"), "other".to_owned()).await }
+    });
     settle().await;
-    assert_eq!((cache.get(&key()).await, cache.stats().owed), (None, 0));
+    assert!(!reading.is_finished() && inserting.is_finished(), "nobody else is held up");
+    held.go_on();
+    assert_eq!((reading.await.unwrap(), cache.stats().owed), (None, 0));
+    assert_eq!(cache.stats().remote_failures, before);
+    assert_eq!(cache.get(&key()).await, None);
 }
 
 #[tokio::test]

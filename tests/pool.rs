@@ -56,6 +56,7 @@ struct Inner {
     plan: Mutex<VecDeque<Attempt>>,
     is_away: AtomicBool,
     tests_hang: AtomicBool,
+    tests_panic: AtomicBool,
     /// How long a test takes.
     testing: Mutex<Duration>,
     looks_panic: AtomicBool,
@@ -177,6 +178,7 @@ impl bb8::ManageConnection for Server {
     async fn is_valid(&self, wire: &mut Wire) -> Result<(), Refused> {
         self.0.tests.fetch_add(1, Ordering::SeqCst);
         wire.unread += 1;
+        assert!(!self.0.tests_panic.load(Ordering::SeqCst), "as the test wants it");
         let testing = *self.0.testing.lock().unwrap();
         sleep(testing).await;
         while self.0.tests_hang.load(Ordering::SeqCst) {
@@ -1073,7 +1075,7 @@ fn test_whose_caller_has_gone_goes_on_in_the_runtime_of_the_pool_and_ends_with_i
         pool
     });
     server.0.tests_hang.store(true, Ordering::SeqCst);
-    // It goes on in the pool's own, whatever becomes of the caller's.
+    // It goes on in the pool's own.
     other.block_on(async { tokio::time::timeout(MILLI, pool.get()).await.map(drop).unwrap_err() });
     server.0.tests_hang.store(false, Ordering::SeqCst);
     let lent = home.block_on(async { tokio::time::timeout(10 * SECOND, pool.get()).await.unwrap().unwrap() });
@@ -1084,6 +1086,18 @@ fn test_whose_caller_has_gone_goes_on_in_the_runtime_of_the_pool_and_ends_with_i
     other.block_on(async { tokio::time::timeout(MILLI, pool.get()).await.map(drop).unwrap_err() });
     drop(home);
     assert_eq!((pool.stats().open, pool.stats().closed.invalid, server.open()), (0, id + 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn test_that_panics_ends_the_connection_and_not_its_caller() {
+    let server = Server::default();
+    let pool = builder(&server).size(2).keep_open(2).connects(2, 1_000.0).build().unwrap();
+    sleep(5 * SECOND).await;
+    server.0.tests_panic.store(true, Ordering::SeqCst);
+    let lent = pool.get().await.unwrap();
+    assert_eq!((lent.uses(), pool.stats().closed.invalid), (1, 2), "one that is new");
+    drop(lent);
+    assert_eq!(pool.stats().in_use, 0);
 }
 
 /// Neither is told that the other one has a connection.

@@ -116,7 +116,8 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 if landed == Forced::Outlived {
                     self.forget(&key);
                 }
-                // Whoever fenced it tells the remote tier, or answers for it.
+                // Whoever fenced it tells the remote tier, or will: until a load by force has landed that took the place of
+                // this one, the remote tier may answer with what there was before either.
                 untold.into_iter().for_each(Untold::told);
                 return None;
             }

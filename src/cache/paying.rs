@@ -171,8 +171,17 @@ impl<V: Send + Sync + 'static> Remote<V> {
     /// call may take. An error if one of the names is owed still.
     pub(super) async fn pay(&self, entries: &[&str], stamps: &[&str]) -> Result<(), Error> {
         if self.debts.are_barred(entries) {
-            self.events.remote_failures.add();
-            return Err(untold());
+            let told = async {
+                loop {
+                    // Before the look, so that nothing is missed that is done after it.
+                    let tried = self.debts.tried.notified();
+                    if !self.debts.are_barred(entries) {
+                        return Ok(());
+                    }
+                    tried.await;
+                }
+            };
+            within(self.timeout, told).await.inspect_err(|_| self.events.remote_failures.add())?;
         }
         if !self.debts.exist.load(Ordering::Acquire) {
             return Ok(());
@@ -197,7 +206,9 @@ impl<V: Send + Sync + 'static> Remote<V> {
                         self.begin_to_pay();
                     }
                     Standing::Due | Standing::PutOff => {
-                        return Err(untold());
+                        let problem =
+                            "the remote tier has not been told of an invalidation of what it is asked for";
+                        return Err(Error::new(ErrorKind::Unavailable, problem));
                     }
                 }
             }
@@ -298,11 +309,6 @@ impl<V: Send + Sync + 'static> Remote<V> {
             false => self.ask(round, Kind::Write, self.store.restamp(&stamps)).await,
         })
     }
-}
-
-fn untold() -> Error {
-    let problem = "the remote tier has not been told of an invalidation of what it is asked for";
-    Error::new(ErrorKind::Unavailable, problem)
 }
 
 impl<V: Send + Sync + 'static> Paying<V> {

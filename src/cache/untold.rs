@@ -39,7 +39,7 @@ impl<V: Send + Sync + 'static> Remote<V> {
 }
 
 impl<V: Send + Sync + 'static> Untold<V> {
-    /// Until it is told, this process does not read there what is to go. For where nothing in memory stands in front of
+    /// Until it is told, who reads there what is to go waits in this process. For where nothing in memory stands in front of
     /// that, in the lock and before anybody looks.
     pub(super) fn bar(&mut self) {
         if self.barred.is_none() {

@@ -2,9 +2,10 @@
 //!
 //! A test that is cut short leaves an answer behind, which the next would take for its own. So one that is begun goes on, for
 //! as long as a test may take, whether or not its caller is there, and without him it is this pool's own runtime that drives
-//! it. The connection is nobody's meanwhile.
+//! it, as far as it does not wait for a timer of the caller's. The connection is nobody's meanwhile.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -35,16 +36,19 @@ struct Awaited<'a, M: ManageConnection> {
 }
 
 impl<M: ManageConnection> Future for Awaited<'_, M> {
-    type Output = Connection<M>;
+    /// `None` if it panicked, and the connection is closed.
+    type Output = Option<Connection<M>>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Connection<M>> {
-        // If it panics, the connection goes with it.
-        let Some(mut test) = self.test.take() else { return Poll::Pending };
-        let tested = test.as_mut().poll(context);
-        if tested.is_pending() {
-            self.test = Some(test);
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Connection<M>>> {
+        let Some(mut test) = self.test.take() else { return Poll::Ready(None) };
+        match catch_unwind(AssertUnwindSafe(|| test.as_mut().poll(context))) {
+            Ok(Poll::Ready(connection)) => Poll::Ready(Some(connection)),
+            Ok(Poll::Pending) => {
+                self.test = Some(test);
+                Poll::Pending
+            }
+            Err(_) => Poll::Ready(None),
         }
-        tested
     }
 }
 
@@ -84,15 +88,14 @@ impl<M: ManageConnection> Shared<M> {
     /// Nobody waits for what a test comes to: as the connection stands then it is put back, or closed. Until then it is one
     /// that nobody has.
     fn go_on_with(self: &Arc<Self>, test: Test<M>, limit: Duration) {
-        let shared = Arc::clone(self);
         self.supply.set_aside();
+        let aside = Aside(Arc::clone(self));
         self.runtime.spawn(async move {
-            let test = test;
-            // Dropped first: when the connection is there, it is no longer one that is waited for.
-            let aside = Aside(shared);
-            let tested = tokio::time::timeout(limit, test).await;
+            let (mut test, aside) = (test, aside);
+            let tested = tokio::time::timeout(limit, test.as_mut()).await;
+            // First: when the connection is there, it is no longer one that is waited for.
             drop(aside);
-            drop(tested);
+            drop((tested, test));
         });
     }
 
@@ -112,10 +115,10 @@ impl<M: ManageConnection> Shared<M> {
         let mut awaited = Awaited { shared: self, began, test: Some(self.begin_test(connection)) };
         let too_late = || self.timed_out(call.began, "a connection that was being tested");
         let mut connection = match tokio::time::timeout(patience, &mut awaited).await {
-            Ok(connection) => connection,
+            Ok(Some(connection)) => connection,
             Err(_) if patience < test_timeout => return Err(too_late()),
-            Err(_) => {
-                // It had all of its time: it is closed.
+            Ok(None) | Err(_) => {
+                // It panicked, or had all of its time: it is closed.
                 drop(awaited.test.take());
                 return if self.left(call.began).is_zero() { Err(too_late()) } else { Ok(Tested::Invalid) };
             }
@@ -149,5 +152,33 @@ impl<M: ManageConnection> Shared<M> {
             }
             connection
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Pool, classes::DEFAULT, echo::Echo, queue::End};
+
+    /// Where the pool's own runtime has ended, nothing is tested behind anybody's back.
+    #[test]
+    fn test_that_could_not_begin_is_waited_for_by_nobody() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (home, other) = (runtime(), runtime());
+        let pool = home.block_on(async {
+            let pool = Pool::builder("test", Echo).size(3).connects(3, 1_000.0).build().unwrap();
+            let mut lent = Vec::new();
+            for _ in 0..3 {
+                lent.push(pool.get().await.unwrap());
+            }
+            lent.iter_mut().for_each(super::Connection::mark_dirty);
+            drop(lent);
+            pool
+        });
+        drop(home);
+        other.block_on(async {
+            let _lent = (pool.get().await.unwrap(), pool.get().await.unwrap(), pool.get().await.unwrap());
+            let _waiting = pool.0.supply.line_up(DEFAULT, End::Back);
+            assert!(pool.0.supply.is_in_vain());
+        });
     }
 }
