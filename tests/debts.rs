@@ -22,7 +22,7 @@ use mcp_perf::{
     testing::{Calls, Fault, FaultStore, MemoryStore},
 };
 use support::{
-    stepped::{Step, Stepped},
+    stepped::{Held, Step, Stepped},
     wait::settle,
 };
 use tokio::sync::Notify;
@@ -286,9 +286,17 @@ impl Change {
     }
 }
 
-async fn stale_node(clock: &Clock, store: impl Store) -> Texts {
+/// A cache whose store is being told of a change, and is held up.
+async fn telling(change: Change, clock: &Clock) -> (Texts, Held) {
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
     let builder = Cache::builder("test").clock(clock.clone()).stale_if_error(60 * SECOND);
-    builder.remote(store).build().await.unwrap()
+    let cache = builder.remote(store.clone()).build().await.unwrap();
+    load(&cache, "key", &[TAG], "old").await;
+    let mut held = store.hold(change.step());
+    drop(tokio::spawn(change.make(cache.clone())));
+    held.reached().await;
+    settle().await;
+    (cache, held)
 }
 
 /// A runtime goes down while the store is being told, under a cache that outlives it.
@@ -296,18 +304,8 @@ async fn stale_node(clock: &Clock, store: impl Store) -> Texts {
 fn what_a_store_was_being_told_when_the_runtime_went_down_is_owed() {
     for change in EVERY_CHANGE {
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let clock = Clock::manual();
-        let store = Stepped::new(MemoryStore::new(clock.clone()));
-        let first = runtime();
-        let (cache, held) = first.block_on(async {
-            let cache = stale_node(&clock, store.clone()).await;
-            load(&cache, "key", &[TAG], "old").await;
-            let mut held = store.hold(change.step());
-            drop(tokio::spawn(change.make(cache.clone())));
-            held.reached().await;
-            settle().await;
-            (cache, held)
-        });
+        let (clock, first) = (Clock::manual(), runtime());
+        let (cache, held) = first.block_on(telling(change, &clock));
         drop(first);
         drop(held);
         clock.advance(STALENESS);
@@ -321,14 +319,7 @@ fn what_a_store_was_being_told_when_the_runtime_went_down_is_owed() {
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_what_the_store_is_being_told() {
     for change in EVERY_CHANGE {
-        let clock = Clock::tokio();
-        let store = Stepped::new(MemoryStore::new(clock.clone()));
-        let cache = stale_node(&clock, store.clone()).await;
-        load(&cache, "key", &[TAG], "old").await;
-        let mut held = store.hold(change.step());
-        drop(tokio::spawn(change.make(cache.clone())));
-        held.reached().await;
-        settle().await;
+        let (cache, held) = telling(change, &Clock::tokio()).await;
         assert_eq!(cache.shutdown(SECOND / 10).await, 1, "{change:?}");
         let ending = tokio::spawn(async move { cache.shutdown(60 * SECOND).await });
         settle().await;

@@ -286,9 +286,9 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// they do not keep those waiting who ask for what is missing.
     ///
     /// A loader that asks this cache for another key and waits for it does so on its own place, be that key in the queue
-    /// already or not; asks it for several at once, they all run on that place. One that does so in a task of its own (`tokio::spawn`, or through a
-    /// [`BatchLoader`](super::BatchLoader)) is not known to, and takes another; with all places taken by such, they wait
-    /// for each other until their time is up.
+    /// already or not; where it asks for several at once, all of them run on that place. One that does so in a task of its
+    /// own (`tokio::spawn`, or through a [`BatchLoader`](super::BatchLoader)) is not known to, and takes another; with all
+    /// places taken by such, they wait for each other until their time is up.
     ///
     /// ```
     /// use mcp_perf::cache::{Cache, Key};

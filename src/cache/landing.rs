@@ -93,14 +93,13 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let left = entry.clone().filter(|_| forced.is_some());
         let is_forced = forced.is_some();
         let mut untold = self.remote.as_ref().filter(|_| is_forced).map(|remote| remote.untold_removal(&key));
-        let store = |key: StoredKey, may_stay: bool| {
-            let name = key.clone();
+        let store = |stored: StoredKey, may_stay: bool| {
             match entry.filter(|_| may_stay) {
-                None => self.local.remove(&key.as_key()),
-                Some(entry) => self.local.insert(key, entry),
+                None => self.local.remove(&key),
+                Some(entry) => self.local.insert(stored, entry),
             }
             // Its caller is told of the new, and is not to find in the remote tier what it replaces.
-            if let Some(untold) = untold.as_mut().filter(|_| self.local.get(&name.as_key()).is_none()) {
+            if let Some(untold) = untold.as_mut().filter(|_| self.local.get(&key).is_none()) {
                 untold.bar();
             }
         };

@@ -65,8 +65,9 @@ pub(super) struct Debts {
     tried: Notify,
     /// How many invalidations the store is being told by those who made them.
     untold: AtomicUsize,
-    /// What is not read until they have told it, each as often as it is told.
+    /// What is not read until they have told it, each as often as it is told; and how many these are.
     barred: Mutex<Vec<Box<str>>>,
+    bars: AtomicUsize,
 }
 
 impl Debts {
@@ -82,18 +83,21 @@ impl Debts {
     }
 
     pub(super) fn bar(&self, name: &str) {
-        lock(&self.barred).push(name.into());
+        let mut barred = lock(&self.barred);
+        barred.push(name.into());
+        self.bars.store(barred.len(), Ordering::Release);
     }
 
     pub(super) fn unbar(&self, name: &str) {
         let mut barred = lock(&self.barred);
         if let Some(place) = barred.iter().position(|barred| **barred == *name) {
             barred.swap_remove(place);
+            self.bars.store(barred.len(), Ordering::Release);
         }
     }
 
     fn are_barred(&self, names: &[&str]) -> bool {
-        self.untold.load(Ordering::Acquire) > 0
+        self.bars.load(Ordering::Acquire) > 0
             && lock(&self.barred).iter().any(|barred| names.contains(&&**barred))
     }
 

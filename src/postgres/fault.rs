@@ -239,7 +239,7 @@ fn is_fatal(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(is_fatal)
 }
 
-/// Whether the server refuses to write, and not another one that it asks.
+/// Whether the server refuses to write, and not another one that it asks, as far as it says so in English.
 pub(super) fn is_read_only(error: &tokio_postgres::Error) -> bool {
     let is_of_another =
         |answer: &DbError| answer.where_().is_some_and(|place| place.contains("remote SQL command"));
