@@ -316,6 +316,39 @@ fn what_a_store_was_being_told_when_the_runtime_went_down_is_owed() {
     }
 }
 
+/// A refresh has replaced what there is, and another that was to tell the store goes down with its runtime.
+#[test]
+fn what_another_refresh_was_to_tell_the_store_is_owed_when_the_runtime_goes_down() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (clock, first) = (Clock::manual(), runtime());
+    let cache = first.block_on(async {
+        let cache = node(&clock, MemoryStore::new(clock.clone())).await;
+        load(&cache, "key", &[], "old").await;
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let replacing = tokio::spawn({
+            let cache = cache.clone();
+            let loader = |_| async move { Ok::<_, io::Error>(ended.await.unwrap()) };
+            async move { cache.refresh(&Key::public("key"), &[], loader).await }
+        });
+        settle().await;
+        tokio::spawn({
+            let cache = cache.clone();
+            let loader = |_| std::future::pending::<Result<String, io::Error>>();
+            async move { cache.refresh(&Key::public("key"), &[], loader).await }
+        });
+        settle().await;
+        end.send("new".to_owned()).unwrap();
+        assert_eq!(replacing.await.unwrap().unwrap(), "new");
+        assert_eq!(cache.shutdown(Duration::ZERO).await, 1, "the store has not been told");
+        cache
+    });
+    drop(first);
+    runtime().block_on(async {
+        assert_eq!(cache.get(&Key::public("key")).await, None);
+        assert_eq!(cache.shutdown(60 * SECOND).await, 0);
+    });
+}
+
 #[tokio::test(start_paused = true)]
 async fn shutdown_waits_for_what_the_store_is_being_told() {
     for change in EVERY_CHANGE {

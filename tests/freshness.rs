@@ -1528,6 +1528,63 @@ async fn refresh_that_is_overtaken_by_one_that_is_successful_leaves_that_ones_va
 }
 
 #[tokio::test]
+async fn who_was_told_of_a_refresh_does_not_read_what_it_replaced_while_another_goes_on() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let cache = settings(&clock).remote(store.clone()).max_staleness(STALENESS).build().await.unwrap();
+    for takes_too_long in [false, true] {
+        load(&cache, "old").await.unwrap();
+        settle().await;
+        let (end, first) = refreshing(&cache);
+        settle().await;
+        let (end_second, second) = refreshing(&cache);
+        settle().await;
+        end.send(with("first")).unwrap();
+        assert_eq!(first.await.unwrap().unwrap(), "first");
+        assert_eq!(cache.get(&key()).await, None, "the store still has it, and is not asked for it");
+        if takes_too_long {
+            clock.advance(2 * STALENESS);
+            assert_eq!(load(&cache, "third").await.unwrap(), "third", "nor by a load in its place");
+            settle().await;
+            assert_eq!(cache.get(&key()).await.as_deref(), Some("third"));
+        }
+        end_second.send(with("second")).unwrap();
+        assert_eq!(second.await.unwrap().unwrap(), "second");
+        settle().await;
+        let left = cache.get(&key()).await;
+        assert_eq!(left.as_deref(), (!takes_too_long).then_some("second"), "{takes_too_long}");
+        assert_eq!(cache.stats().owed, 0);
+        cache.remove(&key()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn reader_does_not_put_back_what_was_replaced_while_another_refresh_goes_on() {
+    let clock = Clock::manual();
+    let shared = MemoryStore::new(clock.clone());
+    let store = Stepped::new(shared.clone());
+    load(&node(&clock, &shared).await, "old").await.unwrap();
+    settle().await;
+    let builder = settings(&clock).remote(store.clone());
+    let cache: Texts = builder.max_staleness(1_000 * SECOND).build().await.unwrap();
+    let (end, first) = refreshing(&cache);
+    settle().await;
+    let (_end_second, _second) = refreshing(&cache);
+    settle().await;
+    let mut held = store.hold(Step::ReadAnswered);
+    let reading = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get(&key()).await }
+    });
+    held.reached().await;
+    end.send(with("first")).unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), "first");
+    held.go_on();
+    assert_eq!(reading.await.unwrap().as_deref(), Some("old"), "who asked before may be told of it");
+    assert_eq!(cache.get(&key()).await, None);
+}
+
+#[tokio::test]
 async fn refusal_that_is_meant_is_answered_again_and_again_whatever_the_store_has() {
     let denies = |builder: CacheBuilder<String>| builder.serve_stale_if(|_| false);
     let mut all = Vec::from(alone_and_with_a_store(denies).await);

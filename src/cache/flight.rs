@@ -188,7 +188,9 @@ impl<V> Flights<V> {
         if let Some(found) = find() {
             return Boarding::Found(found);
         }
-        match stripe.running.get(key as &dyn AsKey) {
+        let running = stripe.running.get(key as &dyn AsKey);
+        let replaces = running.is_some_and(|flight| flight.replaces.load(Ordering::Acquire));
+        match running {
             Some(outdated) if !outdated.began.is_current(epoch) => {
                 outdated.is_overtaken.store(true, Ordering::Release);
                 outdated.fenced.store(true, Ordering::Release);
@@ -198,7 +200,10 @@ impl<V> Flights<V> {
             }
             Some(_) | None => {}
         }
-        Boarding::Lead(self.lead(&mut stripe, key, began, false))
+        // Where it takes the place of a load that was to replace what there was, it has to do that.
+        let lead = self.lead(&mut stripe, key, began, replaces);
+        lead.flight.replaces.store(replaces, Ordering::Release);
+        Boarding::Lead(lead)
     }
 
     /// Starts a forced flight: whoever loads now may have read before it was asked for, and may not store that.
@@ -272,9 +277,13 @@ impl<V> Flights<V> {
         Watch { flights: Arc::clone(self), key, since }
     }
 
-    /// The state to note before reading a key without a flight.
-    pub(crate) fn glimpse(&self, key: &Key<'_>) -> u64 {
-        lock(self.stripe(key)).changes
+    /// The state to note before reading a key without a flight. `None` if there is nothing to be read: what there is has
+    /// been replaced, and another load is under way.
+    pub(crate) fn glimpse(&self, key: &Key<'_>) -> Option<u64> {
+        let stripe = lock(self.stripe(key));
+        let running = stripe.running.get(key as &dyn AsKey);
+        let is_replaced = running.is_some_and(|flight| flight.replaces.load(Ordering::Acquire));
+        (!is_replaced).then_some(stripe.changes)
     }
 
     /// Runs `store` if nothing was removed or stored in the key's stripe since the glimpse.
@@ -351,8 +360,7 @@ impl<V> Watch<V> {
 }
 
 /// How a forced flight landed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Forced {
+pub(crate) enum Forced<V> {
     /// It was stored.
     Stored,
     /// It was not, and what there was is gone: other processes may be offered it.
@@ -360,7 +368,7 @@ pub(crate) enum Forced {
     /// The key was removed or inserted since it began.
     Fenced,
     /// Another forced flight is under way, and answers for what there was before.
-    Superseded,
+    Superseded(Arc<Flight<V>>),
     /// The same, and that one has ended already: how, nobody knows. Or others changed the key meanwhile.
     Outlived,
 }
@@ -510,7 +518,7 @@ impl<V> Lead<V> {
         outcome: Result<V, Error>,
         watch: &mut Watch<V>,
         store: impl FnOnce(StoredKey, bool),
-    ) -> Forced {
+    ) -> Forced<V> {
         let stripe = lock(self.flights.stripe(&self.key.as_key()));
         self.has_landed = true;
         // Dropped after the lock, and on unwinding too: `store` runs code of the value's type.
@@ -518,15 +526,17 @@ impl<V> Lead<V> {
         let is_fenced = self.flight.fenced.load(Ordering::Acquire);
         let running = stripe.running.get(&self.key);
         let is_running = running.is_some_and(|latest| Arc::ptr_eq(latest, &self.flight));
-        let successor = running.filter(|flight| flight.is_forced && !is_running);
+        let successor = running.filter(|flight| flight.is_forced && !is_running).map(Arc::clone);
         let may_be_older = self.is_overtaken() || self.flight.is_superseded.load(Ordering::Acquire);
         match successor {
             _ if is_fenced && !may_be_older => return Forced::Fenced,
             Some(successor) => {
                 successor.replaces.store(true, Ordering::Release);
+                // Who is reading what there was, without a flight, is not to put it back.
+                stripe.changed(&self.key.as_key());
                 // Nor is what there was before: this one's caller is told of the new.
                 store(self.key.clone(), false);
-                return Forced::Superseded;
+                return Forced::Superseded(successor);
             }
             None if is_fenced => return Forced::Outlived,
             None => {}

@@ -116,7 +116,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             _ => self.0.events.misses.add(),
         }
         let remote = self.0.remote.as_ref()?;
-        let glimpse = self.0.flights.glimpse(key);
+        let glimpse = self.0.flights.glimpse(key)?;
         let mut captured = self.0.capture(&[]);
         let entry = self.0.look_in(remote, key, &mut captured).await?.entry?;
         let now = self.0.clock.now();

@@ -110,13 +110,19 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         };
         match landed {
             Forced::Stored | Forced::Displaced => {}
-            Forced::Fenced | Forced::Superseded | Forced::Outlived => {
+            Forced::Superseded(successor) => {
                 self.events.fenced.add();
-                if landed == Forced::Outlived {
+                if let Some(untold) = untold {
+                    untold.told_by(successor);
+                }
+                return None;
+            }
+            Forced::Fenced | Forced::Outlived => {
+                self.events.fenced.add();
+                if matches!(landed, Forced::Outlived) {
                     self.forget(&key);
                 }
-                // Whoever fenced it tells the remote tier, or will: until a load by force has landed that took the place of
-                // this one, the remote tier may answer with what there was before either.
+                // Whoever fenced it tells the remote tier, or will.
                 untold.into_iter().for_each(Untold::told);
                 return None;
             }
@@ -131,7 +137,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let fence = flying.fence.filter(|_| !is_too_late);
         let (captured, lease) = (flying.captured, flying.lease);
         let is_to_be_told = forced.is_some() || fence.is_some();
-        let left = left.filter(|_| landed == Forced::Stored);
+        let left = left.filter(|_| matches!(landed, Forced::Stored));
         let forced = forced.map(|watch| (watch, left));
         let shared =
             Shared { key, kept, loaded_at: now, captured, fence, lease, takes_a_place, forced, untold };
@@ -195,8 +201,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             // What there was is older than what another forced load brought since.
             let key = flying.lead.key().into_owned();
             let is_in_doubt = flying.lead.is_abandoned() || flying.lead.is_overtaken();
-            // Unless something was removed or inserted since, which tells more than either.
-            if flying.lead.land(Err(error), |_| ()) || is_in_doubt {
+            // Unless something was removed or inserted since, which tells more than either. In the lock, since nobody is
+            // kept from reading it by this load any more.
+            if flying.lead.land(Err(error), |key| self.owe_removal(&key.as_key())) || is_in_doubt {
                 self.forget(&key);
             }
             return;

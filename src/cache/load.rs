@@ -202,6 +202,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                     self.events.misses.add();
                 }
                 lead.waiters().add(waiter);
+                let purpose = if lead.replaces() { Purpose::Force } else { purpose };
                 let began_at = self.clock.now();
                 let left = |entry: &Entry<V>| self.standing(entry, began_at) != Standing::Gone;
                 let renewed = |entry: Entry<V>| entry.renewed(&self.epoch, began_at);

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
+use tokio::runtime::Handle;
 
-use super::{debts::What, envelope, key::Key, remote::Remote, tags::Invalidation};
+use super::{
+    debts::What, envelope, flight::Flight, key::Key, load_limit::Waiter, remote::Remote, tags::Invalidation,
+};
+use crate::ErrorKind;
 
 /// Held while the remote tier is told of an invalidation. Dropped before it [was told](Self::told), because the runtime
 /// ended or code of others panicked, it is owed: a store that was not asked answers with what there was before.
@@ -45,6 +49,23 @@ impl<V: Send + Sync + 'static> Untold<V> {
         if self.barred.is_none() {
             self.barred = self.what.first().map(|(name, _)| name.clone());
             self.barred.iter().for_each(|name| self.remote.debts.bar(name));
+        }
+    }
+
+    /// Another load is to tell the remote tier, which answers with what there was until then. If it ends without a value, or
+    /// the runtime does, that is owed. Who shuts the cache down waits for it.
+    pub(super) fn told_by(self, load: Arc<Flight<V>>)
+    where
+        V: Clone,
+    {
+        let told = async move {
+            match load.landing(Waiter::Nobody).await {
+                Err(error) if error.kind() != ErrorKind::NotFound => {}
+                Ok(_) | Err(_) => self.told(),
+            }
+        };
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(told);
         }
     }
 
