@@ -1,7 +1,6 @@
 //! How a missing value comes: a flight, from boarding to landing. Those of many keys at once are in `load_many`.
 
 use std::{
-    collections::HashSet,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
@@ -18,12 +17,13 @@ use super::{
     captured::Captured,
     flight::{Aboard, Boarding, Flight, Lead, Outcome},
     freshness::Standing,
-    key::{AsKey, Key, StoredKey},
+    key::Key,
     lease::Held,
     load_limit::{Place, Waiter},
     loaded::{Loaded, Previous},
     local::{Entry, Local},
     look::{Before, Looked},
+    nesting::LOADING,
     patience::Patience,
     recheck::Again,
     remote::Read,
@@ -68,46 +68,6 @@ pub(super) struct Flying<V: Clone + Send + Sync + 'static> {
     /// What there was in memory or, once that was asked, in the remote tier: told to the loader, and fallen back
     /// on if it fails.
     pub(super) previous: Option<Entry<V>>,
-}
-
-tokio::task_local! {
-    /// The loads that the current task runs inside of.
-    pub(super) static LOADING: Option<Arc<Chain>>;
-}
-
-/// A load, and the one whose loader asked for it.
-pub(super) struct Chain {
-    cache: usize,
-    keys: Inside,
-    /// Whether the outer one waits for it.
-    is_awaited: bool,
-    outer: Option<Arc<Self>>,
-}
-
-/// What a load is of.
-enum Inside {
-    One(StoredKey),
-    Many(HashSet<StoredKey>),
-}
-
-impl Inside {
-    fn contains(&self, key: &Key<'_>) -> bool {
-        match self {
-            Self::One(one) => one.as_key() == *key,
-            Self::Many(many) => many.contains(key as &dyn AsKey),
-        }
-    }
-}
-
-/// One after the other: dropped within each other, the loads that ask for each other in a long row would need as much
-/// stack.
-impl Drop for Chain {
-    fn drop(&mut self) {
-        let mut outer = self.outer.take();
-        while let Some(mut last) = outer.and_then(Arc::into_inner) {
-            outer = last.outer.take();
-        }
-    }
 }
 
 impl<V: Clone + Send + Sync + 'static> Tiers<V> {
@@ -240,7 +200,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         L: Into<Loaded<V>> + 'static,
         E: Into<BoxError> + 'static,
     {
-        let inside = self.chain(&flying);
+        let inside = self.nested(&flying);
         let load = Arc::clone(self).fly(flying, loader);
         tokio::spawn(LOADING.scope(inside, load).in_current_span());
     }
@@ -504,51 +464,6 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let place = self.unless_abandoned(flights, place);
         self.attend(flights, patience, place).await.unwrap_or_else(Err)
     }
-
-    pub(super) fn id(self: &Arc<Self>) -> usize {
-        Arc::as_ptr(self).addr()
-    }
-
-    fn chain(self: &Arc<Self>, flying: &Flying<V>) -> Option<Arc<Chain>> {
-        let keys = Inside::One(StoredKey::from(&flying.lead.key()));
-        let is_awaited = flying.purpose != Purpose::Refresh;
-        Some(Arc::new(Chain { cache: self.id(), keys, is_awaited, outer: outer() }))
-    }
-
-    /// The same of a load of many.
-    pub(super) fn chain_of_many(self: &Arc<Self>, leads: &[Flying<V>]) -> Option<Arc<Chain>> {
-        let keys = Inside::Many(leads.iter().map(|flying| StoredKey::from(&flying.lead.key())).collect());
-        let is_awaited = leads.iter().any(|flying| flying.purpose != Purpose::Refresh);
-        Some(Arc::new(Chain { cache: self.id(), keys, is_awaited, outer: outer() }))
-    }
-
-    /// Who asks, as far as that matters to the limit of loads.
-    fn waiter(self: &Arc<Self>, purpose: Purpose) -> Waiter {
-        let is_ours = |chain: Arc<Chain>| chain.cache == self.id();
-        match purpose {
-            Purpose::Refresh => Waiter::Nobody,
-            Purpose::Need | Purpose::Force if self.load_limit.is_none() => Waiter::Caller,
-            Purpose::Need | Purpose::Force => {
-                // The place of a load that does not wait may have been given back.
-                let awaiting = |chain: &Arc<Chain>| chain.outer.clone().filter(|_| chain.is_awaited);
-                let mut outer = std::iter::successors(outer(), awaiting);
-                if outer.any(is_ours) { Waiter::Loader } else { Waiter::Caller }
-            }
-        }
-    }
-
-    /// A loader that waits for its own load would wait for ever.
-    pub(super) fn forbid_recursion(self: &Arc<Self>, key: &Key<'_>) -> Result<(), Error> {
-        let mut outer = outer();
-        while let Some(chain) = outer {
-            if chain.cache == self.id() && chain.keys.contains(key) {
-                let problem = "the loader of a value asked for that value";
-                return Err(Error::new(ErrorKind::Recursion, problem));
-            }
-            outer = chain.outer.clone();
-        }
-        Ok(())
-    }
 }
 
 /// What code of others comes to, or that it panicked.
@@ -562,11 +477,6 @@ pub(super) async fn unharmed<L>(
             .unwrap_or_else(|_| Poll::Ready(Err(Error::new(ErrorKind::Panicked, panicked))))
     })
     .await
-}
-
-/// The load that the current task runs inside of.
-fn outer() -> Option<Arc<Chain>> {
-    LOADING.try_with(Clone::clone).ok().flatten()
 }
 
 pub(super) fn loader_failed(error: impl Into<BoxError>) -> Error {

@@ -8,8 +8,9 @@ use tracing::Instrument;
 use super::{
     chosen::Landing,
     key::Key,
-    load::{Boarded, Flying, LOADING, Purpose, loader_failed},
+    load::{Boarded, Flying, Purpose, loader_failed},
     loaded::Loaded,
+    nesting::LOADING,
     remote::Remote,
     tiers::{Remembered, Tiers},
 };
@@ -71,7 +72,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             });
         }
         if !leads.is_empty() {
-            let inside = self.chain_of_many(&leads);
+            let inside = self.nested_many(&leads);
             let load = Arc::clone(self).fly_many(leads, loader);
             tokio::spawn(LOADING.scope(inside, load).in_current_span());
         }

@@ -130,6 +130,7 @@ mod local;
 mod look;
 mod memoize;
 mod message;
+mod nesting;
 mod patience;
 mod paying;
 mod recheck;

@@ -26,6 +26,10 @@
 //! asks for the end of the flight under the lock in which others board ([`Lead::abandon`]): nobody comes aboard a flight
 //! that ends without having arrived.
 
+#[cfg(all(test, mcp_perf_loom))]
+mod model;
+mod watch;
+
 use std::{
     collections::HashMap,
     hash::BuildHasher,
@@ -38,6 +42,8 @@ use std::{
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
+pub(crate) use self::watch::Watch;
+use self::watch::Watched;
 use super::{
     key::{AsKey, Key, StoredKey},
     load_limit::{Waiter, Waiters},
@@ -65,12 +71,6 @@ struct Stripe<V> {
     changes: u64,
     /// The same by key, where that is watched.
     watched: HashMap<StoredKey, Watched, foldhash::fast::RandomState>,
-}
-
-#[derive(Default)]
-struct Watched {
-    watches: usize,
-    changes: u64,
 }
 
 /// One running load.
@@ -266,17 +266,6 @@ impl<V> Flights<V> {
         change()
     }
 
-    /// Watches whether a key is removed or stored, from now on.
-    pub(crate) fn watch(self: &Arc<Self>, key: &Key<'_>) -> Watch<V> {
-        let key = StoredKey::from(key);
-        let mut stripe = lock(self.stripe(&key.as_key()));
-        let watched = stripe.watched.entry(key.clone()).or_default();
-        watched.watches += 1;
-        let since = watched.changes;
-        drop(stripe);
-        Watch { flights: Arc::clone(self), key, since }
-    }
-
     /// The state to note before reading a key without a flight. `None` if there is nothing to be read: what there is has
     /// been replaced, and another load is under way.
     pub(crate) fn glimpse(&self, key: &Key<'_>) -> Option<u64> {
@@ -327,38 +316,6 @@ impl<V> Stripe<V> {
     }
 }
 
-/// Notices what is removed or stored under one key. A [`glimpse`](Flights::glimpse) costs less, and takes a change of
-/// any other key of the stripe for one of this.
-pub(crate) struct Watch<V> {
-    flights: Arc<Flights<V>>,
-    key: StoredKey,
-    since: u64,
-}
-
-impl<V> Watch<V> {
-    /// As [`Flights::fence`], with a change that is told whether nothing was removed or stored since.
-    pub(crate) fn fence<T>(&self, change: impl FnOnce(bool) -> T) -> T {
-        let key = self.key.as_key();
-        let mut stripe = lock(self.flights.stripe(&key));
-        let is_unchanged = stripe.watched.get(&self.key).is_some_and(|watched| watched.changes == self.since);
-        stripe.fence(&key);
-        change(is_unchanged)
-    }
-
-    /// The same, but a forced flight goes on: whatever this one brought, that one will be newer.
-    pub(crate) fn fence_unless_forced<T>(&self, change: impl FnOnce(bool) -> T) -> T {
-        let key = self.key.as_key();
-        let mut stripe = lock(self.flights.stripe(&key));
-        let is_unchanged = stripe.watched.get(&self.key).is_some_and(|watched| watched.changes == self.since);
-        if stripe.running.get(&self.key).is_some_and(|flight| flight.is_forced) {
-            stripe.changed(&key);
-        } else {
-            stripe.fence(&key);
-        }
-        change(is_unchanged)
-    }
-}
-
 /// How a forced flight landed.
 pub(crate) enum Forced<V> {
     /// It was stored.
@@ -371,18 +328,6 @@ pub(crate) enum Forced<V> {
     Superseded(Arc<Flight<V>>),
     /// The same, and that one has ended already: how, nobody knows. Or others changed the key meanwhile.
     Outlived,
-}
-
-impl<V> Drop for Watch<V> {
-    fn drop(&mut self) {
-        let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
-        if let Some(watched) = stripe.watched.get_mut(&self.key) {
-            watched.watches -= 1;
-            if watched.watches == 0 {
-                stripe.watched.remove(&self.key);
-            }
-        }
-    }
 }
 
 impl<V: Clone + Send + Sync> Flight<V> {
@@ -614,131 +559,5 @@ impl<V> Drop for Lead<V> {
             let problem = "the loader panicked, or the runtime shut down under it";
             self.end(|| true, Err(Error::new(ErrorKind::Panicked, problem)), |_| ());
         }
-    }
-}
-
-#[cfg(all(test, mcp_perf_loom))]
-mod model {
-    use super::*;
-
-    /// A value that was read before the invalidation, whichever comes first: landing or fence.
-    #[test]
-    fn no_interleaving_stores_what_was_read_before_an_invalidation() {
-        loom::model(|| {
-            let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
-            let local = Arc::new(Mutex::new(Some(0)));
-            let key = Key::public("key");
-            let began = Began::now(Instant::default(), &epoch, std::iter::empty());
-            let Boarding::Lead(lead) = flights.board(&key, &epoch, began, Duration::MAX, || None::<()>)
-            else {
-                unreachable!()
-            };
-            let loader = loom::thread::spawn({
-                let local = Arc::clone(&local);
-                move || lead.land(Ok(1), |_| *lock(&local) = Some(1))
-            });
-            flights.fence(&key, || *lock(&local) = None);
-            // Whoever asks now leads a load of its own, and its value may be stored.
-            let began = Began::now(Instant::default(), &epoch, std::iter::empty());
-            let found = || lock(&local).map(|_| ());
-            assert!(matches!(flights.board(&key, &epoch, began, Duration::MAX, found), Boarding::Lead(_)));
-            loader.join().unwrap();
-            assert_eq!(*lock(&local), None);
-        });
-    }
-
-    /// A value that was written to its source while the key was removed, whichever comes first.
-    #[test]
-    fn no_interleaving_stores_what_was_written_over_a_removal_since() {
-        loom::model(|| {
-            let (flights, local) = (Arc::new(Flights::<u32>::new()), Arc::new(Mutex::new(Some(0))));
-            let watch = flights.watch(&Key::public("key"));
-            let writer = loom::thread::spawn({
-                let local = Arc::clone(&local);
-                move || watch.fence(|is_unchanged| *lock(&local) = is_unchanged.then_some(1))
-            });
-            flights.fence(&Key::public("key"), || *lock(&local) = None);
-            writer.join().unwrap();
-            assert_eq!(*lock(&local), None);
-        });
-    }
-
-    /// The last caller goes, and another comes: either he is aboard a load that goes on, or he leads one of his own.
-    #[test]
-    fn no_interleaving_leaves_a_caller_aboard_a_load_that_was_dropped() {
-        loom::model(|| {
-            let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
-            let board = {
-                let (flights, epoch) = (Arc::clone(&flights), Arc::clone(&epoch));
-                move || {
-                    let began = Began::now(Instant::default(), &epoch, std::iter::empty());
-                    flights.board(&Key::public("key"), &epoch, began, Duration::MAX, || None::<()>)
-                }
-            };
-            let Boarding::Lead(lead) = board() else { unreachable!() };
-            let first = lead.aboard();
-            let second = loom::thread::spawn(move || match board() {
-                Boarding::Join(aboard) => Some(aboard),
-                Boarding::Found(()) | Boarding::Lead(_) => None,
-            });
-            let load = loom::thread::spawn(move || {
-                let is_left =
-                    crate::model::poll_once(std::future::poll_fn(|context| match lead.is_left(context) {
-                        true => std::task::Poll::Ready(()),
-                        false => std::task::Poll::Pending,
-                    }));
-                (is_left.is_ready() && lead.abandon(), lead)
-            });
-            drop(first);
-            let (aboard, (is_abandoned, lead)) = (second.join().unwrap(), load.join().unwrap());
-            assert!(!(is_abandoned && aboard.is_some()));
-            assert_eq!(lead.is_abandoned(), is_abandoned);
-        });
-    }
-
-    /// The last caller goes while the load looks: it sees that, or is woken.
-    #[test]
-    fn no_interleaving_lets_a_load_sleep_when_all_have_gone() {
-        loom::model(|| {
-            let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
-            let began = Began::now(Instant::default(), &epoch, std::iter::empty());
-            let key = Key::public("key");
-            let Boarding::Lead(lead) = flights.board(&key, &epoch, began, Duration::MAX, || None::<()>)
-            else {
-                unreachable!()
-            };
-            let caller = lead.aboard();
-            let load = loom::thread::spawn(move || {
-                crate::model::block_on(std::future::poll_fn(|context| match lead.is_left(context) {
-                    true => std::task::Poll::Ready(()),
-                    false => std::task::Poll::Pending,
-                }));
-                lead.abandon()
-            });
-            drop(caller);
-            assert!(load.join().unwrap());
-        });
-    }
-
-    /// Two who miss at once: one leads, the other joins or finds.
-    #[test]
-    fn no_interleaving_runs_two_loads_of_one_key() {
-        loom::model(|| {
-            let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
-            let local = Arc::new(Mutex::new(None));
-            let call = {
-                let (flights, local, epoch) = (Arc::clone(&flights), Arc::clone(&local), Arc::clone(&epoch));
-                move || {
-                    let began = Began::now(Instant::default(), &epoch, std::iter::empty());
-                    match flights.board(&Key::public("key"), &epoch, began, Duration::MAX, || *lock(&local)) {
-                        Boarding::Lead(lead) => usize::from(lead.land(Ok(1), |_| *lock(&local) = Some(1))),
-                        Boarding::Found(_) | Boarding::Join(_) => 0,
-                    }
-                }
-            };
-            let other = loom::thread::spawn(call.clone());
-            assert_eq!(call() + other.join().unwrap(), 1);
-            assert_eq!((*lock(&local), flights.len()), (Some(1), 0));
-        });
     }
 }
