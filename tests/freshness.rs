@@ -1559,6 +1559,28 @@ async fn who_was_told_of_a_refresh_does_not_read_what_it_replaced_while_another_
 }
 
 #[tokio::test]
+async fn what_is_inserted_while_a_refresh_goes_on_stays_however_that_ends() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let (one, two) = (node(&clock, &store).await, node(&clock, &store).await);
+    load(&one, "old").await.unwrap();
+    settle().await;
+    let (end, first) = refreshing(&one);
+    settle().await;
+    let (end_second, second) = refreshing(&one);
+    settle().await;
+    end.send(with("first")).unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), "first");
+    one.insert(&key(), "inserted".to_owned()).await.unwrap();
+    end_second.send(Err(io::Error::other("down"))).unwrap();
+    assert_eq!(second.await.unwrap().unwrap_err().kind(), ErrorKind::Load);
+    settle().await;
+    assert_eq!(one.get(&key()).await.as_deref(), Some("inserted"));
+    assert_eq!(two.get(&key()).await.as_deref(), Some("inserted"));
+    assert_eq!(one.stats().owed, 0);
+}
+
+#[tokio::test]
 async fn reader_does_not_put_back_what_was_replaced_while_another_refresh_goes_on() {
     let clock = Clock::manual();
     let shared = MemoryStore::new(clock.clone());

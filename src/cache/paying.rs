@@ -93,6 +93,8 @@ impl Debts {
         if let Some(place) = barred.iter().position(|barred| **barred == *name) {
             barred.swap_remove(place);
             self.bars.store(barred.len(), Ordering::Release);
+            drop(barred);
+            self.tried.notify_waiters();
         }
     }
 

@@ -8,7 +8,6 @@ use tokio::runtime::Handle;
 use super::{
     debts::What, envelope, flight::Flight, key::Key, load_limit::Waiter, remote::Remote, tags::Invalidation,
 };
-use crate::ErrorKind;
 
 /// Held while the remote tier is told of an invalidation. Dropped before it [was told](Self::told), because the runtime
 /// ended or code of others panicked, it is owed: a store that was not asked answers with what there was before.
@@ -52,20 +51,29 @@ impl<V: Send + Sync + 'static> Untold<V> {
         }
     }
 
-    /// Another load is to tell the remote tier, which answers with what there was until then. If it ends without a value, or
-    /// the runtime does, that is owed. Who shuts the cache down waits for it.
-    pub(super) fn told_by(self, load: Arc<Flight<V>>)
+    /// Another load is to tell the remote tier, which answers with what there was until then. If that is lost, or the
+    /// runtime goes down, it is owed. Who shuts the cache down waits for it.
+    ///
+    /// Nobody waits for that: who would read it there looks for the load first.
+    pub(super) fn told_by(mut self, load: Arc<Flight<V>>)
     where
         V: Clone,
     {
+        self.unbar();
         let told = async move {
-            match load.landing(Waiter::Nobody).await {
-                Err(error) if error.kind() != ErrorKind::NotFound => {}
-                Ok(_) | Err(_) => self.told(),
+            let _whatever_it_found = load.landing(Waiter::Nobody).await;
+            if !load.is_lost() {
+                self.told();
             }
         };
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(told);
+        }
+    }
+
+    fn unbar(&mut self) {
+        if let Some(name) = self.barred.take() {
+            self.remote.debts.unbar(&name);
         }
     }
 
@@ -80,7 +88,7 @@ impl<V: Send + Sync + 'static> Drop for Untold<V> {
         for (name, what) in &self.what {
             self.remote.owe_unseen(name, *what);
         }
-        self.barred.iter().for_each(|name| self.remote.debts.unbar(name));
+        self.unbar();
         self.remote.debts.end_to_tell();
     }
 }

@@ -85,6 +85,8 @@ pub(crate) struct Flight<V> {
     is_forced: bool,
     /// A forced load that this one superseded has succeeded since: what there was before it is not to come back.
     replaces: AtomicBool,
+    /// It ended with its runtime, or by a panic, and nobody has told the remote tier of what it was to replace.
+    is_lost: AtomicBool,
     callers: Mutex<Callers>,
     is_abandoned: AtomicBool,
     waiters: Waiters,
@@ -233,6 +235,7 @@ impl<V> Flights<V> {
             is_overtaken: AtomicBool::new(false),
             is_forced,
             replaces: AtomicBool::new(false),
+            is_lost: AtomicBool::new(false),
             callers: Mutex::new(Callers::default()),
             is_abandoned: AtomicBool::new(false),
             waiters: Waiters::new(),
@@ -341,6 +344,11 @@ impl<V: Clone + Send + Sync> Flight<V> {
     /// Whether the outcome, if it is a value, is a stale one.
     pub(super) fn is_stale(&self) -> bool {
         self.is_stale.load(Ordering::Acquire)
+    }
+
+    /// Whether it ended without having seen to what it was to replace.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Acquire)
     }
 
     /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
@@ -556,6 +564,10 @@ impl<V> Drop for Tell<'_, V> {
 impl<V> Drop for Lead<V> {
     fn drop(&mut self) {
         if !self.has_landed {
+            let fenced_by_newer = self.flight.fenced.load(Ordering::Acquire)
+                && !self.flight.is_superseded.load(Ordering::Acquire)
+                && !self.is_overtaken();
+            self.flight.is_lost.store(!fenced_by_newer, Ordering::Release);
             let problem = "the loader panicked, or the runtime shut down under it";
             self.end(|| true, Err(Error::new(ErrorKind::Panicked, problem)), |_| ());
         }
