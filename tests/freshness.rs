@@ -1558,6 +1558,84 @@ async fn who_was_told_of_a_refresh_does_not_read_what_it_replaced_while_another_
     }
 }
 
+/// The value for those who do not wait, and the one that stands in for a failure, are from before as well.
+#[tokio::test]
+async fn load_that_is_to_replace_a_value_does_not_hand_it_out_meanwhile() {
+    let clock = Clock::tokio();
+    tokio::time::pause();
+    let soft = |builder: CacheBuilder<String>| builder.clock(clock.clone()).soft_timeout(SECOND / 10);
+    let cache: Texts = soft(settings(&clock)).build().unwrap();
+    load(&cache, "old").await.unwrap();
+    tokio::time::advance(101 * SECOND).await;
+    let (end, first) = refreshing(&cache);
+    settle().await;
+    let (end_second, _second) = refreshing(&cache);
+    settle().await;
+    let joining = || {
+        tokio::spawn({
+            let cache = cache.clone();
+            async move { load(&cache, "unused").await }
+        })
+    };
+    tokio::time::sleep(SECOND).await;
+    end.send(with("first")).unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), "first");
+    let joined = joining();
+    tokio::time::sleep(SECOND).await;
+    assert!(!joined.is_finished());
+    end_second.send(with("second")).unwrap();
+    assert_eq!(joined.await.unwrap().unwrap(), "second");
+}
+
+/// A predicate of the caller's runs between the failure and the landing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn value_that_is_replaced_while_another_load_fails_does_not_stand_in_for_it() {
+    let (asked, is_asked) = std::sync::mpsc::channel();
+    let (answer, answers) = std::sync::mpsc::channel::<()>();
+    let answers = std::sync::Mutex::new(answers);
+    let may_stand_in = move |_: &Error| {
+        asked.send(()).unwrap();
+        answers.lock().unwrap().recv_timeout(10 * SECOND).is_ok()
+    };
+    let cache: Texts = settings(&Clock::manual()).serve_stale_if(may_stand_in).build().unwrap();
+    load(&cache, "old").await.unwrap();
+    let (end, first) = refreshing(&cache);
+    while !cache.explain(&key()).await.is_loading {
+        tokio::task::yield_now().await;
+    }
+    let (end_second, second) = refreshing(&cache);
+    end_second.send(Err(io::Error::other("down"))).unwrap();
+    is_asked.recv_timeout(10 * SECOND).unwrap();
+    end.send(with("first")).unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), "first");
+    answer.send(()).unwrap();
+    assert_eq!(second.await.unwrap().unwrap_err().kind(), ErrorKind::Load);
+    assert_eq!(cache.get(&key()).await, None);
+}
+
+#[tokio::test]
+async fn load_that_was_relieved_and_fails_late_leaves_what_took_its_place() {
+    let clock = Clock::manual();
+    let store = MemoryStore::new(clock.clone());
+    let cache = settings(&clock).remote(store.clone()).max_staleness(STALENESS).build().await.unwrap();
+    load(&cache, "old").await.unwrap();
+    settle().await;
+    let (end, first) = refreshing(&cache);
+    settle().await;
+    let (end_second, second) = refreshing(&cache);
+    settle().await;
+    end.send(with("first")).unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), "first");
+    clock.advance(2 * STALENESS);
+    assert_eq!(load(&cache, "third").await.unwrap(), "third");
+    settle().await;
+    end_second.send(Err(io::Error::other("down"))).unwrap();
+    assert_eq!(second.await.unwrap().unwrap_err().kind(), ErrorKind::Load);
+    settle().await;
+    assert_eq!(cache.get_local(&key()).as_deref(), Some("third"));
+    assert_eq!(node(&clock, &store).await.get(&key()).await.as_deref(), Some("third"));
+}
+
 #[tokio::test]
 async fn what_is_inserted_while_a_refresh_goes_on_stays_however_that_ends() {
     let clock = Clock::manual();

@@ -200,10 +200,16 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if flying.lead.replaces() {
             // What there was is older than what another forced load brought since.
             let key = flying.lead.key().into_owned();
-            let is_in_doubt = flying.lead.is_abandoned() || flying.lead.is_overtaken();
-            // Unless something was removed or inserted since, which tells more than either. In the lock, since nobody is
-            // kept from reading it by this load any more.
-            if flying.lead.land(Err(error), |key| self.owe_removal(&key.as_key())) || is_in_doubt {
+            let is_in_doubt =
+                flying.lead.is_abandoned() || (flying.lead.is_overtaken() && !flying.lead.is_relieved());
+            let mut is_replaced = false;
+            // In the lock, since nobody is kept from reading it by this load any more.
+            flying.lead.land(Err(error), |key| {
+                is_replaced = true;
+                self.owe_removal(&key.as_key());
+            });
+            // Unless something was removed or inserted since, or another load took its place: they tell more.
+            if is_replaced || is_in_doubt {
                 self.forget(&key);
             }
             return;
@@ -255,8 +261,15 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let previous = flying.previous.take();
         let lies_there =
             self.remote.is_some() && previous.as_ref().is_some_and(|entry| entry.content.is_ok());
-        let mut is_kept = false;
+        let (mut is_kept, mut is_replaced) = (false, false);
+        let flight = Arc::clone(flying.lead.flight());
         let has_landed = flying.lead.land(Err(error), |key| {
+            // Since it failed, and before this lock.
+            if flight.replaces() {
+                is_replaced = true;
+                self.owe_removal(&key.as_key());
+                return;
+            }
             // The remote tier may have nothing of it, as one that is full, and memory be as good as before.
             let there = self.local.get(&key.as_key());
             if let Some(good) = there.into_iter().chain(previous).find(is_good) {
@@ -276,7 +289,9 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
                 self.local.remove(&stored);
             }
         });
-        if has_landed && !is_kept && !may_stand_in && lies_there {
+        if is_replaced {
+            self.forget(&key);
+        } else if has_landed && !is_kept && !may_stand_in && lies_there {
             self.disown(&key);
         }
     }

@@ -203,6 +203,9 @@ impl<V> Flights<V> {
             Some(_) | None => {}
         }
         // Where it takes the place of a load that was to replace what there was, it has to do that.
+        if let Some(relieved) = running.filter(|_| replaces) {
+            relieved.is_superseded.store(true, Ordering::Release);
+        }
         let lead = self.lead(&mut stripe, key, began, replaces);
         lead.flight.replaces.store(replaces, Ordering::Release);
         Boarding::Lead(lead)
@@ -333,6 +336,13 @@ pub(crate) enum Forced<V> {
     Outlived,
 }
 
+impl<V> Flight<V> {
+    /// See [`Lead::replaces`].
+    pub(super) fn replaces(&self) -> bool {
+        self.replaces.load(Ordering::Acquire)
+    }
+}
+
 impl<V: Clone + Send + Sync> Flight<V> {
     /// Notes who is going to wait, unless there is a value for him meanwhile.
     pub(super) fn expect(&self, waiter: Waiter) {
@@ -436,7 +446,12 @@ impl<V> Lead<V> {
 
     /// Gives those who wait, and those who come until the landing, a stale value for as long as it may be served.
     pub(crate) fn release(&self, meanwhile: Meanwhile<V>) {
-        let _before = lock(&self.flight.meanwhile).replace(meanwhile);
+        let mut there = lock(&self.flight.meanwhile);
+        if self.replaces() {
+            return;
+        }
+        let _before = there.replace(meanwhile);
+        drop(there);
         self.flight.waiters.clear();
         self.flight.landed.notify_waiters();
     }
@@ -472,6 +487,8 @@ impl<V> Lead<V> {
         watch: &mut Watch<V>,
         store: impl FnOnce(StoredKey, bool),
     ) -> Forced<V> {
+        // Dropped after the lock: it is a value.
+        let mut _replaced = None;
         let stripe = lock(self.flights.stripe(&self.key.as_key()));
         self.has_landed = true;
         // Dropped after the lock, and on unwinding too: `store` runs code of the value's type.
@@ -485,6 +502,8 @@ impl<V> Lead<V> {
             _ if is_fenced && !may_be_older => return Forced::Fenced,
             Some(successor) => {
                 successor.replaces.store(true, Ordering::Release);
+                // After that: what it has for those who do not wait is not to be had any more, nor comes anew.
+                _replaced = lock(&successor.meanwhile).take();
                 // Who is reading what there was, without a flight, is not to put it back.
                 stripe.changed(&self.key.as_key());
                 // Nor is what there was before: this one's caller is told of the new.
@@ -507,7 +526,16 @@ impl<V> Lead<V> {
 
     /// Whether what there was before it is not to stand in for it.
     pub(crate) fn replaces(&self) -> bool {
-        self.flight.replaces.load(Ordering::Acquire)
+        self.flight.replaces()
+    }
+
+    /// Whether another load has taken over what it was to replace.
+    pub(crate) fn is_relieved(&self) -> bool {
+        self.flight.is_superseded.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn flight(&self) -> &Arc<Flight<V>> {
+        &self.flight
     }
 
     /// As [`land`](Self::land), if `holds` under the lock; else the flight goes on. A fenced one as well: nobody came
@@ -518,7 +546,9 @@ impl<V> Lead<V> {
         outcome: Result<V, Error>,
         store: impl FnOnce(StoredKey),
     ) -> Result<bool, Self> {
-        self.end(holds, outcome, store).ok_or(self)
+        // Nor with what has been replaced meanwhile.
+        let flight = Arc::clone(&self.flight);
+        self.end(|| !flight.replaces() && holds(), outcome, store).ok_or(self)
     }
 
     fn end(
