@@ -319,6 +319,13 @@ fn what_a_store_was_being_told_when_the_runtime_went_down_is_owed() {
 /// A refresh has replaced what there is, and another that was to tell the store goes down with its runtime.
 #[test]
 fn what_another_refresh_was_to_tell_the_store_is_owed_when_the_runtime_goes_down() {
+    for is_relieved in [false, true] {
+        what_is_left_to_another_refresh_is_owed(is_relieved);
+    }
+}
+
+/// Whether or not a third one took the other's place, which has failed since.
+fn what_is_left_to_another_refresh_is_owed(is_relieved: bool) {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let (clock, first) = (Clock::manual(), runtime());
     let cache = first.block_on(async {
@@ -331,14 +338,28 @@ fn what_another_refresh_was_to_tell_the_store_is_owed_when_the_runtime_goes_down
             async move { cache.refresh(&Key::public("key"), &[], loader).await }
         });
         settle().await;
-        tokio::spawn({
+        let (fail, failed) = tokio::sync::oneshot::channel::<()>();
+        let other = tokio::spawn({
             let cache = cache.clone();
-            let loader = |_| std::future::pending::<Result<String, io::Error>>();
+            let loader = |_| async move { failed.await.map(|()| String::new()).map_err(io::Error::other) };
             async move { cache.refresh(&Key::public("key"), &[], loader).await }
         });
         settle().await;
         end.send("new".to_owned()).unwrap();
         assert_eq!(replacing.await.unwrap().unwrap(), "new");
+        if is_relieved {
+            tokio::spawn({
+                let cache = cache.clone();
+                let loader = |_| std::future::pending::<Result<String, io::Error>>();
+                async move { cache.refresh(&Key::public("key"), &[], loader).await }
+            });
+            settle().await;
+            drop(fail);
+            other.await.unwrap().unwrap_err();
+            settle().await;
+        } else {
+            std::mem::forget(fail);
+        }
         assert_eq!(cache.shutdown(Duration::ZERO).await, 1, "the store has not been told");
         cache
     });

@@ -20,7 +20,7 @@ use mcp_perf::{
         RemoteState,
     },
     clock::Clock,
-    testing::MemoryStore,
+    testing::{MemoryBus, MemoryStore},
 };
 use support::{
     stepped::{Step, Stepped},
@@ -1658,6 +1658,73 @@ async fn what_is_inserted_while_a_refresh_goes_on_stays_however_that_ends() {
     assert_eq!(one.stats().owed, 0);
 }
 
+/// What was replaced is not what an expiry, here or elsewhere, leaves to stand in for a failure.
+#[tokio::test]
+async fn what_a_refresh_replaced_does_not_come_back_when_the_key_is_expired_or_removed() {
+    for (is_expired, by_another) in [(true, false), (true, true), (false, true)] {
+        let clock = Clock::manual();
+        let (shared, bus) = (MemoryStore::new(clock.clone()), MemoryBus::new());
+        let node = || async {
+            let builder = settings(&clock).error_throttle(Duration::ZERO).remote(shared.clone());
+            builder.bus(bus.clone()).build().await.unwrap()
+        };
+        let (one, two) = (node().await, node().await);
+        load(&one, "old").await.unwrap();
+        settle().await;
+        let (end, first) = refreshing(&one);
+        settle().await;
+        let (end_second, second) = refreshing(&one);
+        settle().await;
+        end.send(with("first")).unwrap();
+        assert_eq!(first.await.unwrap().unwrap(), "first");
+        let by = if by_another { &two } else { &one };
+        match is_expired {
+            true => by.expire(&key()).await.unwrap(),
+            false => by.remove(&key()).await.unwrap(),
+        }
+        settle().await;
+        assert_eq!(one.get(&key()).await, None, "{is_expired} {by_another}");
+        assert_eq!(fail(&one).await.unwrap_err().kind(), ErrorKind::Load, "{is_expired} {by_another}");
+        end_second.send(with("second")).unwrap();
+        assert_eq!(second.await.unwrap().unwrap(), "second");
+        settle().await;
+        assert_eq!(fail(&one).await.unwrap_err().kind(), ErrorKind::Load, "{is_expired} {by_another}");
+        assert_eq!(one.stats().owed, 0);
+        assert_eq!(load(&one, "newer").await.unwrap(), "newer");
+        assert_eq!(one.shutdown(SECOND).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn what_a_refresh_replaced_is_not_read_while_the_store_is_told_of_a_removal() {
+    let clock = Clock::manual();
+    let store = Stepped::new(MemoryStore::new(clock.clone()));
+    let cache: Texts = settings(&clock).remote(store.clone()).build().await.unwrap();
+    load(&cache, "old").await.unwrap();
+    settle().await;
+    let (end, first) = refreshing(&cache);
+    settle().await;
+    let (_end_second, _second) = refreshing(&cache);
+    settle().await;
+    end.send(with("first")).unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), "first");
+    let mut held = store.hold(Step::BeforeInvalidation);
+    let removing = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.remove(&key()).await }
+    });
+    held.reached().await;
+    let reading = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get(&key()).await }
+    });
+    settle().await;
+    held.go_on();
+    assert_eq!(reading.await.unwrap(), None);
+    removing.await.unwrap().unwrap();
+    assert_eq!(cache.stats().owed, 0);
+}
+
 #[tokio::test]
 async fn reader_does_not_put_back_what_was_replaced_while_another_refresh_goes_on() {
     let clock = Clock::manual();
@@ -1905,12 +1972,17 @@ async fn refresh_that_nobody_waits_for_any_more_does_not_bring_back_what_another
         settle().await;
         let (end, first) = refreshing(&cache);
         settle().await;
-        let (_end_second, second) = refreshing(&cache);
+        let (end_second, second) = refreshing(&cache);
         settle().await;
         end.send(with("new")).unwrap();
         assert_eq!(first.await.unwrap().unwrap(), "new");
         second.abort();
         settle().await;
         assert_ne!(cache.get(&key()).await.as_deref(), Some("old"));
+        // It answers for what was replaced, and goes on.
+        end_second.send(with("newer")).unwrap();
+        settle().await;
+        assert_eq!(cache.get(&key()).await.as_deref(), Some("newer"));
+        assert_eq!(cache.stats().abandoned, 0);
     }
 }

@@ -450,14 +450,14 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Once polled it is carried out.
     #[doc(alias = "invalidate")]
     pub async fn remove(&self, key: &Key<'_>) -> Result<(), Error> {
-        self.0.flights.fence(key, || self.0.local.remove(key));
+        self.0.change_local(key, Invalidation::Remove);
         let Some(remote) = &self.0.remote else { return Ok(()) };
         let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
         detached(Some(remote.untold_removal(&key)), async move {
             let Some(remote) = &tiers.remote else { return Ok(()) };
             let removed = remote.remove(&key).await;
             // Again, for whatever read the remote tier between the first time and its removal there.
-            tiers.flights.fence(&key, || tiers.local.remove(&key));
+            tiers.change_local(&key, Invalidation::Remove);
             removed
         })
         .await
@@ -475,14 +475,14 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///
     /// Once polled it is carried out.
     pub async fn expire(&self, key: &Key<'_>) -> Result<(), Error> {
-        self.0.expire_local(key);
+        self.0.change_local(key, Invalidation::Expire);
         let Some(remote) = &self.0.remote else { return Ok(()) };
         let (tiers, key) = (Arc::clone(&self.0), key.clone().into_owned());
         detached(Some(remote.untold_removal(&key)), async move {
             let Some(remote) = &tiers.remote else { return Ok(()) };
             let expired = tiers.expire_remote(remote, &key).await;
             // Again, for whatever read the remote tier between the first time and its expiry there.
-            tiers.expire_local(&key);
+            tiers.change_local(&key, Invalidation::Expire);
             expired
         })
         .await

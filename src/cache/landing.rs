@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use super::{
     builder::MayStandIn,
     captured::Captured,
-    flight::{Forced, Watch},
+    flight::{Forced, Place, Watch},
     freshness::Standing,
     key::{Key, StoredKey},
     lease::Held,
@@ -93,28 +93,31 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         let left = entry.clone().filter(|_| forced.is_some());
         let is_forced = forced.is_some();
         let mut untold = self.remote.as_ref().filter(|_| is_forced).map(|remote| remote.untold_removal(&key));
-        let store = |stored: StoredKey, may_stay: bool| {
-            match entry.filter(|_| may_stay) {
+        let store = |stored: StoredKey, place: Place<'_, V>| {
+            match entry.filter(|_| matches!(place, Place::Kept)) {
                 None => self.local.remove(&key),
                 Some(entry) => self.local.insert(stored, entry),
             }
             // Its caller is told of the new, and is not to find in the remote tier what it replaces.
-            if let Some(untold) = untold.as_mut().filter(|_| self.local.get(&key).is_none()) {
-                untold.bar();
+            match place {
+                Place::LeftTo(successor) => {
+                    untold.take().into_iter().for_each(|untold| successor.take_on(Box::new(untold)));
+                }
+                Place::Kept | Place::Lost if self.local.get(&key).is_none() => {
+                    untold.iter_mut().for_each(Untold::bar);
+                }
+                Place::Kept | Place::Lost => {}
             }
         };
         let landed = match &mut forced {
             Some(watch) => flying.lead.land_over(content, watch, store),
-            None if flying.lead.land(content, |key| store(key, true)) => Forced::Stored,
+            None if flying.lead.land(content, |key| store(key, Place::Kept)) => Forced::Stored,
             None => Forced::Fenced,
         };
         match landed {
             Forced::Stored | Forced::Displaced => {}
-            Forced::Superseded(successor) => {
+            Forced::Superseded => {
                 self.events.fenced.add();
-                if let Some(untold) = untold {
-                    untold.told_by(successor);
-                }
                 return None;
             }
             Forced::Fenced | Forced::Outlived => {
@@ -178,14 +181,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
 
     /// What the remote tier has of the key is not read before it is removed. In the lock, before anybody finds nothing in
     /// memory and looks there; to be followed by [`disown`](Self::disown).
-    fn owe_removal(&self, key: &Key<'_>) {
+    pub(super) fn owe_removal(&self, key: &Key<'_>) {
         if let Some(remote) = &self.remote {
             remote.owe_removal_quietly(key);
         }
     }
 
     /// Has the remote tier forget the key, and does not read it there before.
-    fn disown(&self, key: &Key<'_>) {
+    pub(super) fn disown(&self, key: &Key<'_>) {
         let Some(remote) = &self.remote else { return };
         remote.owe_removal(key);
         // At once, and so that the others are told which key it is. What fails is owed still.
@@ -200,16 +203,14 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         if flying.lead.replaces() {
             // What there was is older than what another forced load brought since.
             let key = flying.lead.key().into_owned();
-            let is_in_doubt =
-                flying.lead.is_abandoned() || (flying.lead.is_overtaken() && !flying.lead.is_relieved());
             let mut is_replaced = false;
             // In the lock, since nobody is kept from reading it by this load any more.
             flying.lead.land(Err(error), |key| {
                 is_replaced = true;
                 self.owe_removal(&key.as_key());
             });
-            // Unless something was removed or inserted since, or another load took its place: they tell more.
-            if is_replaced || is_in_doubt {
+            // Unless it was fenced: who did that has seen to it, or another load took its place.
+            if is_replaced {
                 self.forget(&key);
             }
             return;

@@ -411,6 +411,7 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
             let is_left = |flying: &Flying<V>| {
                 flying.lead.is_left(context)
                     && flying.purpose != Purpose::Refresh
+                    && !flying.lead.replaces()
                     && !flying.lead.has_released()
             };
             let left = flights.iter().filter(|flying| is_left(flying)).count();

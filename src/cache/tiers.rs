@@ -225,11 +225,11 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
     /// Forgets what another process invalidated, and bars the running loads of it from storing.
     pub(super) fn hear(&self, item: &Item<'_>) {
         match item {
-            Item::Key(key, Invalidation::Remove) => {
-                self.flights.fence_for_others(key, || self.local.remove(key));
-            }
-            Item::Key(key, Invalidation::Expire) => {
-                self.flights.fence_for_others(key, || self.expire_in_memory(key));
+            Item::Key(key, invalidation) => {
+                let change = |was_to_go| self.change_in_memory(key, *invalidation, was_to_go);
+                if self.flights.fence_for_others(key, change) {
+                    self.disown(key);
+                }
             }
             // Who reads from here on is told the new stamp by the remote tier.
             Item::Tag(tag, invalidation) => self.bump(Some(tag), *invalidation, None),
@@ -245,12 +245,27 @@ impl<V: Clone + Send + Sync + 'static> Tiers<V> {
         }
     }
 
-    /// Makes what memory has under the key expire, and bars the running load of it from storing.
-    pub(super) fn expire_local(&self, key: &Key<'_>) {
-        self.flights.fence(key, || self.expire_in_memory(key));
+    /// Removes what memory has under the key, or makes it expire, and bars the running load of it from storing.
+    pub(super) fn change_local(&self, key: &Key<'_>, invalidation: Invalidation) {
+        let change = |was_to_go| self.change_in_memory(key, invalidation, was_to_go);
+        if self.flights.fence_telling(key, change) {
+            self.disown(key);
+        }
     }
 
-    /// The same in the lock.
+    /// The same in the lock. What a load was to replace that is barred now goes from the remote tier as well: somebody was
+    /// told of what is newer.
+    fn change_in_memory(&self, key: &Key<'_>, invalidation: Invalidation, was_to_go: bool) -> bool {
+        match invalidation {
+            Invalidation::Expire if !was_to_go => self.expire_in_memory(key),
+            Invalidation::Expire | Invalidation::Remove => self.local.remove(key),
+        }
+        if was_to_go {
+            self.owe_removal(key);
+        }
+        was_to_go
+    }
+
     fn expire_in_memory(&self, key: &Key<'_>) {
         let now = self.clock.now();
         let Some(entry) = self.local.get(key) else { return };

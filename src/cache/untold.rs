@@ -3,11 +3,8 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use tokio::runtime::Handle;
 
-use super::{
-    debts::What, envelope, flight::Flight, key::Key, load_limit::Waiter, remote::Remote, tags::Invalidation,
-};
+use super::{debts::What, envelope, flight::Duty, key::Key, remote::Remote, tags::Invalidation};
 
 /// Held while the remote tier is told of an invalidation. Dropped before it [was told](Self::told), because the runtime
 /// ended or code of others panicked, it is owed: a store that was not asked answers with what there was before.
@@ -51,44 +48,32 @@ impl<V: Send + Sync + 'static> Untold<V> {
         }
     }
 
-    /// Another load is to tell the remote tier, which answers with what there was until then. If that is lost, or the
-    /// runtime goes down, it is owed. Who shuts the cache down waits for it.
-    ///
-    /// Nobody waits for that: who would read it there looks for the load first.
-    pub(super) fn told_by(mut self, load: Arc<Flight<V>>)
-    where
-        V: Clone,
-    {
-        self.unbar();
-        let told = async move {
-            let _whatever_it_found = load.landing(Waiter::Nobody).await;
-            if !load.is_lost() {
-                self.told();
-            }
-        };
-        if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(told);
-        }
-    }
-
-    fn unbar(&mut self) {
-        if let Some(name) = self.barred.take() {
-            self.remote.debts.unbar(&name);
-        }
-    }
-
     /// The remote tier was told, or owes to be.
     pub(super) fn told(mut self) {
         self.what.clear();
     }
 }
 
+/// Left to another load, which is to tell the remote tier. That answers with what there was until then, so who would read it
+/// looks for the load first. Who shuts the cache down waits for it.
+impl<V: Send + Sync + 'static> Duty for Untold<V> {
+    fn neglected(&mut self) {
+        for (name, what) in std::mem::take(&mut self.what) {
+            self.remote.owe_unseen(&name, what);
+        }
+    }
+
+    fn done(self: Box<Self>) {
+        self.told();
+    }
+}
+
 impl<V: Send + Sync + 'static> Drop for Untold<V> {
     fn drop(&mut self) {
-        for (name, what) in &self.what {
-            self.remote.owe_unseen(name, *what);
+        self.neglected();
+        if let Some(name) = self.barred.take() {
+            self.remote.debts.unbar(&name);
         }
-        self.unbar();
         self.remote.debts.end_to_tell();
     }
 }

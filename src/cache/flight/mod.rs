@@ -33,6 +33,7 @@ mod watch;
 use std::{
     collections::HashMap,
     hash::BuildHasher,
+    mem::take,
     ops::Deref,
     sync::{Arc, OnceLock},
     task::{Context, Waker},
@@ -85,8 +86,8 @@ pub(crate) struct Flight<V> {
     is_forced: bool,
     /// A forced load that this one superseded has succeeded since: what there was before it is not to come back.
     replaces: AtomicBool,
-    /// It ended with its runtime, or by a panic, and nobody has told the remote tier of what it was to replace.
-    is_lost: AtomicBool,
+    /// What others leave to it until it ends.
+    duties: Mutex<Vec<Box<dyn Duty>>>,
     callers: Mutex<Callers>,
     is_abandoned: AtomicBool,
     waiters: Waiters,
@@ -97,6 +98,25 @@ pub(crate) struct Flight<V> {
     /// What the outcome stands in for.
     failure: OnceLock<Error>,
     landed: Notify,
+}
+
+/// What a flight sees to for one whose place it took: that the remote tier hears of what both replace.
+pub(super) trait Duty: Send {
+    /// It ended without, with its runtime or by a panic. In the lock: nobody finds neither the flight nor this.
+    fn neglected(&mut self);
+
+    /// It has seen to it, or somebody else does.
+    fn done(self: Box<Self>);
+}
+
+/// What becomes of a value that lands over what there was.
+pub(super) enum Place<'a, V> {
+    /// It may be kept in memory.
+    Kept,
+    /// Another flight took its place there, which has ended: it may not.
+    Lost,
+    /// Nor where that goes on, which answers for what there was from now on.
+    LeftTo(&'a Flight<V>),
 }
 
 /// How many are aboard, and the load, to be woken when the last of them goes.
@@ -191,7 +211,7 @@ impl<V> Flights<V> {
             return Boarding::Found(found);
         }
         let running = stripe.running.get(key as &dyn AsKey);
-        let replaces = running.is_some_and(|flight| flight.replaces.load(Ordering::Acquire));
+        let replaces = running.is_some_and(|flight| flight.replaces());
         match running {
             Some(outdated) if !outdated.began.is_current(epoch) => {
                 outdated.is_overtaken.store(true, Ordering::Release);
@@ -203,11 +223,9 @@ impl<V> Flights<V> {
             Some(_) | None => {}
         }
         // Where it takes the place of a load that was to replace what there was, it has to do that.
-        if let Some(relieved) = running.filter(|_| replaces) {
-            relieved.is_superseded.store(true, Ordering::Release);
-        }
+        let relieved = running.filter(|_| replaces).map(Arc::clone);
         let lead = self.lead(&mut stripe, key, began, replaces);
-        lead.flight.replaces.store(replaces, Ordering::Release);
+        relieved.inspect(|relieved| lead.relieves(relieved));
         Boarding::Lead(lead)
     }
 
@@ -217,10 +235,7 @@ impl<V> Flights<V> {
         let before = stripe.running.get(key as &dyn AsKey).map(Arc::clone);
         stripe.fence(key);
         let lead = self.lead(&mut stripe, key, began, true);
-        if let Some(before) = before {
-            before.is_superseded.store(true, Ordering::Release);
-            lead.flight.replaces.store(before.replaces.load(Ordering::Acquire), Ordering::Release);
-        }
+        before.inspect(|before| lead.relieves(before));
         lead
     }
 
@@ -238,7 +253,7 @@ impl<V> Flights<V> {
             is_overtaken: AtomicBool::new(false),
             is_forced,
             replaces: AtomicBool::new(false),
-            is_lost: AtomicBool::new(false),
+            duties: Mutex::new(Vec::new()),
             callers: Mutex::new(Callers::default()),
             is_abandoned: AtomicBool::new(false),
             waiters: Waiters::new(),
@@ -256,20 +271,24 @@ impl<V> Flights<V> {
     /// Runs `change` (a removal, or the insertion of a newer value) and bars the running load of the
     /// key from storing.
     pub(crate) fn fence<T>(&self, key: &Key<'_>, change: impl FnOnce() -> T) -> T {
+        self.fence_telling(key, |_| change())
+    }
+
+    /// The same for a change that leaves what the remote tier has. It is told whether the load that it bars was to replace
+    /// that: nobody does any more.
+    pub(crate) fn fence_telling<T>(&self, key: &Key<'_>, change: impl FnOnce(bool) -> T) -> T {
         let mut stripe = lock(self.stripe(key));
-        stripe.fence(key);
-        change()
+        change(stripe.fence(key))
     }
 
     /// The same for a change that another process has made: a forced load that is running may bring what is newer than what
-    /// there is now, and has to see to it that nothing older stays.
-    pub(crate) fn fence_for_others<T>(&self, key: &Key<'_>, change: impl FnOnce() -> T) -> T {
+    /// there is now, and has to see to it that nothing older stays. Tells as [`fence_telling`](Self::fence_telling).
+    pub(crate) fn fence_for_others<T>(&self, key: &Key<'_>, change: impl FnOnce(bool) -> T) -> T {
         let mut stripe = lock(self.stripe(key));
         if let Some(flight) = stripe.running.get(key as &dyn AsKey) {
             flight.is_overtaken.store(true, Ordering::Release);
         }
-        stripe.fence(key);
-        change()
+        change(stripe.fence(key))
     }
 
     /// The state to note before reading a key without a flight. `None` if there is nothing to be read: what there is has
@@ -277,7 +296,7 @@ impl<V> Flights<V> {
     pub(crate) fn glimpse(&self, key: &Key<'_>) -> Option<u64> {
         let stripe = lock(self.stripe(key));
         let running = stripe.running.get(key as &dyn AsKey);
-        let is_replaced = running.is_some_and(|flight| flight.replaces.load(Ordering::Acquire));
+        let is_replaced = running.is_some_and(|flight| flight.replaces());
         (!is_replaced).then_some(stripe.changes)
     }
 
@@ -307,11 +326,14 @@ impl<V> Flights<V> {
 }
 
 impl<V> Stripe<V> {
-    fn fence(&mut self, key: &Key<'_>) {
-        if let Some(flight) = self.running.remove(key as &dyn AsKey) {
+    /// Whether what it fenced was to replace what there was.
+    fn fence(&mut self, key: &Key<'_>) -> bool {
+        let fenced = self.running.remove(key as &dyn AsKey);
+        if let Some(flight) = &fenced {
             flight.fenced.store(true, Ordering::Release);
         }
         self.changed(key);
+        fenced.is_some_and(|flight| flight.replaces())
     }
 
     fn changed(&mut self, key: &Key<'_>) {
@@ -323,7 +345,7 @@ impl<V> Stripe<V> {
 }
 
 /// How a forced flight landed.
-pub(crate) enum Forced<V> {
+pub(crate) enum Forced {
     /// It was stored.
     Stored,
     /// It was not, and what there was is gone: other processes may be offered it.
@@ -331,7 +353,7 @@ pub(crate) enum Forced<V> {
     /// The key was removed or inserted since it began.
     Fenced,
     /// Another forced flight is under way, and answers for what there was before.
-    Superseded(Arc<Flight<V>>),
+    Superseded,
     /// The same, and that one has ended already: how, nobody knows. Or others changed the key meanwhile.
     Outlived,
 }
@@ -340,6 +362,11 @@ impl<V> Flight<V> {
     /// See [`Lead::replaces`].
     pub(super) fn replaces(&self) -> bool {
         self.replaces.load(Ordering::Acquire)
+    }
+
+    /// Leaves something to it. In the lock, and while it is under way.
+    pub(super) fn take_on(&self, duty: Box<dyn Duty>) {
+        lock(&self.duties).push(duty);
     }
 }
 
@@ -354,11 +381,6 @@ impl<V: Clone + Send + Sync> Flight<V> {
     /// Whether the outcome, if it is a value, is a stale one.
     pub(super) fn is_stale(&self) -> bool {
         self.is_stale.load(Ordering::Acquire)
-    }
-
-    /// Whether it ended without having seen to what it was to replace.
-    pub(super) fn is_lost(&self) -> bool {
-        self.is_lost.load(Ordering::Acquire)
     }
 
     /// Waits for the outcome. Cancel safe: a waiter that leaves changes nothing for the others.
@@ -401,6 +423,13 @@ pub(crate) struct Lead<V> {
 }
 
 impl<V> Lead<V> {
+    /// Takes over what the flight before it had to see to. In the lock.
+    fn relieves(&self, before: &Flight<V>) {
+        before.is_superseded.store(true, Ordering::Release);
+        self.flight.replaces.store(before.replaces(), Ordering::Release);
+        *lock(&self.flight.duties) = take(&mut *lock(&before.duties));
+    }
+
     /// A part for the caller who leads.
     pub(crate) fn aboard(&self) -> Aboard<V> {
         Aboard::new(&self.flight)
@@ -415,10 +444,11 @@ impl<V> Lead<V> {
         is_left
     }
 
-    /// If nobody is aboard, nobody comes aboard any more, and what the load comes to is not stored.
+    /// If nobody is aboard, nobody comes aboard any more, and what the load comes to is not stored. Unless it answers for
+    /// what others replaced.
     pub(super) fn abandon(&self) -> bool {
         let mut stripe = lock(self.flights.stripe(&self.key.as_key()));
-        if lock(&self.flight.callers).count > 0 {
+        if lock(&self.flight.callers).count > 0 || self.replaces() {
             return false;
         }
         let is_running =
@@ -485,8 +515,8 @@ impl<V> Lead<V> {
         mut self,
         outcome: Result<V, Error>,
         watch: &mut Watch<V>,
-        store: impl FnOnce(StoredKey, bool),
-    ) -> Forced<V> {
+        store: impl FnOnce(StoredKey, Place<'_, V>),
+    ) -> Forced {
         // Dropped after the lock: it is a value.
         let mut _replaced = None;
         let stripe = lock(self.flights.stripe(&self.key.as_key()));
@@ -507,16 +537,20 @@ impl<V> Lead<V> {
                 // Who is reading what there was, without a flight, is not to put it back.
                 stripe.changed(&self.key.as_key());
                 // Nor is what there was before: this one's caller is told of the new.
-                store(self.key.clone(), false);
-                return Forced::Superseded(successor);
+                store(self.key.clone(), Place::LeftTo(&successor));
+                return Forced::Superseded;
             }
             None if is_fenced => return Forced::Outlived,
             None => {}
         }
         stripe.fence(&self.key.as_key());
         watch.since = stripe.watched.get(&self.key).map_or(watch.since, |watched| watched.changes);
-        store(self.key.clone(), is_running);
-        if is_running { Forced::Stored } else { Forced::Displaced }
+        let (place, landed) = match is_running {
+            true => (Place::Kept, Forced::Stored),
+            false => (Place::Lost, Forced::Displaced),
+        };
+        store(self.key.clone(), place);
+        landed
     }
 
     /// Whether it was fenced by what may be older than what it brings.
@@ -527,11 +561,6 @@ impl<V> Lead<V> {
     /// Whether what there was before it is not to stand in for it.
     pub(crate) fn replaces(&self) -> bool {
         self.flight.replaces()
-    }
-
-    /// Whether another load has taken over what it was to replace.
-    pub(crate) fn is_relieved(&self) -> bool {
-        self.flight.is_superseded.load(Ordering::Acquire)
     }
 
     pub(crate) fn flight(&self) -> &Arc<Flight<V>> {
@@ -593,13 +622,23 @@ impl<V> Drop for Tell<'_, V> {
 
 impl<V> Drop for Lead<V> {
     fn drop(&mut self) {
+        let mut neglected = Vec::new();
         if !self.has_landed {
-            let fenced_by_newer = self.flight.fenced.load(Ordering::Acquire)
-                && !self.flight.is_superseded.load(Ordering::Acquire)
-                && !self.is_overtaken();
-            self.flight.is_lost.store(!fenced_by_newer, Ordering::Release);
             let problem = "the loader panicked, or the runtime shut down under it";
-            self.end(|| true, Err(Error::new(ErrorKind::Panicked, problem)), |_| ());
+            let flight = Arc::clone(&self.flight);
+            let holds = || {
+                let fenced_by_newer = flight.fenced.load(Ordering::Acquire)
+                    && !flight.is_superseded.load(Ordering::Acquire)
+                    && !flight.is_overtaken.load(Ordering::Acquire);
+                if !fenced_by_newer {
+                    neglected = take(&mut *lock(&flight.duties));
+                    neglected.iter_mut().for_each(|duty| duty.neglected());
+                }
+                true
+            };
+            self.end(holds, Err(Error::new(ErrorKind::Panicked, problem)), |_| ());
         }
+        // Out of the lock.
+        take(&mut *lock(&self.flight.duties)).into_iter().chain(neglected).for_each(Duty::done);
     }
 }

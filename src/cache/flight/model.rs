@@ -43,6 +43,35 @@ fn no_interleaving_stores_what_was_written_over_a_removal_since() {
     });
 }
 
+/// What a flight was to see to for another, and is lost: whoever finds no flight any more finds that it is owed.
+#[test]
+fn no_interleaving_lets_who_finds_no_flight_read_what_nobody_owes_yet() {
+    struct Noted(Arc<AtomicBool>);
+    impl Duty for Noted {
+        fn neglected(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+
+        fn done(self: Box<Self>) {}
+    }
+    loom::model(|| {
+        let (flights, epoch) = (Arc::new(Flights::<u32>::new()), Epoch::default());
+        let key = Key::public("key");
+        let began = || Began::now(Instant::default(), &epoch, std::iter::empty());
+        let (first, second) = (flights.force(&key, began()), flights.force(&key, began()));
+        let is_owed = Arc::new(AtomicBool::new(false));
+        let landed = first.land_over(Ok(1), &mut flights.watch(&key), |_, place| {
+            let Place::LeftTo(second) = place else { unreachable!() };
+            second.take_on(Box::new(Noted(Arc::clone(&is_owed))));
+        });
+        assert!(matches!(landed, Forced::Superseded));
+        let runtime = loom::thread::spawn(move || drop(second));
+        assert!(flights.glimpse(&key).is_none() || is_owed.load(Ordering::Acquire));
+        runtime.join().unwrap();
+        assert!(is_owed.load(Ordering::Acquire));
+    });
+}
+
 /// The last caller goes, and another comes: either he is aboard a load that goes on, or he leads one of his own.
 #[test]
 fn no_interleaving_leaves_a_caller_aboard_a_load_that_was_dropped() {
